@@ -1,0 +1,29 @@
+"""dsv3_port: DeepSeek-V3 inference ported to Ascend NPUs, step by step, each step separately switchable."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from .config import DeepseekV3Config
+from .errors import PortError
+from .steps import STEPS, PortPlan
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .engine.runner import generate, load_model
+    from .engine.tokenizer import load_tokenizer
+    from .model.decoder import build
+
+__all__ = ["STEPS", "DeepseekV3Config", "PortError", "PortPlan", "build", "generate", "load_model", "load_tokenizer"]
+
+_LAZY = {"build": "model.decoder", "load_model": "engine.runner", "generate": "engine.runner",
+         "load_tokenizer": "engine.tokenizer"}
+
+
+def __getattr__(name: str) -> Any:
+    """torch is imported only when a model is asked for, so that `dsv3-port --help` is quick."""
+    if name in _LAZY:
+        return getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

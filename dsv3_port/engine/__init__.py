@@ -1,0 +1,1 @@
+"""Running a model: settings, tokenizer, graph modes, and the loop from prompt to text."""

@@ -1,0 +1,252 @@
+"""What this machine has, what will run on it, and what to do about the rest.
+
+Nothing here may fail: torch is imported under guard, because a torch_npu without CANN breaks `import torch` itself,
+and everything about Ascend is read from package metadata, files and the environment.
+"""
+
+from __future__ import annotations
+
+import ctypes.util
+import importlib
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+import sysconfig
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from ..engine.settings import environment
+from ..errors import PortError
+
+OK, WARN, FAIL, NA = "OK", "WARN", "FAIL", "N/A"
+PYTHONS = ((3, 10), (3, 13))
+TORCH = (2, 9)
+TRANSFORMERS = ((5, 20), (6, 0))
+TESTED_TORCH = "2.13.0"  # and torch_npu 2.13.0, its pair
+NEED_GIB = 1.0  # random-weight checkpoints, executed notebooks and pages
+_CANN_DEFAULT = "/usr/local/Ascend/ascend-toolkit/latest"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding. `status`: OK, WARN (runs, with a loss), FAIL (something will not run), N/A (not needed here)."""
+
+    name: str
+    status: str
+    detail: str
+    remedy: str = ""
+
+    def to_dict(self) -> dict[str, str]:
+        return asdict(self)
+
+
+def version_of(package: str) -> str | None:
+    """Installed version by package metadata; nothing is imported."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    """The leading numbers of a version: "2.13.0+cpu" -> (2, 13, 0)."""
+    found: list[int] = []
+    for part in version.split("+")[0].split("."):
+        digits = "".join(c for c in part if c.isdigit()) if part[:1].isdigit() else ""
+        if not digits:
+            break
+        found.append(int(digits))
+    return tuple(found)
+
+
+def import_torch() -> tuple[Any, str]:
+    """(torch, "") or (None, why it cannot be imported)."""
+    try:
+        return importlib.import_module("torch"), ""
+    except Exception as error:  # a backend that fails to load raises whatever its loader raises
+        return None, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def cann_home() -> str | None:
+    """CANN's folder: what its set_env.sh exports, or the place where its installer puts it."""
+    for name in ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME"):
+        home = environment(name)
+        if home and Path(home).is_dir():
+            return home
+    return _CANN_DEFAULT if Path(_CANN_DEFAULT).is_dir() else None
+
+
+def ascendcl() -> str | None:
+    """Where libascendcl is: on the loader's path, or under CANN's folder."""
+    found = ctypes.util.find_library("ascendcl")
+    home = cann_home()
+    if not found and home:
+        found = next((str(f) for part in ("lib64", "runtime/lib64")
+                      if (f := Path(home) / part / "libascendcl.so").exists()), None)
+    return found
+
+
+def _python() -> Check:
+    here = platform.python_version()
+    low, high = (".".join(map(str, v)) for v in PYTHONS)
+    if PYTHONS[0] <= sys.version_info[:2] <= PYTHONS[1]:
+        return Check("Python", OK, f"{here} ({platform.system()} {platform.machine()})")
+    return Check("Python", FAIL, f"{here} is outside {low} to {high}", f"use Python {low} to {high}")
+
+
+def _torch(torch: Any, problem: str) -> Check:
+    version = version_of("torch")
+    if version is None:
+        return Check("torch", FAIL, "not installed", f"pip install torch=={TESTED_TORCH}")
+    if torch is None:
+        remedy = f"reinstall it: pip install --force-reinstall torch=={TESTED_TORCH}"
+        if version_of("torch-npu"):
+            remedy = ("torch_npu loads with torch and found no working CANN: source CANN's set_env.sh, or set "
+                      "TORCH_DEVICE_BACKEND_AUTOLOAD=0, or pip uninstall torch-npu")
+        return Check("torch", FAIL, f"{version} is installed and cannot be imported: {problem}", remedy)
+    if numbers(version) < TORCH:
+        return Check("torch", FAIL, f"{version} is too old", f"pip install torch=={TESTED_TORCH}")
+    tested = "" if numbers(version) == numbers(TESTED_TORCH) else f" (tested with {TESTED_TORCH})"
+    return Check("torch", OK, f"{version}{tested}, {torch.get_num_threads()} threads")
+
+
+def _transformers() -> Check:
+    version = version_of("transformers")
+    low, high = (".".join(map(str, v)) for v in TRANSFORMERS)
+    remedy = f"pip install 'transformers>={low},<{high.split('.')[0]}'"
+    if version is None:
+        return Check("transformers", FAIL, "not installed", remedy)
+    fits = TRANSFORMERS[0] <= numbers(version) < TRANSFORMERS[1]
+    return Check("transformers", OK if fits else FAIL, version if fits else f"{version} is outside {low} to {high}",
+                 "" if fits else remedy)
+
+
+def _tier(torch: Any) -> Check:
+    if torch is None:
+        return Check("device", FAIL, "no device without torch", "see torch above")
+    if hasattr(torch, "npu") and torch.npu.is_available():
+        return Check("device", OK, f"npu: torch_npu sees {torch.npu.device_count()} card(s)")
+    if torch.cuda.is_available():
+        return Check("device", OK, f"cuda: {torch.cuda.get_device_name()}; no NPU is visible to torch")
+    built = "" if torch.version.cuda is None else ", though this torch is built for CUDA (no driver or no card)"
+    return Check("device", OK, f"cpu: torch sees neither NPU nor GPU{built}. Results are exact, timings are this CPU's")
+
+
+def _torch_npu() -> Check:
+    version, torch_version = version_of("torch-npu"), version_of("torch")
+    if version is None:
+        if cann_home():
+            return Check("torch_npu", FAIL, "CANN is here, torch_npu is not",
+                         f"pip install torch=={TESTED_TORCH} torch-npu=={TESTED_TORCH}")
+        return Check("torch_npu", NA, "not installed: needed on an Ascend machine only")
+    if torch_version is not None and numbers(version)[:2] != numbers(torch_version)[:2]:
+        return Check("torch_npu", FAIL, f"{version} does not belong to torch {torch_version}",
+                     f"pip install torch=={TESTED_TORCH} torch-npu=={TESTED_TORCH}")
+    if ascendcl() is None:
+        return Check("torch_npu", FAIL, f"{version} without CANN: it breaks `import torch` where it loads by itself",
+                     "install CANN and source its set_env.sh, or set TORCH_DEVICE_BACKEND_AUTOLOAD=0, or "
+                     "pip uninstall torch-npu")
+    return Check("torch_npu", OK, version)
+
+
+def _cann() -> Check:
+    home, library = cann_home(), ascendcl()
+    if library:
+        return Check("CANN", OK, f"{library}" + (f", home {home}" if home else ""))
+    if home:
+        return Check("CANN", FAIL, f"{home} holds no libascendcl.so", "install CANN's toolkit again, then source its "
+                     "set_env.sh")
+    return Check("CANN", NA, "not installed: neither ASCEND_HOME_PATH nor libascendcl was found")
+
+
+def _mindspeed() -> Check:
+    if importlib.util.find_spec("mindspeed") is not None:
+        return Check("MindSpeed", OK, f"{version_of('mindspeed') or 'installed'}: npu_gmm can be used on npu")
+    return Check("MindSpeed", NA, "not installed: torch_npu's npu_grouped_matmul is used on npu instead, PyTorch "
+                 "elsewhere")
+
+
+def _compiler() -> Check:
+    """torch.compile on cpu builds C++ that includes Python.h."""
+    name = environment("CXX") or next((c for c in ("g++", "clang++", "c++") if shutil.which(c)), None)
+    if name is None or shutil.which(name.split()[0]) is None:
+        return Check("C++ compiler", FAIL, "none found: torch.compile on cpu needs one, notebooks 07, 08 and 10 too",
+                     "install g++ (Debian, Ubuntu: apt install g++)")
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    if not header.is_file():
+        return Check("C++ compiler", FAIL, f"{name}, but Python's headers are missing: torch.compile on cpu needs them",
+                     f"install them (Debian, Ubuntu: apt install python{sys.version_info[0]}.{sys.version_info[1]}-dev)")
+    return Check("C++ compiler", OK, name)
+
+
+def _disk() -> Check:
+    from platformdirs import user_cache_dir
+
+    short = []
+    seen = {}
+    for what, folder in (("this folder", Path.cwd()), ("the cache folder", Path(user_cache_dir("dsv3-port")))):
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
+        seen[what] = shutil.disk_usage(folder).free / 2**30
+        if seen[what] < NEED_GIB or not os.access(folder, os.W_OK):
+            short.append(what)
+    detail = ", ".join(f"{free:.1f} GiB free in {what}" for what, free in seen.items())
+    if short:
+        return Check("disk", FAIL, detail, f"{NEED_GIB:g} GiB and write access are needed in {' and '.join(short)}")
+    return Check("disk", OK, detail)
+
+
+def _notebooks() -> Check:
+    found = {name: version_of(name) for name in ("jupyterlab", "papermill", "nbconvert", "ipykernel")}
+    missing = [name for name, version in found.items() if version is None]
+    if missing:
+        return Check("notebooks", FAIL, f"missing: {', '.join(missing)}", f"pip install {' '.join(missing)}")
+    return Check("notebooks", OK, ", ".join(f"{name} {version}" for name, version in found.items()))
+
+
+def _embedded_model(torch: Any) -> Check:
+    if torch is None:
+        return Check("embedded model", NA, "not looked for: reading it needs torch")
+    try:
+        from ..weights.checkpoint import Checkpoint
+        from .session import repo_root
+
+        folder = repo_root() / "data" / "tiny-dsv3"
+        config = Checkpoint.open(folder).config
+        size = sum(f.stat().st_size for f in folder.iterdir()) / 1e6
+        return Check("embedded model", OK, f"data/tiny-dsv3, {config.num_hidden_layers} layers, {size:.1f} MB")
+    except (PortError, OSError) as error:
+        return Check("embedded model", FAIL, str(error), "clone the repository again, or work inside its checkout")
+
+
+def _busy() -> Check:
+    import psutil
+
+    load, cores = psutil.getloadavg()[0], psutil.cpu_count() or 1
+    detail = f"load {load:.1f} on {cores} cores"
+    if load > cores / 2:
+        return Check("quiet machine", WARN, f"{detail}: timings will be noisy", "wait until other work is done")
+    return Check("quiet machine", OK, detail)
+
+
+def _guarded(name: str, check: Callable[[], Check]) -> Check:
+    try:
+        return check()
+    except Exception as error:  # a doctor that falls over helps nobody
+        return Check(name, FAIL, f"could not be checked: {type(error).__name__}: {error}", "please report this")
+
+
+def checks() -> list[Check]:
+    """All findings, in the order in which they matter."""
+    torch, problem = import_torch()
+    todo: list[tuple[str, Callable[[], Check]]] = [
+        ("Python", _python), ("torch", lambda: _torch(torch, problem)), ("transformers", _transformers),
+        ("device", lambda: _tier(torch)), ("torch_npu", _torch_npu), ("CANN", _cann), ("MindSpeed", _mindspeed),
+        ("C++ compiler", _compiler), ("disk", _disk), ("notebooks", _notebooks),
+        ("embedded model", lambda: _embedded_model(torch)), ("quiet machine", _busy)]
+    return [_guarded(name, check) for name, check in todo]

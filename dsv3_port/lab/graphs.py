@@ -1,0 +1,171 @@
+"""What torch.compile makes of a step: FX graphs, their operators, graph breaks, recompilations, generated kernels.
+
+Nothing here times anything. The graphs are recorded with the operators of ops/dispatch.py as single nodes, which is
+how torchair receives them on an NPU (torch_npu's operators are opaque to Dynamo).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+from unittest import mock
+
+import torch
+from torch._dynamo.utils import counters
+from torch.fx import GraphModule, Node
+
+from ..model.decoder import DeepseekV3
+from ..ops import dispatch
+
+_MATMULS = {"linear", "matmul", "head_matmul", "bmm", "mm"}
+# no kernel behind them: views and metadata
+_VIEWS = {"getitem", "view", "view_as", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "transpose", "t",
+          "permute", "expand", "split", "chunk", "as_strided", "detach", "numel", "size", "dim", "narrow"}
+
+
+@dataclass
+class Watched:
+    """What was seen: one entry of `graphs` for every compilation, `runs` for every execution of one of them."""
+
+    graphs: list[GraphModule] = field(default_factory=list)
+    runs: int = 0
+    _before: Counter[str] = field(default_factory=Counter, repr=False)
+
+    def __post_init__(self) -> None:
+        self._before = Counter(counters["graph_break"])
+
+    @property
+    def breaks(self) -> dict[str, int]:
+        """Dynamo's reasons for graph breaks since this began, first line of each, with how often."""
+        new = Counter(counters["graph_break"]) - self._before
+        return dict(Counter({reason.splitlines()[0]: n for reason, n in new.items()}).most_common())
+
+    def backend(self, graph: GraphModule, example_inputs: Any) -> Callable[..., Any]:
+        """A torch.compile backend: keep the graph, run it operator by operator."""
+        self.graphs.append(graph)
+
+        def run(*args: Any) -> Any:
+            self.runs += 1
+            return graph.forward(*args)
+
+        return run
+
+
+@contextlib.contextmanager
+def _opaque_operators() -> Iterator[None]:
+    """Within it Dynamo puts each operator of ops/dispatch.py into the graph as one node and does not look inside."""
+    names = [n for n, f in vars(dispatch).items() if callable(f) and not n.startswith("_")
+             and (n.startswith(("npu_", "scatter_update")) or n in ("linear", "head_matmul", "attention"))]
+    with contextlib.ExitStack() as stack:
+        for name in names:
+            function = getattr(dispatch, name)
+
+            @functools.wraps(function, updated=())
+            def node(*args: Any, _function: Any = function, **kwargs: Any) -> Any:
+                return _function(*args, **kwargs)
+
+            del node.__wrapped__  # Dynamo would trace what it finds there
+            stack.enter_context(mock.patch.object(dispatch, name, torch.compiler.allow_in_graph(node)))
+        yield
+
+
+@contextlib.contextmanager
+def watch(model: DeepseekV3, *, fullgraph: bool = True, dynamic: bool = False) -> Iterator[Watched]:
+    """Within it the model's step goes through Dynamo, and its graphs are kept and run eagerly; values stay the same.
+
+    Cheap (no code is generated): for counting graphs, breaks and recompilations. With fullgraph a graph break raises.
+    """
+    seen = Watched()
+    before = model.run_step
+
+    def step(*args: Any) -> Any:  # a function of its own: its compilations do not count for model.step
+        return model.step(*args)
+
+    compiled = torch.compile(step, backend=seen.backend, fullgraph=fullgraph, dynamic=dynamic)
+    limits = {"recompile_limit": 256, "accumulated_recompile_limit": 2048}
+    with _opaque_operators(), torch._dynamo.config.patch(**limits):
+        model.run_step = compiled
+        try:
+            yield seen
+        finally:
+            model.run_step = before
+
+
+def operator_name(node: Node) -> str:
+    """`npu_rms_norm` for an NPU operator, otherwise aten's name, as lab/census.py counts them."""
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+    if name.startswith(("npu_", "scatter_update")):
+        return name
+    return "aten.mm" if name in _MATMULS else f"aten.{name}"
+
+
+def operators(graph: GraphModule) -> dict[str, int]:
+    """Operators of an FX graph, most frequent first; inputs and views are left out."""
+    names = [operator_name(n) for n in graph.graph.nodes if n.op in ("call_function", "call_method", "call_module")]
+    return dict(Counter(n for n in names if n.removeprefix("aten.") not in _VIEWS).most_common())
+
+
+def inputs(graph: GraphModule) -> dict[str, int]:
+    """What a graph is called with: weights and buffers of the model, cache tensors, other tensors of the call."""
+    found = Counter("weights" if "_modules_" in n.name or "_parameters_" in n.name
+                    else "cache" if "cache" in n.name else "arguments"
+                    for n in graph.graph.nodes if n.op == "placeholder")
+    return {kind: found[kind] for kind in ("weights", "cache", "arguments")}
+
+
+def module_nodes(graph: GraphModule, module: str) -> list[dict[str, str]]:
+    """The nodes that one module's forward made, in order: node, operator, where its inputs come from, shape."""
+    rows = []
+    for node in graph.graph.nodes:
+        paths = [str(path) for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
+        if node.op == "placeholder" or not any(_clean(p).endswith(module) for p in paths):
+            continue
+        rows.append({"node": f"%{node.name}", "operator": operator_name(node), "shape": _shape(node),
+                     "inputs": ", ".join(f"%{_short(i.name)}" for i in node.all_input_nodes)})
+    return rows
+
+
+def _clean(path: str) -> str:
+    """L['model'].model.layers[1].mlp -> model.layers.1.mlp."""
+    path = re.sub(r"\[(\w+)\]", r".\1", path)
+    path = re.sub(r"^.*?\]\.?", "", path)
+    return re.sub(r"_modules\['(\w+)'\]", r"\1", path)
+
+
+def _short(name: str) -> str:
+    return re.sub(r"^.*_modules_|_parameters", "", name).strip("_")
+
+
+def _shape(node: Node) -> str:
+    value = node.meta.get("example_value")
+    values = value if isinstance(value, (tuple, list)) else [value]
+    return ", ".join(str(list(v.shape)) for v in values if isinstance(v, torch.Tensor))
+
+
+# ---- what inductor made of it ---------------------------------------------------------------------------------------
+
+_CALL = re.compile(r"^\s+(?:\w+ = )?(?:(cpp_fused|cpp_|triton_)\w*(?:\.run)?|extern_kernels\.(\w+)|torch\.ops\.(\S+?))\(",
+                   re.M)
+
+
+def generated_kernels(code: str) -> dict[str, int]:
+    """Kernel launches in one call of inductor's generated code: its own fused loops, and calls into libraries."""
+    found: Counter[str] = Counter()
+    for own, extern, op in _CALL.findall(code):
+        found["fused kernel" if own else extern or op.removesuffix(".default")] += 1
+    return dict(found.most_common())
+
+
+@contextlib.contextmanager
+def generated_code() -> Iterator[list[str]]:
+    """Collects the source that inductor generates (or finds in its cache) within it: one text for every graph."""
+    from torch._inductor.graph import GraphLowering
+
+    texts: list[str] = []
+    with mock.patch.object(GraphLowering, "save_output_code", texts.append):
+        yield texts

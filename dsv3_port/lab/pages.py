@@ -1,0 +1,128 @@
+"""Executed notebooks as pages that need no network, and the front page of the course.
+
+nbconvert's lab template does the work; formulas become MathML, which browsers draw themselves, instead of a script
+from the net; links between notebooks become links between pages, pictures are embedded.
+"""
+
+from __future__ import annotations
+
+import base64
+import mimetypes
+import os
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from html import escape
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from jinja2 import Environment, FileSystemLoader
+from latex2mathml.converter import convert
+from nbconvert import HTMLExporter
+from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+from nbformat import NotebookNode
+from traitlets.config import Config
+
+from .. import __version__
+from ..steps import STEPS
+
+TEMPLATES = Path(__file__).with_name("templates")
+
+
+def mathml(tex: str, display: str = "inline") -> str:
+    """TeX as MathML; what the converter does not know stays legible as TeX."""
+    try:
+        return convert(tex.strip(), display=display)
+    except Exception:  # its parser raises many kinds
+        return f"<code>{escape(tex.strip())}</code>"
+
+
+def page_link(url: str, notebooks_dir: Path, pages_dir: Path) -> str:
+    """A link of a notebook as it must read in its page: NAME.ipynb -> NAME.html, other files relative to the page."""
+    parts = urlsplit(url)
+    if parts.scheme or parts.netloc or not parts.path:
+        return url
+    path = Path(unquote(parts.path))
+    if len(path.parts) == 1 and path.suffix == ".ipynb":
+        return parts._replace(path=f"{path.stem}.html").geturl()
+    return parts._replace(path=Path(os.path.relpath(notebooks_dir / path, pages_dir)).as_posix()).geturl()
+
+
+def embedded(url: str, folder: Path) -> str:
+    """A local picture as a data: URL; anything else as it was."""
+    file = folder / unquote(url)
+    if urlsplit(url).scheme or not file.is_file():
+        return url
+    kind = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
+    return f"data:{kind};base64,{base64.b64encode(file.read_bytes()).decode()}"
+
+
+class _Renderer(IPythonRenderer):
+    """Markdown to HTML with formulas, links and pictures as above."""
+
+    def __init__(self, notebooks_dir: Path, pages_dir: Path, **options: Any) -> None:
+        super().__init__(**options)
+        self.notebooks_dir, self.pages_dir = notebooks_dir, pages_dir
+
+    def inline_math(self, body: str) -> str:
+        return mathml(body)
+
+    def block_math(self, body: str) -> str:
+        return mathml(body, "block")
+
+    def latex_environment(self, name: str, body: str) -> str:
+        return mathml(f"\\begin{{{name}}}{body}\\end{{{name}}}", "block")
+
+    def link(self, text: str, url: str, title: str | None = None) -> str:
+        return super().link(text, page_link(url, self.notebooks_dir, self.pages_dir), title)
+
+    def image(self, text: str, url: str, title: str | None = None) -> str:
+        return super().image(text, embedded(url, self.notebooks_dir), title)
+
+
+class PageExporter(HTMLExporter):
+    """HTMLExporter with the package's template and renderer."""
+
+    def __init__(self, notebooks_dir: Path, pages_dir: Path) -> None:
+        hide = {"enabled": True, "remove_input_tags": {"hide-input"}, "remove_cell_tags": {"injected-parameters"}}
+        super().__init__(config=Config({"TagRemovePreprocessor": hide}), template_name="page", embed_images=True,
+                         extra_template_basedirs=[str(TEMPLATES)])
+        self.notebooks_dir, self.pages_dir = notebooks_dir, pages_dir
+
+    def default_filters(self) -> Any:
+        yield from super().default_filters()
+        yield "markdown2html", self._markdown
+
+    def _markdown(self, source: str) -> str:
+        renderer = _Renderer(self.notebooks_dir, self.pages_dir, escape=False, embed_images=True,
+                             path=str(self.notebooks_dir), exclude_anchor_links=True)
+        return MarkdownWithMath(renderer=renderer).render(source)
+
+
+def write_page(nb: NotebookNode, name: str, pages_dir: Path, notebooks_dir: Path, *, previous: str = "",
+               following: str = "") -> Path:
+    """pages_dir/NAME.html of an executed notebook that stands in notebooks_dir."""
+    pages_dir.mkdir(parents=True, exist_ok=True)
+    resources = {"metadata": {"name": name, "path": str(notebooks_dir)},
+                 "course": {"previous": previous, "next": following}}
+    text, _ = PageExporter(notebooks_dir, pages_dir).from_notebook_node(nb, resources)
+    file = pages_dir / f"{name}.html"
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+def write_index(out_dir: Path, titles: Mapping[str, str], runs: Sequence[Any], where: str) -> Path:
+    """out_dir/index.html: every notebook of `titles` (name -> title) with its NotebookRun, if it has one."""
+    by_name = {run.name: run for run in runs}
+    cards = [{"title": title, "run": by_name.get(name), "steps": [s for s in STEPS if s.notebook == name]}
+             for name, title in titles.items()]
+    shown = [by_name[name] for name in titles if name in by_name]
+    results = out_dir / "results"
+    pictures = {f.stem: f"results/{f.name}" for kind in ("png", "svg") for f in sorted(results.glob(f"ladder*.{kind}"))}
+    page = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True).get_template("index.html").render(
+        cards=cards, done=len(shown), failed=sum(run.status != "ok" for run in shown), where=where,
+        seconds=sum(run.seconds for run in shown), pictures=list(pictures.values()), version=__version__,
+        date=datetime.now(timezone.utc).strftime("%Y-%m-%d"))
+    file = out_dir / "index.html"
+    file.write_text(page, encoding="utf-8")
+    return file

@@ -1,0 +1,256 @@
+"""What a measurement leaves behind: records with their device, versions and date, and one JSON file that keeps them.
+
+Statistics are always computed from the samples; the copies in the JSON are for people who read the file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, Literal
+
+from filelock import FileLock
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from ..errors import PortError
+
+Tier = Literal["cpu", "cuda", "host-npu", "npu"]
+# names of the ladder's variants that are not steps
+UPSTREAM = "upstream"
+FAIR = "upstream, fixed cache"  # the growing cache copies itself every step; this baseline does not
+PEER = "transformers"
+_DERIVED = ("median", "min", "max", "q1", "q3")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One variant of one run. `samples` hold seconds per call, one for each interleaved round."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    name: str
+    samples: Annotated[list[float], Field(min_length=1)]
+    device: str  # "cpu", "cuda:0", "npu:0"
+    device_name: str
+    tier: Tier
+    date: str  # UTC, ISO 8601
+    versions: dict[str, str]
+    run: str  # records of one run were interleaved and may be paired round by round
+    unit: Literal["s"] = "s"
+    step_ids: tuple[str, ...] = ()
+    phase: str = ""  # "prefill", "decode", or what else was timed
+    mode: str = "eager"  # or "compiled"
+    first_call_seconds: float | None = None  # the first call, compilation included; in no sample
+    inner: int = 1  # calls in each sample
+    dtype: str = ""
+    threads: int = 0
+    profile: str = ""  # model size
+    batch: int = 0
+    context: int = 0  # cached positions at a decode step
+    tokens: int = 0  # prompt length of a prefill
+    label: str = ""  # what was run: a command, a notebook
+    busy: bool = False  # other processes used the CPU meanwhile
+    busy_share: float = 0.0  # share of all cores that they used
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.samples)
+
+    @property
+    def min(self) -> float:
+        return min(self.samples)
+
+    @property
+    def max(self) -> float:
+        return max(self.samples)
+
+    @property
+    def q1(self) -> float:
+        return quartiles(self.samples)[0]
+
+    @property
+    def q3(self) -> float:
+        return quartiles(self.samples)[1]
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Time of one variant over the time of another, paired round by round: above 1, the second one is faster."""
+
+    median: float
+    low: float  # quartiles of the ratios of single rounds
+    high: float
+    samples: list[float] = field(repr=False)
+
+    def __str__(self) -> str:
+        return f"{self.median:.2f}× [{self.low:.2f}–{self.high:.2f}]"
+
+
+def quartiles(values: list[float]) -> tuple[float, float]:
+    if len(values) < 2:
+        return values[0], values[0]
+    q1, _, q3 = statistics.quantiles(values, n=4, method="inclusive")
+    return q1, q3
+
+
+def seconds_text(seconds: float) -> str:
+    """A duration with three significant digits and a fitting unit."""
+    for scale, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
+        if seconds >= scale or unit == "µs":
+            value = seconds / scale
+            return f"{value:.{max(0, 3 - len(str(int(value))))}f} {unit}"
+    raise AssertionError
+
+
+@dataclass
+class Results:
+    """Records in the order they were measured."""
+
+    records: list[Record] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[Record]:
+        return iter(self.records)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __add__(self, other: Results) -> Results:
+        return Results(self.records + other.records)
+
+    @property
+    def busy(self) -> bool:
+        return any(r.busy for r in self.records)
+
+    @property
+    def names(self) -> list[str]:
+        return list(dict.fromkeys(r.name for r in self.records))
+
+    def select(self, keep: Callable[[Record], bool] | None = None, **equal: object) -> Results:
+        """The records whose fields have these values, as in `select(phase="decode", name=["a", "b"])`."""
+        known = {f.name for f in fields(Record)}
+        if unknown := sorted(equal.keys() - known):
+            raise PortError(f"records have no {', '.join(unknown)}; their fields are {', '.join(sorted(known))}")
+
+        def fits(record: Record) -> bool:
+            if keep is not None and not keep(record):
+                return False
+            return all(getattr(record, k) in v if isinstance(v, list) else getattr(record, k) == v
+                       for k, v in equal.items())
+
+        return Results([r for r in self.records if fits(r)])
+
+    def get(self, name: str, phase: str | None = None) -> Record:
+        """The newest record of this variant; `phase` is needed where it was timed in several."""
+        found = [r for r in self.records if r.name == name and phase in (None, r.phase)]
+        if not found:
+            known = ", ".join(repr(r.name) + (f" ({r.phase})" if r.phase else "") for r in self.latest())
+            raise PortError(f"no record of {name!r}" + (f" in phase {phase!r}" if phase else "") +
+                            f"; there are {known or 'none'}")
+        if len(phases := dict.fromkeys(r.phase for r in found)) > 1:
+            raise PortError(f"{name!r} was timed in several phases: add phase= one of {', '.join(phases)}")
+        return found[-1]
+
+    def latest(self) -> Results:
+        """The newest record of every case, where the same case was measured again."""
+        newest: dict[tuple[object, ...], Record] = {}
+        for r in self.records:
+            key = (r.name, r.phase, r.mode, r.tier, r.device_name, r.dtype, r.profile, r.batch, r.context, r.tokens)
+            newest.pop(key, None)
+            newest[key] = r
+        return Results(list(newest.values()))
+
+    def ratio(self, a: str, b: str, phase: str | None = None) -> Ratio:
+        """How many times faster b is than a: the median over rounds of time(a) / time(b), with its quartiles.
+
+        Only rounds of one interleaved run are paired, the newest that has both; times of different runs are never
+        divided.
+        """
+        phase = self.get(a, phase).phase
+        self.get(b, phase)
+        pairs = [(x, y) for x in self.records for y in self.records
+                 if (x.name, y.name) == (a, b) and x.run == y.run and x.phase == y.phase == phase]
+        if not pairs:
+            raise PortError(f"{a!r} and {b!r} were not measured in one run, so their times cannot be paired: give both "
+                            "to the same measure() call")
+        first, second = pairs[-1]
+        values = [x / y for x, y in zip(first.samples, second.samples, strict=True)]
+        return Ratio(statistics.median(values), *quartiles(values), values)
+
+    def table(self, baseline: str | None = None) -> str:
+        """Markdown: median, spread, first call, and the factor against `baseline` (default: the run's first record)."""
+        rows = ["| variant | phase | mode | median | min – max | first call | faster than first |",
+                "|---|---|---|---:|---:|---:|---:|"]
+        for r in self.records:
+            base = baseline or next(o.name for o in self.records if (o.run, o.phase) == (r.run, r.phase))
+            try:
+                factor = str(self.select(run=r.run).ratio(base, r.name, r.phase)) if base != r.name else "–"
+            except PortError:
+                factor = "–"
+            first = seconds_text(r.first_call_seconds) if r.first_call_seconds is not None else "–"
+            rows.append(f"| {r.name} | {r.phase or '–'} | {r.mode} | {seconds_text(r.median)} | "
+                        f"{seconds_text(r.min)} – {seconds_text(r.max)} | {first} | {factor} |")
+        notes = "" if not self.records else "\n\n" + stamp(self.records)
+        if self.busy:
+            share = max(r.busy_share for r in self.records)
+            notes += f"\n\n**The machine was busy** (other processes used {share:.0%} of it): measure again when quiet."
+        return "\n".join(rows) + notes
+
+    def _repr_markdown_(self) -> str:
+        if any(r.tier == "host-npu" for r in self.records):
+            return "These records come from the host stand-in: its results are exact, its timings are never shown."
+        return self.table()
+
+
+def stamp(records: list[Record]) -> str:
+    """One line that says where numbers come from: device, dtype, threads, versions, date."""
+    def each(values: list[str]) -> str:
+        return " / ".join(dict.fromkeys(v for v in values if v))
+
+    devices = each([f"{r.device_name} ({r.tier})" for r in records])
+    sizes = each([r.profile for r in records])
+    threads = each([f"{r.threads} threads" if r.threads else "" for r in records])
+    versions = each([f"torch {r.versions['torch']}" if "torch" in r.versions else "" for r in records])
+    parts = (devices, sizes, each([r.dtype for r in records]), threads, versions, each([r.date[:10] for r in records]))
+    return " · ".join(p for p in parts if p)
+
+
+_SCHEMA = TypeAdapter(list[Record])
+
+
+def load(path: str | Path) -> Results:
+    """Read a results file and check every record against the schema."""
+    file = Path(path)
+    if not file.is_file():
+        raise PortError(f"{file}: no such results file; run a notebook or `dsv3-port bench` first")
+    try:
+        rows = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(rows, list):
+            raise PortError(f"{file}: not a results file: it holds a {type(rows).__name__}, not a list of records")
+        rows = [{k: v for k, v in row.items() if k not in _DERIVED} if isinstance(row, dict) else row for row in rows]
+        return Results(_SCHEMA.validate_python(rows))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = " → ".join(str(p) for p in first["loc"])
+        raise PortError(f"{file}: record {where}: {first['msg']}; move the file away to start a new one") from error
+    except (OSError, ValueError) as error:
+        raise PortError(f"{file}: not readable as JSON: {error}; move the file away to start a new one") from error
+
+
+def save(results: Results, path: str | Path) -> Path:
+    """Append to a results file. A lock keeps parallel notebooks apart, a rename keeps readers from half a file."""
+    file = Path(path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(f"{file}.lock", timeout=60):
+            old = load(file).records if file.exists() else []
+            rows = [asdict(r) | {name: getattr(r, name) for name in _DERIVED} for r in old + results.records]
+            part = file.with_name(file.name + ".part")
+            part.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            os.replace(part, file)
+    except OSError as error:
+        raise PortError(f"{file}: cannot be written: {error}") from error
+    return file

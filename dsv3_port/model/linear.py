@@ -1,0 +1,107 @@
+"""Matrix products, embedding and LM head, whole and cut over ranks.
+
+The cut follows Megatron-LM (arXiv 1909.08053, section 3): a column cut gives each rank some of the outputs, a row cut
+some of the inputs, so that one all-reduce after the row cut completes a block. `weight` is [out, in] as in nn.Linear.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..config import DeepseekV3Config
+from ..ops import dispatch as ops
+from ..parallel import SINGLE, TensorParallel
+from ..steps import PortPlan
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every component is built from."""
+
+    config: DeepseekV3Config
+    plan: PortPlan
+    parallel: TensorParallel = SINGLE
+    device: torch.device | str = "cpu"
+    dtype: torch.dtype = torch.float32
+
+    def empty(self, *shape: int, dtype: torch.dtype | None = None) -> nn.Parameter:
+        """A parameter without values; weights/load.py fills every one or raises."""
+        return nn.Parameter(torch.empty(shape, device=self.device, dtype=dtype or self.dtype), requires_grad=False)
+
+    def share(self, total: int, what: str) -> int:
+        return self.parallel.share(total, what) if self.plan.tensor_parallel else total
+
+
+class Linear(nn.Module):
+    """Upstream: the whole matrix on every rank. [..., in] -> [..., out]."""
+
+    def __init__(self, ctx: Context, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = ctx.empty(outputs, inputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.linear(x, self.weight)
+
+
+class ColumnLinear(Linear):
+    """Column cut: this rank's out/W outputs. [..., in] -> [..., out/W]; no communication."""
+
+    def __init__(self, ctx: Context, inputs: int, outputs: int) -> None:
+        super().__init__(ctx, inputs, ctx.share(outputs, "outputs"))
+
+
+class RowLinear(Linear):
+    """Row cut: this rank's in/W inputs. [..., in/W] -> [..., out], summed over ranks unless `reduce` is False."""
+
+    def __init__(self, ctx: Context, inputs: int, outputs: int, reduce: bool = True) -> None:
+        super().__init__(ctx, ctx.share(inputs, "inputs"), outputs)
+        self.parallel = ctx.parallel
+        self.reduce = reduce
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = ops.linear(x, self.weight)
+        return self.parallel.all_reduce(y) if self.reduce else y
+
+
+class Embedding(nn.Module):
+    """Token ids [B, S] -> [B, S, H]; cut over the vocabulary each rank looks up its own rows and the sum completes."""
+
+    def __init__(self, ctx: Context) -> None:
+        super().__init__()
+        self.parallel = ctx.parallel
+        self.rows = ctx.share(ctx.config.vocab_size, "vocab_size")
+        self.weight = ctx.empty(self.rows, ctx.config.hidden_size)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        if self.parallel.world_size == 1:
+            return F.embedding(ids, self.weight)
+        local = ids - self.parallel.rank * self.rows
+        mine = (local >= 0) & (local < self.rows)
+        rows = F.embedding(torch.where(mine, local, 0), self.weight)
+        return self.parallel.all_reduce(torch.where(mine.unsqueeze(-1), rows, 0.0))
+
+
+class Head(nn.Module):
+    """LM head [B, S, H] -> logits [B, S, V] in float32; cut over the vocabulary the shards are gathered."""
+
+    def __init__(self, ctx: Context) -> None:
+        super().__init__()
+        self.parallel = ctx.parallel
+        self.weight = ctx.empty(ctx.share(ctx.config.vocab_size, "vocab_size"), ctx.config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.parallel.all_gather_last(ops.linear(x, self.weight)).float()
+
+
+def every_position(hidden: Tensor) -> Tensor:
+    """Upstream: logits for all S positions. [B, S, H] -> [B, S, H]."""
+    return hidden
+
+
+def last_position(hidden: Tensor) -> Tensor:
+    """Ported: generation reads the last position only. [B, S, H] -> [B, 1, H]."""
+    return hidden[:, -1:]

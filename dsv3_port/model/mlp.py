@@ -1,0 +1,43 @@
+"""SwiGLU MLP: down(silu(gate(x)) * up(x)). Dense layers, shared experts and, in the loop form, each routed expert."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..ops import dispatch as ops
+from .linear import ColumnLinear, Context, RowLinear
+
+
+class SplitMLP(nn.Module):
+    """Upstream: two matmuls, SiLU and a product. [..., H] -> [..., H]; each rank holds I/W of the width."""
+
+    def __init__(self, ctx: Context, width: int, reduce: bool = True) -> None:
+        super().__init__()
+        hidden = ctx.config.hidden_size
+        self.gate_proj = ColumnLinear(ctx, hidden, width)
+        self.up_proj = ColumnLinear(ctx, hidden, width)
+        self.down_proj = RowLinear(ctx, width, hidden, reduce)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class MergedMLP(nn.Module):
+    """Ported: one matmul with rows [gate | up] of this rank, then npu_swiglu.
+
+    The merge comes after the cut: a slice of the whole [gate | up] would put gate on one rank and up on another.
+    """
+
+    def __init__(self, ctx: Context, width: int, reduce: bool = True) -> None:
+        super().__init__()
+        hidden = ctx.config.hidden_size
+        self.merge_up_gate_proj = ColumnLinear(ctx, hidden, 2 * width)
+        self.down_proj = RowLinear(ctx, width, hidden, reduce)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(ops.npu_swiglu(self.merge_up_gate_proj(x)))
+
+
+def make_mlp(ctx: Context, width: int, reduce: bool = True) -> SplitMLP | MergedMLP:
+    return (MergedMLP if ctx.plan.mlp == "merged" else SplitMLP)(ctx, width, reduce)

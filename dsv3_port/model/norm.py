@@ -1,0 +1,50 @@
+"""RMSNorm, and the residual addition before it. DeepSeek-V3 report, section 2.1; npu_rms_norm, npu_add_rms_norm."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..ops import dispatch as ops
+from .linear import Context
+
+
+class SeparateNorm(nn.Module):
+    """Upstream: add, then normalise, each as torch operators. Rounds to the dtype before the weight's product."""
+
+    def __init__(self, ctx: Context, width: int) -> None:
+        super().__init__()
+        self.weight = ctx.empty(width)
+        self.eps = ctx.config.rms_norm_eps
+
+    def norm(self, x: Tensor) -> Tensor:
+        y = x.float()
+        y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * y.to(x.dtype)
+
+    def forward(self, delta: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(what the last block added, the stream before it) -> (normalised stream, stream); all [B, S, H]."""
+        stream = delta if residual is None else residual + delta
+        return self.norm(stream), stream
+
+
+class FusedNorm(nn.Module):
+    """Ported: npu_add_rms_norm gives the normalised value and the new residual stream in one operator."""
+
+    def __init__(self, ctx: Context, width: int) -> None:
+        super().__init__()
+        self.weight = ctx.empty(width)
+        self.eps = ctx.config.rms_norm_eps
+
+    def norm(self, x: Tensor) -> Tensor:
+        return ops.npu_rms_norm(x, self.weight, self.eps)[0]
+
+    def forward(self, delta: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+        if residual is None:
+            return self.norm(delta), delta
+        y, _, stream = ops.npu_add_rms_norm(residual, delta, self.weight, self.eps)
+        return y, stream
+
+
+def make_norm(ctx: Context, width: int) -> SeparateNorm | FusedNorm:
+    return (FusedNorm if ctx.plan.norm == "add_rms_norm" else SeparateNorm)(ctx, width)

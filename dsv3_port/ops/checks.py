@@ -1,0 +1,73 @@
+"""What the argument checks of all operators share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+INDICES = (torch.int32, torch.int64)
+
+
+def bad(operator: str, argument: str, got: Any, wants: str, kind: type[Exception] = ValueError) -> Exception:
+    """The exception to raise: operator, argument, what it is, what the operator's document wants."""
+    if isinstance(got, Tensor):
+        got = f"{str(got.dtype).removeprefix('torch.')} {list(got.shape)}"
+    elif isinstance(got, (torch.dtype, torch.Size)):
+        got = str(list(got)) if isinstance(got, torch.Size) else str(got).removeprefix("torch.")
+    return kind(f"{operator}: {argument} is {got}; it must be {wants}")
+
+
+def readable(*tensors: Tensor) -> bool:
+    """Whether looking at the values costs no more than a few microseconds: ordinary CPU tensors outside a compiler."""
+    return not torch.compiler.is_compiling() and all(
+        type(t) in (Tensor, nn.Parameter) and t.device.type == "cpu" for t in tensors)
+
+
+def floating(operator: str, argument: str, x: Tensor) -> None:
+    """float16, bfloat16 or float32; float64 passes off the NPU, where tests measure with it."""
+    if x.dtype not in FLOATS and (x.dtype != torch.float64 or x.device.type == "npu"):
+        raise bad(operator, argument, x.dtype, "float16, bfloat16 or float32", TypeError)
+
+
+def same_dtype(operator: str, argument: str, x: Tensor, other: str, y: Tensor) -> None:
+    if x.dtype != y.dtype:
+        wanted = f"{str(y.dtype).removeprefix('torch.')}, the dtype of {other}"
+        raise bad(operator, argument, x.dtype, wanted, TypeError)
+
+
+def dtype_of(operator: str, argument: str, x: Tensor, *wanted: torch.dtype) -> None:
+    if x.dtype not in wanted:
+        raise bad(operator, argument, x.dtype, " or ".join(str(d).removeprefix("torch.") for d in wanted), TypeError)
+
+
+def shape_of(operator: str, argument: str, x: Tensor, *wanted: int, names: str = "") -> None:
+    if x.shape != torch.Size(wanted):
+        raise bad(operator, argument, x.shape, f"{list(wanted)}{f' = {names}' if names else ''}")
+
+
+def one_of(operator: str, argument: str, value: Any, *wanted: Any) -> None:
+    if value not in wanted:
+        raise bad(operator, argument, repr(value), " or ".join(repr(w) for w in wanted))
+
+
+SMALL = 1024  # entries that a Python list handles faster than a few tensor operators
+
+
+def ascending(values: Tensor) -> bool:
+    """Whether a 1-D CPU tensor never decreases."""
+    if values.numel() <= SMALL:
+        numbers = values.tolist()
+        return numbers == sorted(numbers)
+    return not bool((values[1:] < values[:-1]).any())
+
+
+def bounds(values: Tensor) -> tuple[int, int]:
+    """(smallest, largest) of a non-empty 1-D CPU tensor."""
+    if values.numel() <= SMALL:
+        numbers = values.tolist()
+        return min(numbers), max(numbers)
+    low, high = torch.aminmax(values)
+    return int(low), int(high)

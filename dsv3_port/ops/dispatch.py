@@ -1,0 +1,150 @@
+"""One function per NPU operator, with torch_npu's name, argument order and defaults.
+
+Each checks its arguments (`contracts`), then calls torch_npu for tensors on an NPU and the plain PyTorch meaning
+(`reference`) for all others. torch_npu's operators and MindSpeed's are imported here and nowhere else, on first use.
+The first argument is positional, as in torch_npu.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from types import ModuleType
+from typing import Any, ParamSpec, TypeVar, cast
+
+from torch import Tensor
+
+from ..errors import PortError
+from . import contracts, kernels, reference
+
+GMM_PROVIDERS = ("auto", "torch_npu", "mindspeed", "reference")
+_gmm_provider = "auto"
+_torch_npu: ModuleType | None = None
+_mindspeed_gmm: ModuleType | None = None
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def on_npu(tensor: Tensor) -> bool:
+    return tensor.device.type == "npu"
+
+
+def torch_npu() -> ModuleType:
+    """The torch_npu module, imported when first needed; a module global, so that a compiled graph sees an attribute."""
+    global _torch_npu
+    if _torch_npu is None:
+        import torch_npu as module
+
+        _torch_npu = module
+    return _torch_npu
+
+
+def mindspeed_gmm() -> ModuleType:
+    """mindspeed.ops.gmm, imported when first needed (it builds a C++ extension at first use)."""
+    global _mindspeed_gmm
+    if _mindspeed_gmm is None:
+        try:
+            from mindspeed.ops import gmm
+        except ImportError as error:
+            raise PortError("the grouped matmul is set to MindSpeed, which is not installed: install MindSpeed or "
+                            "choose the provider torch_npu") from error
+        _mindspeed_gmm = gmm
+    return _mindspeed_gmm
+
+
+def use_gmm_provider(name: str) -> None:
+    """Who computes npu_grouped_matmul on an NPU: "torch_npu" (also "auto"), "mindspeed" or the "reference".
+
+    Tensors on other devices always go to the reference.
+    """
+    global _gmm_provider
+    if name not in GMM_PROVIDERS:
+        raise PortError(f"grouped matmul provider {name!r}; it can be {', '.join(GMM_PROVIDERS)}")
+    _gmm_provider = name
+
+
+def _operator(meaning: Callable[P, R], check: Callable[..., None]) -> Callable[P, R]:
+    """The dispatching form of an operator; its signature and docstring are those of `meaning`."""
+    name = meaning.__name__
+
+    @wraps(meaning)
+    def call(first: Any, /, *args: Any, **kwargs: Any) -> Any:
+        check(first, *args, **kwargs)
+        if on_npu(first):
+            return getattr(torch_npu(), name)(first, *args, **kwargs)
+        return meaning(first, *args, **kwargs)
+
+    return cast(Callable[P, R], call)
+
+
+npu_rms_norm = _operator(reference.npu_rms_norm, contracts.npu_rms_norm)
+npu_add_rms_norm = _operator(reference.npu_add_rms_norm, contracts.npu_add_rms_norm)
+npu_add_rms_norm_cast = _operator(reference.npu_add_rms_norm_cast, contracts.npu_add_rms_norm_cast)
+npu_swiglu = _operator(reference.npu_swiglu, contracts.npu_swiglu)
+npu_rotary_mul = _operator(reference.npu_rotary_mul, contracts.npu_rotary_mul)
+npu_interleave_rope = _operator(reference.npu_interleave_rope, contracts.npu_interleave_rope)
+npu_kv_rmsnorm_rope_cache = _operator(reference.npu_kv_rmsnorm_rope_cache, contracts.npu_kv_rmsnorm_rope_cache)
+scatter_update = _operator(reference.scatter_update, contracts.scatter_update)
+scatter_update_ = _operator(reference.scatter_update_, contracts.scatter_update_)
+npu_scatter_nd_update = _operator(reference.npu_scatter_nd_update, contracts.npu_scatter_nd_update)
+npu_scatter_nd_update_ = _operator(reference.npu_scatter_nd_update_, contracts.npu_scatter_nd_update_)
+npu_moe_gating_top_k = _operator(reference.npu_moe_gating_top_k, contracts.npu_moe_gating_top_k)
+npu_moe_init_routing = _operator(reference.npu_moe_init_routing, contracts.npu_moe_init_routing)
+npu_moe_init_routing_v2 = _operator(reference.npu_moe_init_routing_v2, contracts.npu_moe_init_routing_v2)
+npu_moe_compute_expert_tokens = _operator(reference.npu_moe_compute_expert_tokens,
+                                          contracts.npu_moe_compute_expert_tokens)
+npu_moe_finalize_routing = _operator(reference.npu_moe_finalize_routing, contracts.npu_moe_finalize_routing)
+npu_fused_infer_attention_score = _operator(reference.npu_fused_infer_attention_score,
+                                            contracts.npu_fused_infer_attention_score)
+npu_transpose_batchmatmul = _operator(reference.npu_transpose_batchmatmul, contracts.npu_transpose_batchmatmul)
+npu_prefetch = _operator(reference.npu_prefetch, contracts.npu_prefetch)
+npu_format_cast = _operator(reference.npu_format_cast, contracts.npu_format_cast)
+
+
+@wraps(reference.npu_gmm)
+def npu_gmm(x, weight, **kwargs):  # type: ignore[no-untyped-def]
+    contracts.npu_gmm(x, weight, **kwargs)
+    return (mindspeed_gmm() if on_npu(x) else reference).npu_gmm(x, weight, **kwargs)
+
+
+@wraps(reference.npu_gmm_v2)
+def npu_gmm_v2(x, weight, **kwargs):  # type: ignore[no-untyped-def]
+    contracts.npu_gmm_v2(x, weight, **kwargs)
+    return (mindspeed_gmm() if on_npu(x) else reference).npu_gmm_v2(x, weight, **kwargs)
+
+
+@wraps(reference.npu_grouped_matmul)
+def npu_grouped_matmul(x, weight, **kwargs):  # type: ignore[no-untyped-def]
+    contracts.npu_grouped_matmul(x, weight, **kwargs)
+    if not on_npu(x[0]) or _gmm_provider == "reference":
+        return reference.npu_grouped_matmul(x, weight, **kwargs)
+    if _gmm_provider == "mindspeed":
+        return [_by_mindspeed(x, weight, **kwargs)]
+    return torch_npu().npu_grouped_matmul(x, weight, **kwargs)
+
+
+def _by_mindspeed(x: list[Tensor], weight: list[Tensor], *, group_list: Tensor, group_type: int = 0,
+                  group_list_type: int = 0, split_item: int = 3, **other: Any) -> Tensor:
+    """MindSpeed's npu_gmm: single tensors and a cumulative group_list."""
+    extra = [argument for argument, value in other.items() if value not in (None, 0)]
+    if extra or len(x) != 1 or len(weight) != 1:
+        raise NotImplementedError("npu_grouped_matmul by MindSpeed takes one x and one stacked weight, and no "
+                                  + (", ".join(extra) or "lists"))
+    groups = reference.cumulative_groups(group_list, group_list_type, weight[0].shape[0])
+    return mindspeed_gmm().npu_gmm(x[0], weight[0], group_list=groups, group_type=group_type)
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """x [..., in], weight [out, in] -> [..., out]."""
+    return kernels.linear(x, weight)
+
+
+def head_matmul(x: Tensor, weight: Tensor) -> Tensor:
+    """Each head's own matrix: x [B, N, S, D], weight [N, D, R] -> [B, N, S, R]."""
+    return kernels.head_matmul(x, weight)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """softmax(scale q k^T + mask) v: q [B, N, S, D], k [B, N, L, D], v [B, N, L, Dv], mask added to the scores."""
+    return kernels.attention(q, k, v, mask, scale)

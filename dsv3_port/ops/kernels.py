@@ -1,0 +1,133 @@
+"""The forms of a matrix product that are fastest on the device at hand; the one file for device-specific kernels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .wide import wide
+
+# Limits in rows. The ratios beside them are times faster than F.linear, torch.bmm or a loop of torch.mm: torch 2.13,
+# two AVX-512 cores, weights that do not stay in the caches, two threads.
+TURNED_ROWS = 8  # eager float32, weight @ x^T for x @ weight^T: 2 rows 3.2, 4 rows 1.7, 8 rows 1.0 (small weights 2.9)
+# Compiled, one product and sum a row, in a block of norm, SwiGLU and two products. float32: 1 row 3.3, 2 rows 4.1,
+# 4 rows 2.6, 8 rows 1.3; bfloat16: 1 row 2.3, 2 rows 1.9, 3 rows 1.25. F.linear reads weights at 8 to 16 GB/s there,
+# this at up to 47 GB/s with one float32 row.
+SUMMED_ROWS = {torch.float32: 8, torch.bfloat16: 3}
+GATHER_ROWS = 256  # compiled grouped matmul, each row reads its own expert: float32 2.0 to 4.9, bfloat16 1.0 to 7.7
+
+
+def _summed(x: Tensor, rows: int) -> bool:
+    """Whether torch.compile should get products and sums, which inductor turns into one pass over the weight."""
+    return (torch.compiler.is_compiling() and x.device.type == "cpu" and rows <= SUMMED_ROWS.get(x.dtype, 0)
+            and x.is_contiguous())
+
+
+def _turned(x: Tensor, rows: int) -> bool:
+    return (1 < rows <= TURNED_ROWS and x.dtype == torch.float32 and x.device.type == "cpu"
+            and not torch.compiler.is_compiling())
+
+
+def _stored(x: Tensor, *shape: int) -> Tensor:
+    """A contiguous x in another shape, which inductor must store: otherwise it fuses what x is made of (a norm, a
+    gather) into the product and repeats that for every output. as_strided is the public operator with this effect."""
+    return x.as_strided(shape, [math.prod(shape[i + 1 :]) for i in range(len(shape))])
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """x [..., in], weight [out, in] -> [..., out], contiguous for contiguous x; 16-bit products add up in float32."""
+    rows = x.numel() // x.shape[-1]
+    if _summed(x, rows):
+        flat, wide_weight = wide(_stored(x, rows, x.shape[-1])), wide(weight)
+        y = torch.stack([(wide_weight * flat[row]).sum(-1) for row in range(rows)]).to(x.dtype)
+        return _stored(y, *x.shape[:-1], weight.shape[0])
+    if _turned(x, rows):
+        return (weight @ x.reshape(rows, -1).t()).t().contiguous().view(*x.shape[:-1], -1)
+    return F.linear(x, weight)
+
+
+def head_matmul(x: Tensor, weight: Tensor) -> Tensor:
+    """Each head's own matrix: x [B, N, S, D], weight [N, D, R] -> [B, N, S, R]."""
+    batch, heads, length, width = x.shape
+    rows = x.transpose(0, 1).reshape(heads, batch * length, width)  # not x @ weight: that copies weight B times
+    if batch * length == 1 and torch.compiler.is_compiling() and x.device.type == "cpu":  # 1.3 to 2.1 times faster
+        y = (wide(weight) * wide(rows).transpose(1, 2)).sum(1, keepdim=True).to(x.dtype)
+    else:
+        y = torch.bmm(rows, weight)
+    return y.view(heads, batch, length, -1).transpose(0, 1)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """softmax(scale q k^T + mask) v. q [B, N, S, D], k [B, N, L, D], v [B, N, L, Dv], mask added to the scores."""
+    if q.device.type == "npu":
+        scores = (q @ k.transpose(-1, -2)).float() * scale
+        return (scores if mask is None else scores + mask).softmax(-1).to(q.dtype) @ v
+    return F.scaled_dot_product_attention(q, k, v, None if mask is None else mask.to(q.dtype), scale=scale)
+
+
+# ---- grouped matmul -------------------------------------------------------------------------------------------------
+
+def group_of_rows(cumulative: Tensor, rows: int) -> Tensor:
+    """int64 [rows]: the group each row belongs to, E for rows past the last group."""
+    row = torch.arange(rows, device=cumulative.device)
+    return (row[:, None] >= cumulative).sum(-1)
+
+
+def grouped_matmul(x: Tensor, weight: Tensor | Sequence[Tensor], cumulative: Tensor) -> Tensor:
+    """Rows of group g times weight[g]: x [M, K], weight [E, K, N], cumulative int64 [E] -> [M, N].
+
+    Rows past cumulative[-1] become NaN. ValueError if cumulative[-1] > M (not seen by the gathered form).
+    """
+    if not torch.compiler.is_compiling():
+        return _grouped_loop(x, weight, cumulative)
+    stacked = weight if isinstance(weight, Tensor) else torch.stack(list(weight))
+    if x.shape[0] <= GATHER_ROWS and x.device.type in ("cpu", "cuda"):
+        return _grouped_gather(x, stacked, cumulative)
+    return torch.ops.dsv3.grouped_matmul(x, stacked, cumulative)
+
+
+def _grouped_gather(x: Tensor, weight: Tensor, cumulative: Tensor) -> Tensor:
+    """Every row reads its own expert's weight. Only for inductor, which fuses the gather into the product; eagerly
+    weight[group] would be a copy (2 GB/s instead of 40 to 60)."""
+    group = group_of_rows(cumulative, x.shape[0])
+    x = _stored(x, *x.shape) if x.device.type == "cpu" and x.is_contiguous() else x
+    # [M, N, K] as a view of weights stored [E, N, K]: the sum runs along contiguous memory
+    chosen = weight.transpose(1, 2)[group.clamp(max=weight.shape[0] - 1)]
+    y = (wide(chosen) * wide(x)[:, None, :]).sum(-1)
+    return torch.where((group < weight.shape[0])[:, None], y, torch.nan).to(x.dtype)
+
+
+def _grouped_loop(x: Tensor, weight: Tensor | Sequence[Tensor], cumulative: Tensor) -> Tensor:
+    """One matmul per non-empty group after one read of the boundaries on the host.
+
+    F.grouped_mm is no better on a CPU: within 20 % in float32, twice as slow with 8 rows over 256 bfloat16 experts.
+    """
+    ends = cumulative.tolist()
+    if ends[-1] > x.shape[0]:
+        raise ValueError(f"npu_grouped_matmul: group_list ends at row {ends[-1]}, but x has {x.shape[0]} rows")
+    y = x.new_empty(x.shape[0], weight[0].shape[-1])
+    start = 0
+    for group, end in enumerate(ends):
+        if end <= start:
+            continue
+        if _turned(x, end - start):  # 1.3 to 1.5 times faster with 2 to 8 rows a group
+            y[start:end] = (weight[group].t() @ x[start:end].t()).t()
+        else:
+            torch.mm(x[start:end], weight[group], out=y[start:end])
+        start = end
+    y[start:] = torch.nan
+    return y
+
+
+@torch.library.custom_op("dsv3::grouped_matmul", mutates_args=())
+def _grouped_matmul_op(x: Tensor, weight: Tensor, cumulative: Tensor) -> Tensor:
+    return _grouped_loop(x, weight, cumulative)
+
+
+@_grouped_matmul_op.register_fake
+def _(x: Tensor, weight: Tensor, cumulative: Tensor) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[-1])

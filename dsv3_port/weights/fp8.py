@@ -1,0 +1,73 @@
+"""The published FP8 form: e4m3 values in blocks of 128 x 128, one float32 factor a block (`weight_scale_inv`).
+
+value[r, c] = weight[r, c] * weight_scale_inv[r // 128, c // 128]; the last block of a row or column may be partial,
+so 576 rows have 5 scale rows. DeepSeek-V3 report, section 3.3.2, and the checkpoint's own README_WEIGHTS.md.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..config import FP8_BLOCK
+from ..errors import PortError
+
+BLOCK = FP8_BLOCK[0]
+FP8 = torch.float8_e4m3fn
+FP8_MAX = torch.finfo(FP8).max  # 448
+_QUANTISED = {"q_proj", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj", "gate_proj", "up_proj",
+              "down_proj"}
+
+
+def stored_as_fp8(name: str) -> bool:
+    """Whether the published checkpoint keeps this tensor as FP8 blocks: the matrices of attention and of all MLPs."""
+    parts = name.split(".")
+    return len(parts) >= 2 and parts[-1] == "weight" and parts[-2] in _QUANTISED
+
+
+def scale_shape(rows: int, cols: int) -> tuple[int, int]:
+    return -(-rows // BLOCK), -(-cols // BLOCK)
+
+
+def _table() -> Tensor:
+    """All 256 e4m3 codes as float32; the two NaN codes stay NaN."""
+    return torch.arange(256, dtype=torch.uint8).view(FP8).float()
+
+
+_CODES = _table()
+
+
+def dequantize_blocks(weight: Tensor, scale_inv: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """[rows, cols] e4m3 and its scales -> [rows, cols] in `dtype`: float32 product, one rounding at the end.
+
+    Raises PortError where the scale grid does not belong to the shape, or a scale is negative, infinite or NaN.
+    """
+    rows, cols = weight.shape
+    want = scale_shape(rows, cols)
+    if tuple(scale_inv.shape) != want:
+        raise PortError(f"weight_scale_inv is {list(scale_inv.shape)}; {rows} x {cols} in blocks of {BLOCK} needs "
+                        f"{list(want)}")
+    scale = scale_inv.float()
+    if not bool((torch.isfinite(scale) & (scale >= 0)).all()):
+        raise PortError("weight_scale_inv holds a negative, infinite or NaN value")
+    out = torch.empty(rows, cols, dtype=dtype)
+    by_column = scale.repeat_interleave(BLOCK, 1)[:, :cols]  # [scale rows, cols]
+    codes = weight.view(torch.uint8)
+    for block, factors in enumerate(by_column):  # 128 rows at a time: the float32 values stay in the cache
+        part = codes[block * BLOCK : (block + 1) * BLOCK]
+        values = _CODES.index_select(0, part.reshape(-1).int()).view(part.shape)
+        out[block * BLOCK : block * BLOCK + len(part)] = values.mul_(factors)
+    return out
+
+
+def quantize_blocks(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """[rows, cols] -> (e4m3 [rows, cols], float32 scales): each block's largest magnitude becomes 448."""
+    rows, cols = weight.shape
+    high, wide = scale_shape(rows, cols)
+    padded = torch.zeros(high * BLOCK, wide * BLOCK)
+    padded[:rows, :cols] = weight.float()
+    blocks = padded.view(high, BLOCK, wide, BLOCK)
+    largest = blocks.abs().amax((1, 3))
+    scale = torch.where(largest > 0, largest / FP8_MAX, 1.0)
+    codes = (blocks / scale[:, None, :, None]).clamp(-FP8_MAX, FP8_MAX).to(FP8)
+    return codes.view(high * BLOCK, wide * BLOCK)[:rows, :cols].contiguous(), scale

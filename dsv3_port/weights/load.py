@@ -1,0 +1,69 @@
+"""Strict fill of a model: every parameter once, every published tensor once or named as left out, or an error."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..errors import PortError
+from ..model.decoder import DeepseekV3
+from .checkpoint import Checkpoint
+from .layout import Piece, Target, left_out, targets
+
+
+def by_source(wanted: list[Target]) -> dict[str, list[tuple[Target, Piece]]]:
+    """Published name -> what it fills, so that every tensor is read once."""
+    table: dict[str, list[tuple[Target, Piece]]] = defaultdict(list)
+    for target in wanted:
+        for piece in target.pieces:
+            table[piece.source].append((target, piece))
+    return table
+
+
+def check_sources(checkpoint: Checkpoint, table: dict[str, list[tuple[Target, Piece]]]) -> list[str]:
+    """Names and shapes of the checkpoint against the table; returns the tensors deliberately left out."""
+    names = set(checkpoint.names)
+    missing = sorted(set(table) - names)
+    if missing:
+        raise PortError(f"{checkpoint.path}: {len(missing)} tensors that the config calls for are missing, first "
+                        f"{missing[0]}")
+    unused = sorted(n for n in names - set(table) if left_out(checkpoint.config, n) is None)
+    if unused:
+        raise PortError(f"{checkpoint.path}: {len(unused)} tensors have no place in the model, first {unused[0]}; is "
+                        "config.json the one that belongs to these weights?")
+    for source, uses in table.items():
+        want = uses[0][1].source_shape
+        if tuple(checkpoint.shape(source)) != want:
+            raise PortError(f"{checkpoint.path}: {source} is {list(checkpoint.shape(source))}, config.json asks for "
+                            f"{list(want)}")
+    return sorted(n for n in names - set(table))
+
+
+def load_weights(model: DeepseekV3, checkpoint: Checkpoint, progress: bool = False) -> list[str]:
+    """Fill `model` from a published-format checkpoint, tensor by tensor; returns the names left out (MTP).
+
+    Raises PortError for a missing, unused or misshapen tensor before anything is read.
+    """
+    parameters: dict[str, Tensor] = dict(model.named_parameters())
+    wanted = list(targets(model.config, model.plan, model.parallel))
+    names = [t.name for t in wanted]
+    if sorted(names) != sorted(parameters):
+        odd = sorted(set(names) ^ set(parameters))
+        raise AssertionError(f"layout and model disagree about {odd[:3]}")
+    for target in wanted:
+        if tuple(parameters[target.name].shape) != target.shape:
+            raise AssertionError(f"layout says {target.name} is {target.shape}, the model "
+                                 f"{tuple(parameters[target.name].shape)}")
+    table = by_source(wanted)
+    skipped = check_sources(checkpoint, table)
+    bar = tqdm(table.items(), desc="weights", unit="tensor", disable=None if progress else True, leave=False)
+    with torch.no_grad():
+        for source, uses in bar:
+            dtype = torch.float32 if any(t.keep_float32 for t, _ in uses) else model.dtype
+            value = checkpoint.read(source, dtype)
+            for target, piece in uses:
+                piece.place(value, parameters[target.name])
+    return skipped

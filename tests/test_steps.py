@@ -1,0 +1,47 @@
+"""The registry: what it names exists, and plans are what they say."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+from dsv3_port import STEPS, PortError, PortPlan
+from dsv3_port.steps import progress_map, step
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("s", STEPS, ids=lambda s: s.id)
+def test_every_name_in_the_registry_exists(s):
+    for place in (s.before, s.after):
+        module, name = place.split(":")
+        assert hasattr(importlib.import_module(f"dsv3_port.{module}"), name)
+    assert (ROOT / "notebooks" / f"{s.notebook}.ipynb").is_file()
+    assert getattr(PortPlan(), s.field) == s.upstream != s.ported
+    assert s.tolerance["float32"] <= 1e-5
+
+
+def test_plans():
+    assert PortPlan.upstream() == PortPlan() and PortPlan.upstream().step_ids == ()
+    assert PortPlan.full().step_ids == tuple(s.id for s in STEPS if s.field != "graph")
+    assert PortPlan.upto("mla_low_rank").step_ids == ("tensor_parallel", "mla_low_rank")
+    assert PortPlan.upto("2") == PortPlan.upto("mla_low_rank")
+    assert PortPlan.with_steps("merged_mlp").step_ids == ("merged_mlp",)
+    assert PortPlan.full().minus("merged_mlp").plus("merged_mlp") == PortPlan.full()
+    assert PortPlan.upto("aclgraph").graph == "aclgraph"
+
+
+def test_unknown_names_are_refused_with_the_known_ones():
+    with pytest.raises(PortError, match="unknown step 'merge'; the steps are tensor_parallel, mla_low_rank"):
+        PortPlan.with_steps("merge")
+    with pytest.raises(PortError, match="PortPlan.mlp is 'fused'; it can be 'split' or 'merged'"):
+        PortPlan(mlp="fused")
+
+
+def test_progress_map_marks_the_notebook():
+    lines = progress_map("06_eager_finish").splitlines()
+    assert len(lines) == len(STEPS) + 2
+    assert [line.split("|")[1].strip() for line in lines if "▶" in line] == ["6.1", "6.2", "6.3", "6.4"]
+    assert step("4").id == "one_hot_gate"
