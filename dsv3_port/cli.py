@@ -48,7 +48,7 @@ def _plan(p: argparse.ArgumentParser) -> None:
     p.add_argument("--config", default="v3-671b", help="preset or checkpoint folder (default: %(default)s)")
     p.add_argument("--world-size", default="8,16,32,64", metavar="N,N", help="numbers of cards (default: %(default)s)")
     p.add_argument("--hbm", default="64GiB", help="memory of a card (default: %(default)s)")
-    p.add_argument("--dtype", default="bf16", metavar="D,D", help="bf16, fp16, fp32, fp8 or int8 (default: %(default)s)")
+    p.add_argument("--dtype", default="bf16", metavar="D,D", help="bf16, fp16, fp32, fp8, int8 (default: %(default)s)")
     p.add_argument("--batch", type=int, default=1, help="sequences in the KV cache (default: %(default)s)")
     p.add_argument("--seq-len", type=int, default=4096, help="positions of each (default: %(default)s)")
     p.add_argument("--plan", default="full", help=PLAN_HELP)
@@ -69,7 +69,8 @@ def _shard(p: argparse.ArgumentParser) -> None:
 def _infer(p: argparse.ArgumentParser) -> None:
     for row in TABLE:
         default = f", default {row.default}" if row.default != "" else ""
-        p.add_argument("--" + row.field.replace("_", "-"), dest=row.field, help=f"{row.meaning} ({row.variable}{default})")
+        text = f"{row.meaning} ({row.variable}{default})"
+        p.add_argument("--" + row.field.replace("_", "-"), dest=row.field, help=text)
     p.add_argument("--prompt", action="append", help="a text to continue; may be given several times")
     p.add_argument("--prompts", metavar="FILE", help="JSON list of texts or of lists of chat messages")
     p.add_argument("--chat", action="store_true", help="through the chat template, as --tokenizer-mode chat")
@@ -115,7 +116,7 @@ def _tutorial(p: argparse.ArgumentParser) -> None:
     p.add_argument("--profile", default="tiny", help="a file of ci/profiles, or a path (default: %(default)s)")
     p.add_argument("--device", default="auto", help="auto (what the profile says), cpu, cuda or npu")
     p.add_argument("--seed", type=int)
-    p.add_argument("--out", metavar="DIR", help="where pages and results go (default: out/ beside the notebooks' folder)")
+    p.add_argument("--out", metavar="DIR", help="where pages and results go (default: out/ beside notebooks/)")
     p.add_argument("--notebooks", metavar="DIR", help="the notebooks' folder (default: the one of this checkout)")
     p.add_argument("--timeout", type=float, default=900.0, help="seconds for one cell (default: %(default)s)")
     p.add_argument("--quiet", action="store_true", help="no progress bars")
@@ -139,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.needs_torch and not getattr(args, "steps", False):
             _require_torch()
-        return args.run(args)
+        return int(args.run(args))
     except PortError as error:
         message = str(error)
     except KeyboardInterrupt:

@@ -8,80 +8,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from .arguments import check_positive, check_target, long_dtype, parse_gib, parse_ints, parse_plan, read_prompts
 from .errors import PortError
-from .steps import STEPS, PortPlan, step
+from .steps import STEPS, PortPlan
 
-SHORT_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "fp8": "float8_e4m3fn"}
+if TYPE_CHECKING:
+    from .engine.runner import Generation
+    from .lab.tutorial import NotebookRun
 
-
-def parse_plan(text: str) -> PortPlan:
-    """`full`, `upstream`, `upto:ID` (a rung of the ladder) or step ids separated by commas."""
-    if text == "full":
-        return PortPlan.full()
-    if text == "upstream":
-        return PortPlan.upstream()
-    if text.startswith("upto:"):
-        return PortPlan.upto(text.removeprefix("upto:"))
-    return PortPlan.with_steps(*(step(word.strip()).id for word in text.split(",")))
-
-
-def parse_ints(text: str, what: str) -> list[int]:
-    """`8,16` or `0-7`, or both mixed, as whole numbers."""
-    found: list[int] = []
-    for word in text.split(","):
-        first, dash, last = word.strip().partition("-")
-        if not first.isdecimal() or dash and not last.isdecimal():
-            raise PortError(f"{what}: {text!r} is not a list of whole numbers such as 8,16 or 0-7")
-        found += range(int(first), int(last) + 1) if dash else [int(first)]
-    if not found:
-        raise PortError(f"{what}: {text!r} is an empty range; write the smaller number first")
-    return found
-
-
-def parse_gib(text: str) -> float:
-    """`64GiB`, `64` (GiB) or `64GB` (10^9 bytes), as GiB."""
-    number, factor = text.strip(), 1.0
-    for unit, size in (("gib", 1.0), ("gb", 1e9 / 2**30), ("g", 1.0)):
-        if number.lower().endswith(unit):
-            number, factor = number[: -len(unit)], size
-            break
-    try:
-        value = float(number) * factor
-    except ValueError:
-        value = 0.0
-    if not 0 < value < math.inf:
-        raise PortError(f"--hbm: {text!r} is not a size such as 64GiB")
-    return value
-
-
-def long_dtype(name: str) -> str:
-    return SHORT_DTYPES.get(name, name)
-
-
-def read_prompts(args: argparse.Namespace) -> list[Any]:
-    """--prompt texts, or a JSON list of texts or chat messages, or a dict of such lists (data/prompts.json)."""
-    if args.prompt:
-        return list(args.prompt)
-    if not args.prompts:
-        return ["Once upon a time"]
-    file = Path(args.prompts)
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise PortError(f"{file}: not readable as a JSON list of prompts: {error}") from error
-    if isinstance(found, dict):
-        found = found.get("chat" if args.chat else "completion")
-    if not isinstance(found, list) or not found or not all(isinstance(p, (str, list)) for p in found):
-        raise PortError(f"{file}: must hold a list of prompts, each a text or a list of chat messages")
-    return found
-
-
-# ---- commands -------------------------------------------------------------------------------------------------------
 
 def doctor(args: argparse.Namespace) -> int:
     from tabulate import tabulate
@@ -103,9 +42,10 @@ def plan(args: argparse.Namespace) -> int:
     from .config import PRESETS, DeepseekV3Config
 
     if args.steps:
-        rows = [(s.number, s.id, f"{s.title} · {s.title_zh}", s.notebook, s.saves) for s in STEPS]
-        print(tabulate(rows, ("", "step", "title", "notebook", "saves on an NPU"), disable_numparse=True))
+        listed = [(s.number, s.id, f"{s.title} · {s.title_zh}", s.notebook, s.saves) for s in STEPS]
+        print(tabulate(listed, ("", "step", "title", "notebook", "saves on an NPU"), disable_numparse=True))
         return 0
+    check_positive(args, "batch", "seq_len")
     from .lab.planner import GIB, forecast
 
     is_preset = args.config in PRESETS
@@ -132,6 +72,7 @@ def plan(args: argparse.Namespace) -> int:
 
 
 def shard(args: argparse.Namespace) -> int:
+    check_positive(args, "world_size")
     from .weights.shard import shard_checkpoint
 
     report = shard_checkpoint(args.model_path, args.output_path, args.world_size, plan=parse_plan(args.plan),
@@ -147,38 +88,54 @@ def infer(args: argparse.Namespace) -> int:
     settings = Settings.from_env_and_flags(vars(args))
     if not settings.model_dir:
         raise PortError("no checkpoint: give --model-dir, or set MODEL_DIR")
+    if not Path(settings.model_dir).is_dir():
+        raise PortError(f"{settings.model_dir}: no such folder; --model-dir (MODEL_DIR) is a checkpoint folder")
     if settings.world_size > 1:
         raise PortError(f"WORLD_SIZE is {settings.world_size}, and `infer` runs one process: set it to 1, or run ranks "
                         "with dsv3_port.parallel.run_ranks as notebook 09 does")
-    chosen = parse_plan(args.plan).replace(graph=settings.graph)
-    args.chat = chat = args.chat or settings.tokenizer_mode == "chat"
-    prompts = read_prompts(args)
+    check_target(args.json)
+    chat = args.chat or settings.tokenizer_mode == "chat"
+    prompts = read_prompts(args.prompt, args.prompts, chat)
+    done: list[Generation] = []
+    for found in _generations(args, settings, prompts, chat):
+        done += found
+        first = found[0]
+        pace = "no further token"
+        if first.seconds_per_token:
+            pace = (f"{first.seconds_per_token * 1e3:.2f} ms per output token, "
+                    f"{len(found) / first.seconds_per_token:.1f} tokens/s")
+        print(f"\n[{sum(g.prompt_tokens for g in found)} prompt tokens, {sum(len(g.token_ids) for g in found)} new; "
+              f"first token after {first.seconds_first * 1e3:.1f} ms; {pace}; batch {len(found)}]\n")
+    if args.json:
+        _write_json(args.json, [asdict(g) for g in done])
+    return 0
+
+
+def _generations(args: argparse.Namespace, settings: Any, prompts: list[Any],
+                 chat: bool) -> Iterator[list[Generation]]:
+    """Batch by batch; one prompt's text is printed as it comes, that of several rows when they are done."""
     from .engine.runner import generate, load_model
     from .engine.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(settings.model_dir)
+    chosen = parse_plan(args.plan).replace(graph=settings.graph)
     model = load_model(settings.model_dir, chosen, args.device, args.dtype, progress=True)
-    done = []
+    pad_to = settings.input_max_len if chosen.graph != "eager" else None
     for at in range(0, len(prompts), settings.batch_size):
         batch = prompts[at : at + settings.batch_size]
-        alone = len(batch) == 1
-        if alone:  # text as it comes; of several rows it would be interleaved
-            print(f"{_shown(batch[0])}", end="", flush=True)
+        stream = None
+        if len(batch) == 1:
+            print(_shown(batch[0]), end="", flush=True)
+            stream = _print_text
         found = generate(model, tokenizer, batch, settings.max_new_tokens, temperature=args.temperature,
-                         seed=args.seed, chat=chat,
-                         pad_to=settings.input_max_len if chosen.graph != "eager" else None,
-                         on_token=(lambda row, text: print(text, end="", flush=True)) if alone else None)
-        for g in found if not alone else ():
-            print(f"{_shown(g.prompt)}{g.text}")
-        g = found[0]
-        pace = (f"{g.seconds_per_token * 1e3:.2f} ms per output token, {len(batch) / g.seconds_per_token:.1f} tokens/s"
-                if g.seconds_per_token else "no further token")
-        print(f"\n[{sum(x.prompt_tokens for x in found)} prompt tokens, {sum(len(x.token_ids) for x in found)} new; "
-              f"first token after {g.seconds_first * 1e3:.1f} ms; {pace}; batch {len(batch)}, {model.device}]\n")
-        done += found
-    if args.json:
-        _write_json(args.json, [asdict(g) for g in done])
-    return 0
+                         seed=args.seed, chat=chat, pad_to=pad_to, on_token=stream)
+        if stream is None:
+            print("\n\n".join(_shown(g.prompt) + g.text for g in found), end="")
+        yield found
+
+
+def _print_text(row: int, text: str) -> None:
+    print(text, end="", flush=True)
 
 
 def _shown(prompt: Any) -> str:
@@ -197,6 +154,9 @@ def bench(args: argparse.Namespace) -> int:
     from .lab.ladder import bench_ladder
     from .lab.measure import save
 
+    check_positive(args, "context", "batch", "prefill", "rounds")
+    check_target(args.out)
+    check_target(args.plot, (".png", ".svg"))
     results = bench_ladder(args.profile, device=args.device, dtype=args.dtype, context=args.context, batch=args.batch,
                            prefill=args.prefill, rounds=args.rounds, compiled=args.compile, alone=args.alone,
                            peer=args.peer, seed=args.seed)
@@ -214,6 +174,7 @@ def bench(args: argparse.Namespace) -> int:
 def compare(args: argparse.Namespace) -> int:
     import torch
 
+    check_positive(args, "tokens")
     from .engine.runner import load_model, pick_device
     from .engine.tokenizer import encode, load_tokenizer, pad_left
     from .lab.compare import compare_models
@@ -245,7 +206,7 @@ def tutorial(args: argparse.Namespace) -> int:
     out = Path(args.out) if args.out else notebooks.resolve().parent / "out"
     only = [word.strip() for text in args.only or () for word in text.split(",")]
 
-    def tell(run: Any) -> None:
+    def tell(run: NotebookRun) -> None:
         print(f"{'ok    ' if run.status == 'ok' else 'FAILED'} {run.name:<20} {run.seconds:7.1f} s  "
               f"{run.cells} code cells{'  ' + run.error if run.error else ''}", flush=True)
 

@@ -43,6 +43,7 @@ def hf_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> Deepseek
     values |= {"torch_dtype": None, "attn_implementation": "eager"}
     config = HFConfig(**values)
     model = DeepseekV3ForCausalLM(config).to(dtype).eval()
+    model.set_experts_implementation("eager")  # grouped_mm wants widths that are multiples of 16 bytes
     tensors = plain_tensors(folder)
     state = model.state_dict()
     for name, target in state.items():

@@ -166,7 +166,7 @@ def _cann() -> Check:
 
 def _mindspeed() -> Check:
     if importlib.util.find_spec("mindspeed") is not None:
-        return Check("MindSpeed", OK, f"{version_of('mindspeed') or 'installed'}: npu_gmm can be used on npu")
+        return Check("MindSpeed", OK, f"{version_of('mindspeed') or 'installed'}: npu_gmm can be chosen on npu")
     return Check("MindSpeed", NA, "not installed: torch_npu's npu_grouped_matmul is used on npu instead, PyTorch "
                  "elsewhere")
 
@@ -180,7 +180,7 @@ def _compiler() -> Check:
     header = Path(sysconfig.get_path("include")) / "Python.h"
     if not header.is_file():
         return Check("C++ compiler", FAIL, f"{name}, but Python's headers are missing: torch.compile on cpu needs them",
-                     f"install them (Debian, Ubuntu: apt install python{sys.version_info[0]}.{sys.version_info[1]}-dev)")
+                     "install them (Debian, Ubuntu: apt install python3-dev)")
     return Check("C++ compiler", OK, name)
 
 

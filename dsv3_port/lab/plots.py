@@ -6,15 +6,15 @@ Pictures that hold no timing are in diagrams.py and can be had from here too. Ti
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from ..errors import PortError
-from ..steps import STEPS
 from .diagrams import cited_figures, kv_cache_to_scale, memory_bars
+from .diagrams_ops import op_census
 from .diagrams_routing import expert_load, group_mask, routing_picture
 from .diagrams_shard import shard_picture
 from .records import FAIR, PEER, Ratio, Record, Results, seconds_text
@@ -26,7 +26,6 @@ from .style import (
     INK,
     LIGHT,
     MARKERS,
-    NORMAL,
     PAPER,
     SMALL,
     VERMILLION,
@@ -34,20 +33,15 @@ from .style import (
     caption,
     figure,
     finish,
-    ink_on,
     save,
     styled,
+    title_of,
 )
 
 __all__ = ["cited_figures", "cost_curve", "expert_load", "fit_exponent", "group_mask", "kv_cache_to_scale", "ladder",
            "memory_bars", "op_census", "routing_picture", "save", "shard_picture", "step_bars"]
 
-_TITLES = {s.id: f"{s.number} {s.title}" for s in STEPS}
 SPREAD = "bars: medians, whiskers: quartiles"
-
-
-def _title(name: str) -> str:
-    return f"only {_title(name[5:])}" if name.startswith("only ") else _TITLES.get(name, name)
 
 
 def _unit(records: Sequence[Record]) -> tuple[float, str]:
@@ -105,13 +99,13 @@ def step_bars(results: Results, before: str, after: str, phase: str | None = Non
         low, high = sorted((1 / ratio.low, 1 / ratio.high) if slower else (ratio.low, ratio.high))
         text = f"{shown:.2f}× {word}" if word != "no clear difference" else f"{word} ({shown:.2f}×)"
         _bars(ax, pair, [GREY, VERMILLION if slower else BLUE], ["", "//" if slower else ""],
-              [_title(r.name) for r in pair], [seconds_text(r.median) for r in pair])
-        ax.set_title(f"{p or 'call'}: {text} [{low:.2f}–{high:.2f}]", color=VERMILLION if slower else INK)
+              [title_of(r.name) for r in pair], [seconds_text(r.median) for r in pair])
+        ax.settitle_of(f"{p or 'call'}: {text} [{low:.2f}–{high:.2f}]", color=VERMILLION if slower else INK)
         if ax is not axes[-1]:
             ax.set_xlabel("")
         used += pair
         said.append(f"{p or 'call'} {text}, {' before, '.join(seconds_text(r.median) for r in pair)} after")
-    return finish(fig, f"Bar chart of {_title(after)} against {_title(before)}: {'; '.join(said)}.",
+    return finish(fig, f"Bar chart of {title_of(after)} against {title_of(before)}: {'; '.join(said)}.",
                   caption(used, "; ".join(dict.fromkeys(_size(r) for r in used if _size(r)))))
 
 
@@ -141,10 +135,10 @@ def ladder(results: Results, phase: str | None = None) -> LabFigure:
             hatches.append("//" if worse else "")
             notes.append(seconds_text(r.median) + (f"  {ratio.median:.2f}×" if ratio else ""))
             previous = previous if side else r
-            said.append(f"{p} {_title(r.name)} {notes[-1]}" + (" slower than the rung before" if worse else ""))
-        labels = [_title(r.name) if ax is axes[0] else "" for r in records]
+            said.append(f"{p} {title_of(r.name)} {notes[-1]}" + (" slower than the rung before" if worse else ""))
+        labels = [title_of(r.name) if ax is axes[0] else "" for r in records]
         _bars(ax, records, colours, hatches, labels, notes)
-        ax.set_title(f"{p or 'call'} ({_size(records[0])})" if _size(records[0]) else p or "call")
+        ax.settitle_of(f"{p or 'call'} ({_size(records[0])})" if _size(records[0]) else p or "call")
     fig.legend(handles=_ladder_key(kept), loc="outside upper center", ncols=4)
     return finish(fig, "Bar chart of the ladder of porting steps: " + "; ".join(said) + ".",
                   caption(kept.records, SPREAD + ", ×: against the first bar, paired by round"))
@@ -177,7 +171,7 @@ def cost_curve(results: Results, x: str = "context", names: Sequence[str] | None
             raise PortError(f"cost_curve: {name!r} has several records with the same {x}; select one phase and size")
         ys = [r.median * scale for r in line]
         ax.fill_between(xs, [r.q1 * scale for r in line], [r.q3 * scale for r in line], color=CYCLE[k % 8], alpha=0.22)
-        label = _title(name)
+        label = title_of(name)
         if len(xs) > 2:
             label += f"  (∝ {x}^{fit_exponent(xs, ys):.2f})"
         ax.plot(xs, ys, marker=MARKERS[k % 8], color=CYCLE[k % 8], lw=2, ms=7, label=label)
@@ -212,50 +206,3 @@ def fit_exponent(x: Sequence[float], y: Sequence[float]) -> float:
     u, v = [math.log(a) for a in x], [math.log(b) for b in y]
     mu, mv = sum(u) / len(u), sum(v) / len(v)
     return sum((a - mu) * (b - mv) for a, b in zip(u, v, strict=True)) / sum((a - mu) ** 2 for a in u)
-
-
-_KINDS = {  # first match decides
-    "NPU operator": ("npu_", "scatter_update"),
-    "matrix product": ("aten.mm", "aten.bmm", "aten.addmm", "aten.baddbmm", "aten._grouped_mm", "dsv3."),
-    "sort, gather, scatter": ("aten.sort", "aten.topk", "aten.gather", "aten.scatter", "aten.index", "aten.embedding",
-                              "aten.histc", "aten.bincount", "aten.cumsum", "aten._unsafe_index"),
-    "copy, concatenate, cast": ("aten.cat", "aten.clone", "aten.copy", "aten._to_copy", "aten.stack", "aten.fill",
-                                "aten.zeros", "aten.ones", "aten.arange", "aten.full", "aten.scalar_tensor"),
-    "reduction, softmax": ("aten.mean", "aten.sum", "aten._softmax", "aten.amax", "aten.max", "aten.any",
-                           "aten._scaled_dot_product"),
-}
-
-
-@styled
-def op_census(counts_by_variant: Mapping[str, Mapping[str, int]]) -> LabFigure:
-    """Operators launched by each variant (from measure.count_ops), stacked by kind; shorter means less host work."""
-    if not counts_by_variant:
-        raise PortError("op_census: no counts given")
-    kinds = [*_KINDS, "elementwise"]
-    grouped = {name: dict.fromkeys(kinds, 0) for name in counts_by_variant}
-    for name, counts in counts_by_variant.items():
-        for op, count in counts.items():
-            kind = next((k for k, starts in _KINDS.items() if op.startswith(starts)), "elementwise")
-            grouped[name][kind] += count
-    fig, (ax,) = figure(size=(9.5, 1.7 + 0.5 * len(grouped)))
-    totals = {name: sum(parts.values()) for name, parts in grouped.items()}
-    widest = max(max(totals.values()), 1)
-    for y, (name, parts) in enumerate(grouped.items()):
-        left = 0
-        for k, kind in enumerate(kinds):
-            ax.barh(y, parts[kind], 0.72, left=left, color=CYCLE[k], edgecolor="white", lw=0.8,
-                    label=kind if y == 0 else None)
-            if parts[kind] > 0.045 * widest:
-                ax.text(left + parts[kind] / 2, y, str(parts[kind]), ha="center", va="center", fontsize=SMALL,
-                        color=ink_on(CYCLE[k]))
-            left += parts[kind]
-        ax.text(left + 0.01 * widest, y, str(totals[name]), va="center", fontsize=NORMAL, fontweight="bold")
-    ax.set_yticks(range(len(grouped)), [_title(n) for n in grouped])
-    ax.set_ylim(len(grouped) - 0.45, -0.55)
-    ax.set_xlim(0, widest * 1.08)
-    ax.set_xlabel("operators launched by one call (views not counted)")
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.tick_params(axis="y", length=0)
-    fig.legend(loc="outside upper center", ncols=3)
-    return finish(fig, "Stacked bars of operators launched: "
-                  + "; ".join(f"{_title(n)} {t}" for n, t in totals.items()) + ".")

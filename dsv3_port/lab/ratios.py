@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from ..errors import PortError
-from .plots import _title
 from .records import Results
-from .style import BLUE, GREY, INK, LIGHT, SMALL, VERMILLION, LabFigure, caption, figure, finish, styled
+from .style import BLUE, GREY, INK, LIGHT, SMALL, VERMILLION, LabFigure, caption, figure, finish, styled, title_of
 
 
 @styled
@@ -36,18 +35,18 @@ def ratio_chart(results: Results, base: str, names: Sequence[str] | None = None)
             ax.plot(r.median, y, marker=marker, color=colour, ms=9)
             ax.text(r.high + 0.25 * pad, y, f" {r.median:.2f}×", va="center", fontsize=SMALL, color=INK)
             word = "faster" if faster else "slower" if slower else "no clear difference"
-            said.append(f"{phase} {_title(name)} {r.median:.2f}, {word}")
+            said.append(f"{phase} {title_of(name)} {r.median:.2f}, {word}")
         ax.axvline(1.0, color=INK, lw=1.2)
         ax.set_xlim(low - pad, high + pad + 0.22 * (high - low + 2 * pad))
-        ax.set_yticks(range(len(shown)), [_title(n) for n in shown] if ax is axes[0] else [""] * len(shown))
+        ax.set_yticks(range(len(shown)), [title_of(n) for n in shown] if ax is axes[0] else [""] * len(shown))
         ax.set_ylim(len(shown) - 0.4, -0.6)
         ax.set_title(phase or "call")
-        ax.set_xlabel(f"times faster than\n{_title(base)}")
+        ax.set_xlabel(f"times faster than\n{title_of(base)}")
         ax.xaxis.set_major_locator(MaxNLocator(5))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         ax.grid(axis="x", color=LIGHT, lw=0.8)
         ax.tick_params(axis="y", length=0)
     used = [r for r in results if r.name in (base, *shown)]
-    return finish(fig, f"Points of paired ratios against {_title(base)}: " + "; ".join(said) + ".",
+    return finish(fig, f"Points of paired ratios against {title_of(base)}: " + "; ".join(said) + ".",
                   caption(used, "points: medians of paired ratios, lines: quartiles; blue faster, red squares slower, "
                                 "grey diamonds no clear difference"))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import functools
+import html
 import io
 import textwrap
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from matplotlib.figure import Figure
 from PIL import Image, PngImagePlugin
 
 from ..errors import PortError
+from ..steps import STEPS
 from .records import Record, stamp
 
 P = ParamSpec("P")
@@ -53,9 +55,11 @@ class LabFigure(Figure):
         return small.getvalue()
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict[str, str], dict[str, Any]]:
-        """PNG for Jupyter; nbconvert takes the alternative text from the metadata."""
-        data = {"image/png": base64.b64encode(self.png()).decode(), "text/plain": self.alt_text}
-        return data, {"image/png": {"alt": self.alt_text}}
+        """For Jupyter: an <img> with its alternative text (JupyterLab shows a bare PNG without one), and the PNG."""
+        picture = base64.b64encode(self.png()).decode()
+        tag = f'<img alt="{html.escape(self.alt_text)}" style="max-width:100%" src="data:image/png;base64,{picture}">'
+        return ({"text/html": tag, "image/png": picture, "text/plain": self.alt_text},
+                {"image/png": {"alt": self.alt_text}})
 
 
 def styled(draw: Callable[P, LabFigure]) -> Callable[P, LabFigure]:
@@ -65,6 +69,14 @@ def styled(draw: Callable[P, LabFigure]) -> Callable[P, LabFigure]:
         with rc_context(RC):
             return draw(*args, **kwargs)
     return call
+
+
+_TITLES = {s.id: f"{s.number} {s.title}" for s in STEPS}
+
+
+def title_of(variant: str) -> str:
+    """How a variant is written on a picture: a step's id becomes its number and title."""
+    return f"only {title_of(variant[5:])}" if variant.startswith("only ") else _TITLES.get(variant, variant)
 
 
 def ink_on(colour: str) -> str:

@@ -62,7 +62,7 @@ class ThisPython(AsyncKernelManager):
         spec = get_kernel_dict()
         return KernelSpec(**spec | {"argv": [*spec["argv"], "--log-level=ERROR"]})
 
-    async def is_alive(self) -> bool:
+    async def is_alive(self) -> bool:  # type: ignore[override]
         alive = await super().is_alive()
         if not alive and self.provisioner is not None:
             ThisPython.exit_code = await self.provisioner.poll()
@@ -121,7 +121,7 @@ def run_tutorial(notebooks_dir: str | Path, out_dir: str | Path, *, profile: str
     """
     notebooks, out = Path(notebooks_dir).resolve(), Path(out_dir).resolve()
     todo, course = choose(notebooks, only), choose(notebooks)
-    parameters = {"profile": profile, "device": "auto", "seed": 0}
+    parameters: dict[str, Any] = {"profile": profile, "device": "auto", "seed": 0}
     parameters |= read_profile(profile, notebooks.parent / "ci" / "profiles")
     parameters |= {"device": device} if device != "auto" else {}
     parameters |= {"seed": seed} if seed is not None else {}
@@ -191,12 +191,12 @@ def run_notebook(file: Path, out: Path, parameters: Mapping[str, Any], timeout: 
         problem = error
     seconds = time.perf_counter() - start
     nb = nbformat.read(target, as_version=4) if target.exists() else original
-    error = _failure(nb, original, problem, timeout)
-    if not error and problem is not None:  # only cells that are meant to fail did
+    failure = _failure(nb, original, problem, timeout)
+    if not failure and problem is not None:  # only cells that are meant to fail did
         nb = remove_error_markers(nb)
         nbformat.write(nb, target)
-    status = "failed" if error else "ok"
-    return NotebookRun(file.stem, status, round(seconds, 3), _ran(nb), f"pages/{file.stem}.html", error), nb
+    status = "failed" if failure else "ok"
+    return NotebookRun(file.stem, status, round(seconds, 3), _ran(nb), f"pages/{file.stem}.html", failure), nb
 
 
 def _tags(cell: NotebookNode) -> set[str]:

@@ -7,7 +7,7 @@ The first argument is positional, as in torch_npu.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from types import ModuleType
 from typing import Any, ParamSpec, TypeVar, cast
@@ -103,19 +103,19 @@ npu_format_cast = _operator(reference.npu_format_cast, contracts.npu_format_cast
 
 
 @wraps(reference.npu_gmm)
-def npu_gmm(x, weight, **kwargs):  # type: ignore[no-untyped-def]
+def npu_gmm(x: Tensor, weight: Tensor, **kwargs: Any) -> Tensor:
     contracts.npu_gmm(x, weight, **kwargs)
     return (mindspeed_gmm() if on_npu(x) else reference).npu_gmm(x, weight, **kwargs)
 
 
 @wraps(reference.npu_gmm_v2)
-def npu_gmm_v2(x, weight, **kwargs):  # type: ignore[no-untyped-def]
+def npu_gmm_v2(x: Tensor, weight: Tensor, **kwargs: Any) -> Tensor:
     contracts.npu_gmm_v2(x, weight, **kwargs)
     return (mindspeed_gmm() if on_npu(x) else reference).npu_gmm_v2(x, weight, **kwargs)
 
 
 @wraps(reference.npu_grouped_matmul)
-def npu_grouped_matmul(x, weight, **kwargs):  # type: ignore[no-untyped-def]
+def npu_grouped_matmul(x: Sequence[Tensor], weight: Sequence[Tensor], **kwargs: Any) -> list[Tensor]:
     contracts.npu_grouped_matmul(x, weight, **kwargs)
     if not on_npu(x[0]) or _gmm_provider == "reference":
         return reference.npu_grouped_matmul(x, weight, **kwargs)
@@ -124,7 +124,7 @@ def npu_grouped_matmul(x, weight, **kwargs):  # type: ignore[no-untyped-def]
     return torch_npu().npu_grouped_matmul(x, weight, **kwargs)
 
 
-def _by_mindspeed(x: list[Tensor], weight: list[Tensor], *, group_list: Tensor, group_type: int = 0,
+def _by_mindspeed(x: Sequence[Tensor], weight: Sequence[Tensor], *, group_list: Tensor, group_type: int = 0,
                   group_list_type: int = 0, split_item: int = 3, **other: Any) -> Tensor:
     """MindSpeed's npu_gmm: single tensors and a cumulative group_list."""
     extra = [argument for argument, value in other.items() if value not in (None, 0)]

@@ -73,12 +73,14 @@ class Target:
 def targets(config: DeepseekV3Config, plan: PortPlan, parallel: TensorParallel = SINGLE) -> Iterator[Target]:
     """Every parameter of this rank's model, layer by layer, in the order of the published checkpoint."""
     rules = _Rules(config, plan, parallel)
-    yield rules.matrix("model.embed_tokens.weight", (config.vocab_size, config.hidden_size), 0, "embedding")
+    yield rules.matrix("model.embed_tokens.weight", (config.vocab_size, config.hidden_size), 0, "embedding",
+                       what="vocab_size")
     for layer in range(config.num_hidden_layers):
         yield from rules.layer(f"model.layers.{layer}", config.is_moe(layer))
     yield rules.vector("model.norm.weight", config.hidden_size, "norm")
     head = "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
-    yield rules.matrix("lm_head.weight", (config.vocab_size, config.hidden_size), 0, "head", source=head)
+    yield rules.matrix("lm_head.weight", (config.vocab_size, config.hidden_size), 0, "head", source=head,
+                       what="vocab_size")
 
 
 def left_out(config: DeepseekV3Config, name: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 import random
 
@@ -75,6 +76,7 @@ def test_png_is_small_and_carries_the_text(drawn, tmp_path):
     name, fig = drawn
     bundle, metadata = fig._repr_mimebundle_()
     assert metadata["image/png"]["alt"] == fig.alt_text and bundle["text/plain"] == fig.alt_text
+    assert html.escape(fig.alt_text) in bundle["text/html"] and bundle["image/png"] in bundle["text/html"]
     file = plots.save(fig, tmp_path / "deep" / "x.png")
     assert file.stat().st_size < 100_000
     image = Image.open(io.BytesIO(file.read_bytes()))

@@ -43,7 +43,7 @@ def into(x: Tensor, layout: str) -> Tensor:
                                     "BSND_BNSD", "BSH_BNSD"])
 def test_layouts(qkv: tuple[Tensor, Tensor, Tensor], layout: str) -> None:
     source, _, target = layout.partition("_")
-    out, lse = fused(*(into(t, source) for t in qkv), layout, softmax_lse_flag=True)
+    out, lse = fused(*(into(t, source) for t in qkv), layout=layout, softmax_lse_flag=True)
     wanted, wanted_lse = dense(*qkv, 0.3)
     wanted = wanted.transpose(0, 1) if target == "NBSD" else into(wanted, target or source)
     torch.testing.assert_close(out, wanted.float())

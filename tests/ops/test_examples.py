@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -129,8 +131,9 @@ def test_init_routing_v2() -> None:
     assert scatter.tolist() == [1, 2, 5, 0, 4, 3]
     cumulative = ops.npu_moe_init_routing_v2(X, CHOSEN, expert_num=4, expert_tokens_num_flag=True)[2]
     assert cumulative.tolist() == [2, 3, 5, 6]
-    pairs = ops.npu_moe_init_routing_v2(X, CHOSEN, expert_num=4, expert_tokens_num_flag=True, expert_tokens_num_type=2)
-    assert pairs[2].tolist() == [[0, 2], [1, 1], [2, 2], [3, 1]]
+    pairs = ops.npu_moe_init_routing_v2(X, CHOSEN, expert_num=4, expert_tokens_num_flag=True,
+                                        expert_tokens_num_type=2)[2]
+    assert pairs.tolist() == [[0, 2], [1, 1], [2, 2], [3, 1]]
 
 
 def test_identity_of_the_two_index_orders() -> None:
@@ -138,7 +141,7 @@ def test_identity_of_the_two_index_orders() -> None:
 
 
 def test_init_routing_v2_expert_range() -> None:
-    keywords = {"expert_num": 4, "active_expert_range": [1, 3], "expert_tokens_num_flag": True}
+    keywords: dict[str, Any] = {"expert_num": 4, "active_expert_range": [1, 3], "expert_tokens_num_flag": True}
     rows, gather, counts, _ = ops.npu_moe_init_routing_v2(X, CHOSEN, expert_tokens_num_type=1, **keywords)
     assert gather.tolist() == [1, -1, -1, -1, 2, 0]
     assert counts.tolist() == [1, 2]
@@ -201,7 +204,8 @@ def test_gating_softmax() -> None:
 
 
 def test_gating_groups() -> None:
-    keywords = {"k_group": 1, "group_count": 2, "group_select_mode": 1, "norm_type": 1, "routed_scaling_factor": 2.5}
+    keywords: dict[str, Any] = {"k_group": 1, "group_count": 2, "group_select_mode": 1, "norm_type": 1,
+                                "routed_scaling_factor": 2.5}
     y, experts, _ = ops.npu_moe_gating_top_k(GROUPED, 2, bias=torch.zeros(8), **keywords)
     assert experts.tolist() == [[4, 5], [0, 1], [4, 5]]
     close(y, [[1.25, 1.25]] * 3)

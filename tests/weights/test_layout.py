@@ -75,7 +75,7 @@ def test_the_merge_comes_after_the_cut():
 
 
 def test_a_cut_that_does_not_divide_is_refused_with_what_would():
-    with pytest.raises(PortError, match=r"num_attention_heads = 8 cannot be cut over 3 ranks.*fit: \[1, 2, 4, 8\]"):
+    with pytest.raises(PortError, match=r"vocab_size = 64 cannot be cut over 3 ranks.*fit: \[1, 2, 4, 8\]"):
         list(targets(SMALL, PortPlan.full(), TensorParallel(0, 3)))
 
 

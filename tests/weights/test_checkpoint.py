@@ -1,0 +1,210 @@
+"""The checkpoint reader: published FP8, what transformers saves, and every way a folder can be wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from dsv3_port import DeepseekV3Config, PortError, PortPlan, load_model
+from dsv3_port.weights.checkpoint import INDEX, Checkpoint, write_checkpoint
+from dsv3_port.weights.synthetic import published_tensors, synthetic_checkpoint
+from tests.oracle import hf_model, plain_tensors
+
+TINY = Path(__file__).parents[2] / "data" / "tiny-dsv3"
+SMALL = DeepseekV3Config.preset("small").replace(num_hidden_layers=2, vocab_size=64)
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """A copy of the embedded model that a test may damage."""
+    return Path(shutil.copytree(TINY, tmp_path / "copy"))
+
+
+def edit_index(folder: Path, change) -> None:
+    index = json.loads((folder / INDEX).read_text())
+    change(index["weight_map"])
+    (folder / INDEX).write_text(json.dumps(index))
+
+
+def rewrite(folder: Path, change) -> None:
+    """Change the tensors of the shard that holds layer 0's kv_a_proj_with_mqa."""
+    name = "model.layers.0.self_attn.kv_a_proj_with_mqa.weight"
+    file = folder / json.loads((folder / INDEX).read_text())["weight_map"][name]
+    tensors = load_file(file)
+    change(tensors, name)
+    save_file(tensors, file)
+
+
+def test_the_embedded_model_is_in_the_published_form():
+    checkpoint = Checkpoint.open(TINY)
+    config = checkpoint.config
+    assert config == DeepseekV3Config.preset("tiny")
+    assert {n: checkpoint.shape(n) for n in checkpoint.names} == {n: s for n, s, _ in published_tensors(config)}
+    kv_a = "model.layers.0.self_attn.kv_a_proj_with_mqa.weight"
+    assert checkpoint.stored_dtype(kv_a) == torch.float8_e4m3fn
+    assert checkpoint.shape(kv_a)[0] % 128, "an edge block is part of the format"
+    assert checkpoint.stored_dtype("model.embed_tokens.weight") == torch.bfloat16
+    bias = checkpoint.read("model.layers.1.mlp.gate.e_score_correction_bias")
+    assert checkpoint.stored_dtype("model.layers.1.mlp.gate.e_score_correction_bias") == torch.float32
+    assert bias.abs().max() > 0, "the bias was trained"
+    assert len(checkpoint.files) > 1 and checkpoint.nbytes < 12 << 20
+    assert json.loads((TINY / "config.json").read_text())["quantization_config"]["weight_block_size"] == [128, 128]
+
+
+def test_every_value_as_the_definition_says():
+    checkpoint, plain = Checkpoint.open(TINY), plain_tensors(TINY)
+    assert set(checkpoint.names) == set(plain)
+    for name in checkpoint.names:
+        assert torch.equal(checkpoint.read(name), plain[name].float()), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_transformers_saves_loads_as_well(dtype, tmp_path):
+    hf_model.__wrapped__(TINY).to(dtype).save_pretrained(tmp_path / "hf")
+    assert "rope_parameters" in json.loads((tmp_path / "hf" / "config.json").read_text())
+    want = load_model(TINY, PortPlan.full(), "cpu", dtype)
+    got = load_model(tmp_path / "hf", PortPlan.full(), "cpu", dtype)
+    assert got.config.replace(fp8=True, num_nextn_predict_layers=1, torch_dtype="bfloat16") == want.config
+    for (name, a), (_, b) in zip(got.named_parameters(), want.named_parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=2**-8 if dtype == torch.bfloat16 else 0, atol=0, msg=name)
+
+
+def test_plain_checkpoints_without_q_lora(tmp_path):
+    config = SMALL.replace(q_lora_rank=None, rope_scaling=None)
+    path = synthetic_checkpoint(config, fp8=False, cache_dir=tmp_path)
+    checkpoint = Checkpoint.open(path)
+    assert not checkpoint.config.fp8 and checkpoint.config.q_lora_rank is None
+    ids = torch.arange(3, 12).unsqueeze(0)
+    with torch.no_grad():
+        want = hf_model(path)(ids, use_cache=False).logits[:, -1:]
+    assert float((load_model(path, device="cpu")(ids) - want).abs().max() / want.abs().max()) <= 1e-5
+
+
+def test_a_single_file_without_an_index(copy):
+    tensors = {}
+    for file in copy.glob("*.safetensors"):
+        tensors |= load_file(file)
+        file.unlink()
+    (copy / INDEX).unlink()
+    save_file(tensors, copy / "model.safetensors")
+    assert sorted(Checkpoint.open(copy).names) == sorted(Checkpoint.open(TINY).names)
+
+
+@pytest.mark.parametrize("where", ["../outside.safetensors", "/etc/outside.safetensors"])
+def test_an_index_cannot_leave_its_folder(copy, where):
+    shard = next(copy.glob("*.safetensors"))
+    shutil.copy(shard, copy.parent / "outside.safetensors")
+    edit_index(copy, lambda m: m.update({"lm_head.weight": where}))
+    with pytest.raises(PortError, match="lm_head.weight points to .* outside its folder"):
+        Checkpoint.open(copy)
+
+
+def test_a_link_cannot_leave_its_folder_either(copy):
+    shard = sorted(copy.glob("*.safetensors"))[0]
+    shutil.move(shard, copy.parent / "outside.safetensors")
+    shard.symlink_to(copy.parent / "outside.safetensors")
+    with pytest.raises(PortError, match="outside its folder"):
+        Checkpoint.open(copy)
+
+
+def test_damaged_folders_are_named(copy):
+    shard = sorted(copy.glob("*.safetensors"))[0]
+    data = shard.read_bytes()
+    shard.write_bytes(data[:-100])
+    with pytest.raises(PortError, match=f"{shard.name}: .* truncated or damaged"):
+        Checkpoint.open(copy)
+    shard.write_bytes(b"not safetensors at all")
+    with pytest.raises(PortError, match=f"{shard.name}: not readable as safetensors"):
+        Checkpoint.open(copy)
+    shard.write_bytes(struct.pack("<Q", 4) + b"[1, ")
+    with pytest.raises(PortError, match=f"{shard.name}: not readable as safetensors"):
+        Checkpoint.open(copy)
+    shard.unlink()
+    with pytest.raises(PortError, match="is the download complete"):
+        Checkpoint.open(copy)
+    (copy / INDEX).write_text("{}")
+    with pytest.raises(PortError, match="not a usable index"):
+        Checkpoint.open(copy)
+    (copy / INDEX).unlink()
+    for file in copy.glob("*.safetensors"):
+        file.unlink()
+    (copy / "pytorch_model.bin").write_bytes(b"x")
+    with pytest.raises(PortError, match="pytorch_model.bin is a pickle, and only safetensors are read"):
+        Checkpoint.open(copy)
+    with pytest.raises(PortError, match="no such file"):
+        Checkpoint.open(copy / "nowhere")
+
+
+def test_a_tensor_in_two_shards_is_refused(copy):
+    first, second = sorted(copy.glob("*.safetensors"))[:2]
+    tensors = load_file(first)
+    name = next(iter(load_file(second)))
+    tensors[name] = load_file(second)[name]
+    save_file(tensors, first)
+    with pytest.raises(PortError, match="is also in"):
+        Checkpoint.open(copy)
+
+
+def test_a_missing_scale_is_an_error_that_names_the_tensor(copy):
+    rewrite(copy, lambda t, n: t.pop(n + "_scale_inv"))
+    edit_index(copy, lambda m: m.pop("model.layers.0.self_attn.kv_a_proj_with_mqa.weight_scale_inv"))
+    with pytest.raises(PortError, match=r"kv_a_proj_with_mqa.weight is FP8 and its .*_scale_inv is missing"):
+        Checkpoint.open(copy)
+
+
+def test_a_scale_of_another_shape_is_refused(copy):
+    rewrite(copy, lambda t, n: t.update({n + "_scale_inv": torch.ones(3, 2)}))
+    with pytest.raises(PortError, match=r"_scale_inv is \[3, 2\], which does not fit \[80, 256\]"):
+        Checkpoint.open(copy)
+
+
+def test_a_dtype_that_is_not_read_is_named(copy):
+    rewrite(copy, lambda t, n: t.update({n: t[n].to(torch.int8)}))
+    with pytest.raises(PortError, match="kv_a_proj_with_mqa.weight is stored as I8"):
+        Checkpoint.open(copy)
+
+
+def test_config_and_weights_that_do_not_belong_together(copy):
+    values = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(values | {"num_hidden_layers": 5, "num_nextn_predict_layers": 0}))
+    with pytest.raises(PortError, match="have no place in the model"):
+        load_model(copy, device="cpu")  # the MTP layer's own tensors
+    (copy / "config.json").write_text(json.dumps(values | {"n_routed_experts": 20}))
+    with pytest.raises(PortError, match="are missing, first model.layers.1.mlp.experts.16"):
+        load_model(copy, device="cpu")
+    (copy / "config.json").write_text(json.dumps(values | {"intermediate_size": 256}))
+    with pytest.raises(PortError, match=r"gate_proj.weight is \[512, 256\], config.json asks for \[256, 256\]"):
+        load_model(copy, device="cpu")
+
+
+def test_writing_stops_clean(tmp_path):
+    def breaks():
+        yield "model.norm.weight", torch.ones(4)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_checkpoint(tmp_path / "out", SMALL, breaks())
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "keep").write_text("mine")
+    with pytest.raises(PortError, match="not empty"):
+        write_checkpoint(tmp_path / "out", SMALL, [])
+
+
+def test_synthetic_checkpoints_are_reproducible_and_cached(tmp_path):
+    first = synthetic_checkpoint(SMALL, cache_dir=tmp_path / "a")
+    stamp = (first / INDEX).stat().st_mtime_ns
+    assert synthetic_checkpoint(SMALL, cache_dir=tmp_path / "a") == first
+    assert (first / INDEX).stat().st_mtime_ns == stamp
+    second = synthetic_checkpoint(SMALL, cache_dir=tmp_path / "b")
+    for file in first.iterdir():
+        assert file.read_bytes() == (second / file.name).read_bytes()
+    assert synthetic_checkpoint(SMALL, seed=1, cache_dir=tmp_path / "a") != first
+    with pytest.raises(PortError, match="700 GB"):
+        synthetic_checkpoint("v3-671b")
