@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -200,6 +201,8 @@ def compare(args: argparse.Namespace) -> int:
 
 
 def tutorial(args: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
     from .lab.tutorial import find_notebooks, run_tutorial
 
     notebooks = Path(args.notebooks) if args.notebooks else find_notebooks()
@@ -207,8 +210,9 @@ def tutorial(args: argparse.Namespace) -> int:
     only = [word.strip() for text in args.only or () for word in text.split(",")]
 
     def tell(run: NotebookRun) -> None:
-        print(f"{'ok    ' if run.status == 'ok' else 'FAILED'} {run.name:<20} {run.seconds:7.1f} s  "
-              f"{run.cells} code cells{'  ' + run.error if run.error else ''}", flush=True)
+        tqdm.write(f"{'ok    ' if run.status == 'ok' else 'FAILED'} {run.name:<20} {run.seconds:7.1f} s  "
+                   f"{run.cells} code cells{'  ' + run.error if run.error else ''}")  # above the bars
+        sys.stdout.flush()
 
     runs = run_tutorial(notebooks, out, profile=args.profile, device=args.device, only=only, seed=args.seed,
                         timeout=args.timeout, progress=not args.quiet, on_done=tell)

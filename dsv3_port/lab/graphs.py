@@ -16,9 +16,12 @@ from typing import Any
 from unittest import mock
 
 import torch
+from torch import Tensor
 from torch._dynamo.utils import counters
 from torch.fx import GraphModule, Node
 
+from ..errors import PortError
+from ..model.cache import Cache
 from ..model.decoder import DeepseekV3
 from ..ops import dispatch
 
@@ -83,17 +86,34 @@ def watch(model: DeepseekV3, *, fullgraph: bool = True, dynamic: bool = False) -
     seen = Watched()
     before = model.run_step
 
-    def step(*args: Any) -> Any:  # a function of its own: its compilations do not count for model.step
-        return model.step(*args)
+    def step(input_ids: Tensor, pad: Tensor, cache: Cache | None, first: bool) -> Tensor:
+        return model.step(input_ids, pad, cache, first)  # in a function of its own: not counted for model.step
 
     compiled = torch.compile(step, backend=seen.backend, fullgraph=fullgraph, dynamic=dynamic)
-    limits = {"recompile_limit": 256, "accumulated_recompile_limit": 2048}
-    with _opaque_operators(), torch._dynamo.config.patch(**limits):
+    limits: dict[str, Any] = {"recompile_limit": 256, "accumulated_recompile_limit": 2048}
+    with _opaque_operators(), torch._dynamo.config.patch(limits):
         model.run_step = compiled
         try:
             yield seen
         finally:
             model.run_step = before
+
+
+def eager_prefill(model: DeepseekV3) -> DeepseekV3:
+    """Leave the decode step as it is compiled and run prefill operator by operator, so that any prompt length works."""
+    compiled = model.run_step
+
+    def run_step(input_ids: Tensor, pad: Tensor, cache: Cache | None, first: bool) -> Tensor:
+        step = model.step if first else compiled
+        return step(input_ids, pad, cache, first)
+
+    model.run_step = run_step
+    return model
+
+
+def compilations() -> int:
+    """Graphs that Dynamo has compiled in this process so far; the difference over some calls is what they compiled."""
+    return int(counters["stats"]["unique_graphs"])
 
 
 def operator_name(node: Node) -> str:
@@ -111,46 +131,50 @@ def operators(graph: GraphModule) -> dict[str, int]:
 
 
 def inputs(graph: GraphModule) -> dict[str, int]:
-    """What a graph is called with: weights and buffers of the model, cache tensors, other tensors of the call."""
-    found = Counter("weights" if "_modules_" in n.name or "_parameters_" in n.name
-                    else "cache" if "cache" in n.name else "arguments"
-                    for n in graph.graph.nodes if n.op == "placeholder")
+    """Tensors that a graph of `watch` is called with: weights, what the cache holds, and the call's own arguments."""
+    found: Counter[str] = Counter()
+    for node in graph.graph.nodes:
+        if node.op == "placeholder":
+            owner = node.name.removeprefix("l_").split("_")[0]
+            found[{"model": "weights", "cache": "cache"}.get(owner, "arguments")] += 1
     return {kind: found[kind] for kind in ("weights", "cache", "arguments")}
 
 
 def module_nodes(graph: GraphModule, module: str) -> list[dict[str, str]]:
-    """The nodes that one module's forward made, in order: node, operator, where its inputs come from, shape."""
+    """The nodes that the forward of one module ("layers.1.mlp") made, in order: name, operator, inputs, shape."""
     rows = []
     for node in graph.graph.nodes:
         paths = [str(path) for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
-        if node.op == "placeholder" or not any(_clean(p).endswith(module) for p in paths):
-            continue
-        rows.append({"node": f"%{node.name}", "operator": operator_name(node), "shape": _shape(node),
-                     "inputs": ", ".join(f"%{_short(i.name)}" for i in node.all_input_nodes)})
+        if node.op != "placeholder" and any(_dotted(p).endswith(module) for p in paths):
+            rows.append({"node": f"%{node.name}", "operator": operator_name(node), "shape": _shape(node),
+                         "inputs": ", ".join(f"%{_short(i.name)}" for i in node.all_input_nodes)})
+    if not rows:
+        raise PortError(f"no node of this graph belongs to a module {module!r}")
     return rows
 
 
-def _clean(path: str) -> str:
-    """L['model'].model.layers[1].mlp -> model.layers.1.mlp."""
-    path = re.sub(r"\[(\w+)\]", r".\1", path)
-    path = re.sub(r"^.*?\]\.?", "", path)
-    return re.sub(r"_modules\['(\w+)'\]", r"\1", path)
+def _dotted(path: str) -> str:
+    """L['model'].model.layers[1].mlp or ..._modules['layers']... -> model.layers.1.mlp."""
+    path = re.sub(r"\._modules\['(\w+)'\]", r".\1", path)
+    return re.sub(r"\[(\w+)\]", r".\1", path)
 
 
 def _short(name: str) -> str:
-    return re.sub(r"^.*_modules_|_parameters", "", name).strip("_")
+    """A weight's name without the path to its layer; the checkpoint's names are unique within one."""
+    name = re.sub(r"_modules_|_parameters_", "_", name).removeprefix("l_").strip("_")
+    return re.sub(r"^model_model_layers_\d+_(?:mlp_|self_attn_)?", "", name)
 
 
 def _shape(node: Node) -> str:
     value = node.meta.get("example_value")
     values = value if isinstance(value, (tuple, list)) else [value]
-    return ", ".join(str(list(v.shape)) for v in values if isinstance(v, torch.Tensor))
+    return ", ".join(str(list(v.shape)) for v in values if isinstance(v, Tensor))
 
 
 # ---- what inductor made of it ---------------------------------------------------------------------------------------
 
-_CALL = re.compile(r"^\s+(?:\w+ = )?(?:(cpp_fused|cpp_|triton_)\w*(?:\.run)?|extern_kernels\.(\w+)|torch\.ops\.(\S+?))\(",
-                   re.M)
+_CALL = re.compile(r"^\s+(?:\w+ = )?"
+                   r"(?:((?:cpp|triton)_\w+)(?:\.run)?|extern_kernels\.(\w+)|torch\.ops\.(\S+?))\(", re.M)
 
 
 def generated_kernels(code: str) -> dict[str, int]:

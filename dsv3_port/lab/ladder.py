@@ -27,6 +27,7 @@ from .equivalence import STEPS_CHECKED, Rows, check_equivalence
 from .measure import Results, measure
 from .peer import peer_model
 from .records import FAIR, PEER, UPSTREAM
+from .sweep import with_plan
 
 
 def ladder_plans(*, compiled: bool = False, alone: bool = False) -> dict[str, PortPlan]:
@@ -68,10 +69,17 @@ def _check_memory(config: DeepseekV3Config, plans: Mapping[str, PortPlan], dtype
 def load_variants(path: Path, plans: Mapping[str, PortPlan], device: str, dtype: torch.dtype) -> dict[str, DeepseekV3]:
     """One eager model per plan. Equal parameters of different plans share their memory, as nothing writes to them."""
     seen: dict[tuple[str, tuple[int, ...]], list[Tensor]] = {}
+    read: dict[tuple[tuple[str, tuple[int, ...]], ...], DeepseekV3] = {}  # layout of the weights -> a model that has it
     models = {}
+    config = DeepseekV3Config.from_pretrained(path)
     for name, plan in tqdm(plans.items(), desc="load", unit="model", leave=False, delay=2.0, mininterval=0.5,
                            file=sys.stdout):
-        model = load_model(path, plan.replace(graph="eager"), device, dtype)
+        eager = plan.replace(graph="eager")
+        layout = tuple((t.name, t.shape) for t in targets(config, eager))
+        if layout in read:
+            models[name] = with_plan(read[layout], eager)
+            continue
+        model = load_model(path, eager, device, dtype)
         for key, parameter in model.named_parameters():
             known = seen.setdefault((key, tuple(parameter.shape)), [])
             same = next((t for t in known if torch.equal(t, parameter)), None)
@@ -79,7 +87,7 @@ def load_variants(path: Path, plans: Mapping[str, PortPlan], device: str, dtype:
                 known.append(parameter.data)
             else:
                 parameter.data = same
-        models[name] = model
+        models[name] = read[layout] = model
     return models
 
 
@@ -175,7 +183,7 @@ def bench_ladder(profile: str | Path, *, device: str = "cpu", dtype: str | torch
     models: dict[str, Any] = dict(load_variants(path, chosen, str(where), kind))
     if peer:
         models[PEER] = peer_model(load_model(path, PortPlan.upstream(), where, kind))
-    _compile(models, chosen)
+    _compile(models, chosen, "prefill" in phases)
     room = max(context + 1, prefill + STEPS_CHECKED)  # one size throughout: a graph is compiled for each
     first: dict[str, Rows] = {}
     check_equivalence(models, batch=batch, length=prefill, room=room, seed=seed, first_calls=first)
@@ -193,9 +201,13 @@ def bench_ladder(profile: str | Path, *, device: str = "cpu", dtype: str | torch
                     if r.mode == "compiled" else r for r in results])
 
 
-def _compile(models: dict[str, Any], plans: Mapping[str, PortPlan]) -> None:
+def _compile(models: dict[str, Any], plans: Mapping[str, PortPlan], prefill: bool) -> None:
+    """Compile what its plan says; a prefill that nobody times stays eager, its compilation would take as long."""
     from ..engine.graph import compile_steps
+    from .graphs import eager_prefill
 
     for name, plan in plans.items():
         if plan.graph != "eager":
             models[name] = compile_steps(models[name], plan.graph)
+            if not prefill:
+                eager_prefill(models[name])

@@ -62,6 +62,12 @@ def _size(record: Record) -> str:
     return ", ".join(text for value, text in parts if value)
 
 
+def _label(record: Record) -> str:
+    """A graph step's title names torchair; elsewhere than on an NPU it is torch.compile's inductor that ran."""
+    here = " (here: inductor)" if record.mode == "compiled" and record.tier in ("cpu", "cuda") else ""
+    return title_of(record.name) + here
+
+
 def _bars(ax: Axes, records: Sequence[Record], colours: Sequence[str], hatches: Sequence[str], labels: Sequence[str],
           notes: Sequence[str]) -> None:
     """Horizontal bars from the top down, quartiles as whiskers, a note behind each."""
@@ -99,8 +105,8 @@ def step_bars(results: Results, before: str, after: str, phase: str | None = Non
         low, high = sorted((1 / ratio.low, 1 / ratio.high) if slower else (ratio.low, ratio.high))
         text = f"{shown:.2f}× {word}" if word != "no clear difference" else f"{word} ({shown:.2f}×)"
         _bars(ax, pair, [GREY, VERMILLION if slower else BLUE], ["", "//" if slower else ""],
-              [title_of(r.name) for r in pair], [seconds_text(r.median) for r in pair])
-        ax.settitle_of(f"{p or 'call'}: {text} [{low:.2f}–{high:.2f}]", color=VERMILLION if slower else INK)
+              [_label(r) for r in pair], [seconds_text(r.median) for r in pair])
+        ax.set_title(f"{p or 'call'}: {text} [{low:.2f}–{high:.2f}]", color=VERMILLION if slower else INK)
         if ax is not axes[-1]:
             ax.set_xlabel("")
         used += pair
@@ -116,10 +122,12 @@ def ladder(results: Results, phase: str | None = None) -> LabFigure:
     Hatched as a regression: a rung slower than the one before by more than 2 %, with the quartiles of the paired
     ratios on the same side.
     """
-    kept = results.select(lambda r: not r.name.startswith("only ")).latest()
-    caption(kept.records)
-    phases = _phases(kept, phase)
-    most = max(len([r for r in kept if r.phase == p]) for p in phases)
+    rungs = results.select(lambda r: not r.name.startswith("only "))
+    caption(rungs.records)
+    phases = _phases(rungs, phase)
+    kept = Results([r for p in phases for r in _largest_run(rungs.select(phase=p))])
+    names = [[r.name for r in kept if r.phase == p] for p in phases]
+    most = max(map(len, names))
     fig, axes = figure(1, len(phases), (4.4 + 3.6 * len(phases), 1.9 + 0.42 * most), sharey=False)
     said = []
     for ax, p in zip(axes, phases, strict=True):
@@ -136,12 +144,20 @@ def ladder(results: Results, phase: str | None = None) -> LabFigure:
             notes.append(seconds_text(r.median) + (f"  {ratio.median:.2f}×" if ratio else ""))
             previous = previous if side else r
             said.append(f"{p} {title_of(r.name)} {notes[-1]}" + (" slower than the rung before" if worse else ""))
-        labels = [title_of(r.name) if ax is axes[0] else "" for r in records]
+        named = ax is axes[0] or names.count(names[0]) < len(names)
+        labels = [_label(r) if named else "" for r in records]
         _bars(ax, records, colours, hatches, labels, notes)
-        ax.settitle_of(f"{p or 'call'} ({_size(records[0])})" if _size(records[0]) else p or "call")
+        ax.set_title(f"{p or 'call'} ({_size(records[0])})" if _size(records[0]) else p or "call")
     fig.legend(handles=_ladder_key(kept), loc="outside upper center", ncols=4)
     return finish(fig, "Bar chart of the ladder of porting steps: " + "; ".join(said) + ".",
                   caption(kept.records, SPREAD + ", ×: against the first bar, paired by round"))
+
+
+def _largest_run(results: Results) -> list[Record]:
+    """The records of one interleaved run, the one with most variants and of those the newest: only they are paired."""
+    runs = [r.run for r in results]
+    best = max(reversed(runs), key=runs.count)
+    return [r for r in results if r.run == best]
 
 
 def _slower(ratio: Ratio) -> bool:

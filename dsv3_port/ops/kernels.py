@@ -66,7 +66,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float
     if q.device.type == "npu":
         scores = (q @ k.transpose(-1, -2)).float() * scale
         return (scores if mask is None else scores + mask).softmax(-1).to(q.dtype) @ v
-    return F.scaled_dot_product_attention(q, k, v, None if mask is None else mask.to(q.dtype), scale=scale)
+    if mask is not None and mask.dtype != q.dtype:
+        mask = mask.clamp(min=torch.finfo(q.dtype).min).to(q.dtype)  # float32's lowest number would become -inf
+    return F.scaled_dot_product_attention(q, k, v, mask, scale=scale)
 
 
 # ---- grouped matmul -------------------------------------------------------------------------------------------------

@@ -140,6 +140,24 @@ def test_step_alone_says_faster_slower_or_neither():
         plots.step_bars(results, "a", "absent")
 
 
+def test_compiled_rung_says_which_compiler_ran():
+    labels = [t.get_text() for t in plots.ladder(ladder_results(), "decode").axes[0].get_yticklabels()]
+    assert "7 torchair GE graph (here: inductor)" in labels
+
+
+def test_ladder_takes_the_largest_run_of_a_file_with_many():
+    small = Results([record(n, [1.0], phase="decode", run="later") for n in (UPSTREAM, "merged_mlp")])
+    fig = plots.ladder(ladder_results() + small, "decode")
+    assert len(fig.axes[0].get_yticklabels()) == len(RUNGS)
+
+
+def test_panels_with_other_variants_have_their_own_labels():
+    results = ladder_results()
+    decode = [r for r in results if r.phase == "decode" or r.name != PEER]
+    prefill_axis, decode_axis = plots.ladder(Results(decode)).axes
+    assert prefill_axis.get_yticklabels()[0].get_text() == decode_axis.get_yticklabels()[0].get_text() == UPSTREAM
+
+
 def test_only_steps_are_kept_out_of_the_ladder():
     results = ladder_results() + Results([record("only merged_mlp", phase="decode", run="decode", samples=[1.0] * 7)])
     assert "only" not in plots.ladder(results).alt_text

@@ -1,0 +1,206 @@
+"""What of the notebooks' anatomy can be enforced: `python ci/check_notebooks.py [FILE ...]`, exit code 1 with findings.
+
+Each finding is one line, "NAME: [cell ID:] what is wrong". Tags of cells name the parts of the anatomy; every part's
+first cell stands in the order of ANATOMY, and cells without a tag may stand anywhere.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+ANATOMY = ("title", "card", "objectives", "map", "parameters", "imports", "problem", "predict", "before-after",
+           "equivalence", "measure", "plot", "failure", "exercise", "solution", "recap")
+FRAME = ("title", "card", "objectives", "map", "parameters", "imports", "recap")  # enough where no step is taken
+EXTRA_TAGS = {"hide-input", "raises-exception", "slow"}
+FIRST, LAST = ("00_start_here",), ("09_many_cards", "10_results")
+PARAMETERS = {"profile", "device", "results_dir", "seed"}
+MAX_CELLS, MAX_LINES, MAX_WIDTH = 40, 20, 100
+_REMOTE = re.compile(r"!\[[^\]]*\]\(\s*<?(?:https?:)?//|<img[^>]+src\s*=\s*[\"']?(?:https?:)?//", re.IGNORECASE)
+_IMAGE = re.compile(r"!\[[^\]]*\]\(\s*<?([^)\s>]+)|<img[^>]+src\s*=\s*[\"']?([^\"'\s>]+)", re.IGNORECASE)
+# folders that only one machine has; /usr/local and the like are documentation
+_ABSOLUTE = re.compile(r"(?<![\w.:/~}>)-])/(?:home|root|Users|tmp|work|mnt|data)/[\w.-]+|\b[A-Z]:\\+Users\\")
+Cell = dict[str, Any]
+
+
+def source(cell: Cell) -> str:
+    text = cell.get("source", "")
+    return "".join(text) if isinstance(text, list) else text
+
+
+def tags(cell: Cell) -> list[str]:
+    return list(cell.get("metadata", {}).get("tags", []))
+
+
+def code_cells(cells: Sequence[Cell]) -> list[Cell]:
+    return [c for c in cells if c.get("cell_type") == "code"]
+
+
+def expected_names() -> list[str]:
+    """All notebooks in order: the frame, and between it one for each notebook that steps.py names."""
+    sys.path.insert(0, str(ROOT))
+    from dsv3_port.steps import STEPS
+
+    return [*FIRST, *dict.fromkeys(s.notebook for s in STEPS), *LAST]
+
+
+# ---- rules: each yields what is wrong, as (cell or None, sentence) ---------------------------------------------------
+
+Finding = tuple["Cell | None", str]
+
+
+def check_format(nb: dict[str, Any]) -> Iterator[Finding]:
+    if (nb.get("nbformat"), nb.get("nbformat_minor")) != (4, 5):
+        yield None, f"format {nb.get('nbformat')}.{nb.get('nbformat_minor')}, not 4.5"
+    kernel = nb.get("metadata", {}).get("kernelspec", {}).get("name")
+    if kernel != "python3":
+        yield None, f"kernelspec {kernel!r}, not 'python3'"
+    for left in sorted({"widgets", "papermill"} & set(nb.get("metadata", {}))):
+        yield None, f"holds metadata of a run ({left}); strip it"
+    seen: set[str] = set()
+    for number, cell in enumerate(nb["cells"], 1):
+        name = cell.get("id", "")
+        if not name:
+            yield None, f"cell {number} has no id"
+        elif name in seen:
+            yield cell, "its id is used twice"
+        elif re.fullmatch(r"[0-9a-f]{8}(-?[0-9a-f]{4}){0,6}", name):
+            yield cell, "its id is a random one that an editor gives; name the cell"
+        seen.add(name)
+
+
+def check_stripped(nb: dict[str, Any]) -> Iterator[Finding]:
+    for cell in code_cells(nb["cells"]):
+        if cell.get("outputs"):
+            yield cell, "has outputs; strip them (Edit, Clear Outputs of All Cells)"
+        if cell.get("execution_count") is not None:
+            yield cell, "has an execution count; strip it"
+
+
+def check_size(nb: dict[str, Any]) -> Iterator[Finding]:
+    if len(nb["cells"]) > MAX_CELLS:
+        yield None, f"{len(nb['cells'])} cells, at most {MAX_CELLS}"
+    for cell in code_cells(nb["cells"]):
+        lines = source(cell).splitlines()
+        if len(lines) > MAX_LINES:
+            yield cell, f"{len(lines)} lines of code, at most {MAX_LINES}"
+        for number, line in enumerate(lines, 1):
+            if len(line) > MAX_WIDTH:
+                yield cell, f"line {number} has {len(line)} characters, at most {MAX_WIDTH}"
+
+
+def assigned_names(text: str) -> set[str]:
+    """Names bound to literals at the top level: what papermill can override."""
+    found = set()
+    for node in ast.parse(text).body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        found |= {t.id for t in targets if isinstance(t, ast.Name)}
+    return found
+
+
+def check_parameters(nb: dict[str, Any]) -> Iterator[Finding]:
+    marked = [c for c in nb["cells"] if "parameters" in tags(c)]
+    if len(marked) != 1:
+        yield None, f"{len(marked)} cells tagged 'parameters', exactly one is needed"
+        return
+    try:
+        missing = sorted(PARAMETERS - assigned_names(source(marked[0])))
+    except SyntaxError:
+        missing = sorted(PARAMETERS)
+    if missing:
+        yield marked[0], f"the parameters cell does not set {', '.join(missing)}"
+    imports = [c for c in code_cells(nb["cells"]) if "imports" in tags(c)]
+    if len(imports) != 1:
+        yield None, f"{len(imports)} code cells tagged 'imports', exactly one is needed"
+
+
+def check_anatomy(nb: dict[str, Any], required: Sequence[str] = ANATOMY) -> Iterator[Finding]:
+    """All required parts are there, and parts come in the order of ANATOMY (exercises and solutions alternate)."""
+    order: list[str] = []
+    for cell in nb["cells"]:
+        known = [t for t in tags(cell) if t in ANATOMY]
+        unknown = [t for t in tags(cell) if t not in ANATOMY and t not in EXTRA_TAGS]
+        if len(known) > 1:
+            yield cell, f"tagged as {' and '.join(known)}: one part only"
+        if unknown:
+            yield cell, f"unknown tag {unknown[0]!r}; parts are {', '.join(ANATOMY)}"
+        order += known[:1]
+    for part in required:
+        if part not in order:
+            yield None, f"no cell tagged {part!r}"
+    runs = [key for key, _ in groupby(order)]
+    for before, after in zip(runs, runs[1:], strict=False):
+        if ANATOMY.index(after) < ANATOMY.index(before) and (before, after) != ("solution", "exercise"):
+            yield None, f"part {after!r} comes after {before!r}; the order is fixed"
+    exercises, solutions = runs.count("exercise"), runs.count("solution")
+    if exercises != solutions:
+        yield None, f"{exercises} exercises and {solutions} solutions: each exercise is followed by its solution"
+
+
+def check_failures(nb: dict[str, Any]) -> Iterator[Finding]:
+    for cell in nb["cells"]:
+        if "raises-exception" in tags(cell) and "failure" not in tags(cell):
+            yield cell, "may raise, but is not part of 'failure'"
+
+
+def check_contents(nb: dict[str, Any], folder: Path = ROOT / "notebooks") -> Iterator[Finding]:
+    """No remote picture, no path of one machine; pictures that are named exist."""
+    for cell in nb["cells"]:
+        text = source(cell)
+        if cell.get("cell_type") == "markdown":
+            if _REMOTE.search(text):
+                yield cell, "shows a picture from the net; commit an SVG beside the notebook"
+            for match in _IMAGE.finditer(text):
+                name = match[1] or match[2]
+                if "//" in name or name.startswith(("data:", "attachment:")):
+                    continue
+                if not (folder / name).is_file():
+                    yield cell, f"shows {name}, which does not exist"
+        if match_path := _ABSOLUTE.search(text):
+            yield cell, f"names a path of one machine: {match_path[0]}"
+
+
+def check_notebook(nb: dict[str, Any], name: str, folder: Path = ROOT / "notebooks") -> list[str]:
+    """Every finding about one notebook, as lines."""
+    required = FRAME if name in (*FIRST, *LAST) else ANATOMY
+    found: list[Finding] = [*check_format(nb), *check_stripped(nb), *check_size(nb), *check_parameters(nb),
+                            *check_anatomy(nb, required), *check_failures(nb), *check_contents(nb, folder)]
+    return [f"{name}: " + (f"cell {cell.get('id')}: " if cell is not None else "") + text for cell, text in found]
+
+
+def check_file(file: Path) -> list[str]:
+    try:
+        nb = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(nb["cells"], list):
+            raise ValueError("its cells are not a list")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return [f"{file.stem}: not a notebook: {error}"]
+    return check_notebook(nb, file.stem, file.parent)
+
+
+def check_names(found: Sequence[str], expected: Sequence[str]) -> list[str]:
+    return ([f"{name}: missing from notebooks/" for name in expected if name not in found]
+            + [f"{name}: not one of the course's notebooks (steps.py names them)" for name in found
+               if name not in expected])
+
+
+def main(argv: Sequence[str]) -> int:
+    files = [Path(word) for word in argv] or sorted((ROOT / "notebooks").glob("*.ipynb"))
+    lines = [] if argv else check_names([f.stem for f in files], expected_names())
+    for file in files:
+        lines += check_file(file)
+    for line in lines:
+        print(line)
+    print(f"{len(files)} notebooks, {len(lines)} findings")
+    return 1 if lines else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,149 @@
+"""The doctor: never falls over, and names the remedy for each way a machine can be incomplete."""
+
+from __future__ import annotations
+
+import types
+
+import pytest
+
+from dsv3_port.lab import doctor
+from dsv3_port.lab.doctor import FAIL, NA, OK, WARN
+
+
+@pytest.fixture
+def versions(monkeypatch):
+    """Installed versions by package; what is not in it is not installed."""
+    found = {"torch": "2.13.0+cpu", "transformers": "5.23.0", "jupyterlab": "4", "papermill": "2", "nbconvert": "7",
+             "ipykernel": "7"}
+    monkeypatch.setattr(doctor, "version_of", found.get)
+    return found
+
+
+@pytest.fixture
+def no_cann(monkeypatch):
+    monkeypatch.setattr(doctor, "environment", lambda name, default=None: default)
+    monkeypatch.setattr(doctor, "_CANN_DEFAULT", "/nonexistent")
+    monkeypatch.setattr(doctor.ctypes.util, "find_library", lambda name: None)
+
+
+def torch_like(npu: int | None = None, cuda: bool = False):
+    fake = types.SimpleNamespace(get_num_threads=lambda: 2, version=types.SimpleNamespace(cuda=None),
+                                 cuda=types.SimpleNamespace(is_available=lambda: cuda, get_device_name=lambda: "card"))
+    if npu is not None:
+        fake.npu = types.SimpleNamespace(is_available=lambda: npu > 0, device_count=lambda: npu)
+    return fake
+
+
+def test_every_check_here_has_a_status_and_failures_have_a_remedy():
+    found = doctor.checks()
+    assert [c.name for c in found[:4]] == ["Python", "torch", "transformers", "device"]
+    assert len({c.name for c in found}) == len(found) == 12
+    for check in found:
+        assert check.status in (OK, WARN, FAIL, NA)
+        assert check.detail
+        assert check.remedy or check.status in (OK, NA)
+    assert {c.name: c for c in found}["torch"].status == OK
+
+
+def test_a_broken_torch_does_not_break_the_doctor(monkeypatch, versions, no_cann):
+    def fail(name):
+        raise OSError("libascendcl.so: cannot open\nshared object file")
+
+    monkeypatch.setattr(doctor.importlib, "import_module", fail)
+    versions["torch-npu"] = "2.13.0"
+    found = {c.name: c for c in doctor.checks()}
+    assert found["torch"].status == FAIL
+    assert "OSError: libascendcl.so: cannot open shared object file" in found["torch"].detail
+    assert "TORCH_DEVICE_BACKEND_AUTOLOAD=0" in found["torch"].remedy
+    assert found["device"].status == FAIL
+    assert found["torch_npu"].status == FAIL
+    assert found["embedded model"].status == NA
+
+
+def test_a_check_that_falls_over_is_a_finding():
+    def fail():
+        raise ZeroDivisionError("x")
+
+    assert doctor._guarded("name", fail).status == FAIL
+
+
+@pytest.mark.parametrize(("version", "status"), [("2.13.0", OK), ("2.9.1+cu128", OK), ("2.8.0", FAIL), (None, FAIL)])
+def test_torch_version(versions, version, status):
+    versions["torch"] = version
+    check = doctor._torch(torch_like(), "")
+    assert check.status == status
+    assert ("tested with" in check.detail) == (version == "2.9.1+cu128")
+
+
+@pytest.mark.parametrize(("version", "status"), [("5.20.2", OK), ("5.99.0", OK), ("4.57.0", FAIL), ("6.0.0.dev0", FAIL),
+                                                 (None, FAIL)])
+def test_transformers_range(versions, version, status):
+    versions["transformers"] = version
+    check = doctor._transformers()
+    assert check.status == status
+    assert ("'transformers>=5.20,<6'" in check.remedy) == (status == FAIL)
+
+
+def test_tier():
+    assert doctor._tier(torch_like(npu=8, cuda=True)).detail.startswith("npu")
+    assert doctor._tier(torch_like(npu=0, cuda=True)).detail.startswith("cuda")
+    assert doctor._tier(torch_like()).detail.startswith("cpu")
+
+
+def test_torch_npu_and_cann_belong_together(versions, no_cann, monkeypatch, tmp_path):
+    assert doctor._torch_npu().status == NA
+    assert doctor._cann().status == NA
+    versions["torch-npu"] = "2.13.0"
+    assert "breaks `import torch`" in doctor._torch_npu().detail
+    (tmp_path / "lib64").mkdir()
+    monkeypatch.setattr(doctor, "environment",
+                        lambda name, default=None: str(tmp_path) if name == "ASCEND_HOME_PATH" else default)
+    assert doctor._cann().status == FAIL  # a home without its library
+    (tmp_path / "lib64" / "libascendcl.so").touch()
+    assert doctor._cann().status == OK
+    assert doctor._torch_npu().status == OK
+    versions["torch-npu"] = "2.9.0"
+    assert "does not belong to torch" in doctor._torch_npu().detail
+    del versions["torch-npu"]
+    assert "torch_npu is not" in doctor._torch_npu().detail
+
+
+def test_mindspeed_names_what_is_used_instead(monkeypatch):
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None)
+    assert "npu_grouped_matmul" in doctor._mindspeed().detail
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: object())
+    assert doctor._mindspeed().status == OK
+
+
+def test_compiler_and_headers(monkeypatch, no_cann, tmp_path):
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
+    assert "none found" in doctor._compiler().detail
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: f"/usr/bin/{name}" if name == "clang++" else None)
+    monkeypatch.setattr(doctor.sysconfig, "get_path", lambda name: str(tmp_path))
+    assert "headers" in doctor._compiler().detail
+    (tmp_path / "Python.h").touch()
+    assert (doctor._compiler().status, doctor._compiler().detail) == (OK, "clang++")
+
+
+def test_disk_and_load(monkeypatch):
+    import psutil
+
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda folder: types.SimpleNamespace(free=2**20))
+    assert doctor._disk().status == FAIL
+    monkeypatch.setattr(psutil, "cpu_count", lambda: 4)
+    monkeypatch.setattr(psutil, "getloadavg", lambda: (2.1, 0, 0))
+    assert doctor._busy().status == WARN
+    monkeypatch.setattr(psutil, "getloadavg", lambda: (1.9, 0, 0))
+    assert doctor._busy().status == OK
+
+
+def test_missing_notebook_tools(versions):
+    assert doctor._notebooks().status == OK
+    del versions["papermill"]
+    assert doctor._notebooks().remedy == "pip install papermill"
+
+
+def test_numbers():
+    assert doctor.numbers("2.13.0+cpu") == (2, 13, 0)
+    assert doctor.numbers("6.0.0.dev0") == (6, 0, 0)
+    assert doctor.numbers("2.9.0rc1")[:2] == (2, 9)
