@@ -39,9 +39,10 @@ def filled(text: str) -> str:
     """README with every marked table as the code has it now."""
     for name, make in TABLES.items():
         pattern = rf"(<!-- {name}:begin[^>]*-->\n).*?(<!-- {name}:end -->)"
-        text, count = re.subn(pattern, lambda m, make=make: f"{m[1]}{make()}\n{m[2]}", text, flags=re.DOTALL)
-        if count != 1:
+        found = re.search(pattern, text, flags=re.DOTALL)
+        if found is None:
             raise SystemExit(f"README.md: the marks {name}:begin and {name}:end are missing")
+        text = f"{text[: found.start()]}{found[1]}{make()}\n{found[2]}{text[found.end() :]}"
     return text
 
 

@@ -13,6 +13,11 @@ from typing import Any
 
 from .errors import PortError
 
+# Largest |difference| of logits over their largest magnitude, by dtype; 0 where the step is exact.
+# float32: another order of the same additions. bfloat16: a rounding step of 2^-8 met in every layer.
+TOLERANCE = {"float64": 1e-12, "float32": 1e-5, "bfloat16": 5e-2, "float16": 1e-2}
+EXACT = {"float64": 0.0, "float32": 0.0, "bfloat16": 0.0, "float16": 0.0}
+
 
 @dataclass(frozen=True)
 class PortPlan:
@@ -96,11 +101,6 @@ class Step:
     saves: str  # what it saves on an NPU, in countable terms
     tolerance: dict[str, float] = dataclasses.field(default_factory=lambda: dict(TOLERANCE))
 
-
-# Largest |difference| of logits over their largest magnitude, by dtype; 0 where the step is exact.
-# float32: another order of the same additions. bfloat16: a rounding step of 2^-8 met in every layer.
-TOLERANCE = {"float64": 1e-12, "float32": 1e-5, "bfloat16": 5e-2, "float16": 1e-2}
-EXACT = {"float64": 0.0, "float32": 0.0, "bfloat16": 0.0, "float16": 0.0}
 
 STEPS: tuple[Step, ...] = (
     Step("tensor_parallel", "1", "Shard the weights over ranks", "权重切分", "01_shard_weights",

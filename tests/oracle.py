@@ -36,7 +36,7 @@ def plain_tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 @lru_cache(maxsize=4)
 def hf_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> DeepseekV3ForCausalLM:
-    """transformers' model of a published-format folder; every key of its state is set, MTP layers are not part of it."""
+    """transformers' model of a published-format folder, every key of its state set; it has no MTP layers."""
     folder = Path(folder)
     values = json.loads((folder / "config.json").read_text())
     values.pop("quantization_config", None)

@@ -30,6 +30,8 @@ def pick_device(name: str | torch.device = "auto") -> torch.device:
     if isinstance(name, torch.device):
         return name
     has_npu = hasattr(torch, "npu") and torch.npu.is_available()
+    if str(name).split(":")[0] == "npu" and not has_npu:  # torch itself does not even know the word without torch_npu
+        raise PortError("device 'npu': torch_npu is not loaded or sees no NPU; `dsv3-port doctor` says why")
     if name == "auto":
         return torch.device("npu" if has_npu else "cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -38,8 +40,6 @@ def pick_device(name: str | torch.device = "auto") -> torch.device:
         raise PortError(f"unknown device {name!r}; use auto, cpu, cuda or npu") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise PortError("device 'cuda': this torch sees no GPU; use --device cpu")
-    if device.type == "npu" and not has_npu:
-        raise PortError("device 'npu': torch_npu is not loaded or sees no NPU; `dsv3-port doctor` says why")
     if device.type not in ("cpu", "cuda", "npu"):
         raise PortError(f"device {name!r} is not supported; use auto, cpu, cuda or npu")
     return device

@@ -75,8 +75,7 @@ class Session:
     def _repr_html_(self) -> str:
         from .show import banner
 
-        html: str = banner(self.device)._repr_html_()
-        return html
+        return banner(self.device)._repr_html_() or ""
 
 
 def start(profile: str = "tiny", device: str = "auto", results_dir: str | Path = "results",

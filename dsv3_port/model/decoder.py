@@ -46,7 +46,9 @@ class Decoder(nn.Module):
     def __init__(self, ctx: Context) -> None:
         super().__init__()
         self.embed_tokens = Embedding(ctx)
-        self.layers = nn.ModuleList(DecoderLayer(ctx, i) for i in range(ctx.config.num_hidden_layers))
+        layers = [DecoderLayer(ctx, i) for i in range(ctx.config.num_hidden_layers)]
+        self.cache_widths = layers[0].self_attn.cache_widths
+        self.layers = nn.ModuleList(layers)
         self.norm = make_norm(ctx, ctx.config.hidden_size)
 
     def forward(self, input_ids: Tensor, step: Step, cache: Cache | None) -> Tensor:
@@ -79,7 +81,7 @@ class DeepseekV3(nn.Module):
     def new_cache(self, batch_size: int, max_length: int) -> Cache:
         """An empty cache of this plan's form, for `batch_size` sequences of at most `max_length` positions."""
         kind = FixedCache if self.plan.cache == "fixed" else GrowingCache
-        return kind(self.config.num_hidden_layers, self.model.layers[0].self_attn.cache_widths, batch_size,
+        return kind(self.config.num_hidden_layers, self.model.cache_widths, batch_size,
                     max_length, self.device, self.dtype)
 
     @torch.no_grad()

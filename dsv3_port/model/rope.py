@@ -40,6 +40,7 @@ class RotaryEmbedding(nn.Module):
 
     def __init__(self, config: DeepseekV3Config, device: torch.device | str = "cpu") -> None:
         super().__init__()
+        self.inv_freq: Tensor
         self.register_buffer("inv_freq", inverse_frequencies(config).to(device), persistent=False)
         self.scale = config.rope_scaling.cos_sin_scale if config.rope_scaling else 1.0
 

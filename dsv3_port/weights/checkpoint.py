@@ -93,7 +93,8 @@ class Checkpoint:
         if _DTYPES[entry["dtype"]] != FP8:
             return
         if name + SCALE not in self._where:
-            raise PortError(f"{file}: {name} is FP8 and its {name + SCALE} is missing; without it the values are unknown")
+            raise PortError(f"{file}: {name} is FP8 and its {name + SCALE} is missing; without it "
+                            "the values are unknown")
         scale = self._entry(name + SCALE)
         if len(entry["shape"]) != 2 or tuple(scale["shape"]) != scale_shape(*entry["shape"]):
             raise PortError(f"{self._where[name + SCALE]}: {name + SCALE} is {scale['shape']}, which does not fit "
@@ -101,12 +102,11 @@ class Checkpoint:
 
     def raw(self, name: str) -> Tensor:
         """The stored tensor as it is (a view of the file)."""
-        file = self._where[name] if name in self._where else None
-        if file is None:
-            self._entry(name)
+        self._entry(name)  # an error if there is none
+        file = self._where[name]
         try:
             if self._open is None or self._open[0] != file:
-                self._open = (file, safe_open(file, framework="pt"))  # type: ignore[arg-type]
+                self._open = (file, safe_open(file, framework="pt"))
             return self._open[1].get_tensor(name)
         except Exception as error:  # safetensors raises its own kinds
             raise PortError(f"{file}: {name} cannot be read: {error}") from error
@@ -143,7 +143,8 @@ def _index(folder: Path) -> dict[str, Path]:
         if (folder / shard).resolve().parent != home:
             raise PortError(f"{file}: {name} points to {shard!r}, outside its folder")
         if not (folder / shard).is_file():
-            raise PortError(f"{folder / shard}: the index names this shard and it is not there; is the download complete?")
+            raise PortError(f"{folder / shard}: the index names this shard and it is not there; is the download "
+                            "complete?")
         listed[name] = folder / shard
     return listed
 
@@ -198,7 +199,7 @@ def write_checkpoint(path: str | Path, config: DeepseekV3Config, tensors: Iterab
                 held[key] = value
                 total += value.nbytes
         flush()
-        weight_map = {}
+        weight_map: dict[str, str] = {}
         for number, names in enumerate(shards):
             file = f"model-{number + 1:05d}-of-{len(shards):06d}.safetensors"
             os.replace(work / f"part-{number}.safetensors", work / file)

@@ -108,7 +108,7 @@ class RankFile:
         expected = piece.rows * row
         if block.numel() != expected:
             raise AssertionError(f"{target.name}: a piece of {piece.source} has {block.numel()} values, not {expected}")
-        view = memoryview(block.view(torch.uint8).flatten().numpy())
+        view = memoryview(block.view(torch.uint8).flatten().numpy().data)
         place = self.data + self.offsets[target.name] + first * row * block.element_size()
         while len(view):
             done = os.pwrite(self.fd, view, place)
@@ -308,7 +308,7 @@ def _fill(folder: Path, parameters: dict[str, Any]) -> list[str]:
     for file in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(file, framework="pt") as stored, torch.no_grad():
-                for name in stored.keys():  # noqa: SIM118 (not a dict)
+                for name in stored.keys():
                     if name not in parameters:
                         raise PortError(f"{file}: {name} has no place in the model; split again")
                     value = stored.get_tensor(name)

@@ -63,7 +63,7 @@ def synthetic_checkpoint(profile: str | DeepseekV3Config, *, seed: int = 0, fp8:
     """Folder of a random-weight checkpoint of a preset or config; the same arguments give the same folder and bytes."""
     config = DeepseekV3Config.preset(profile) if isinstance(profile, str) else profile
     if isinstance(profile, str) and profile == "v3-671b":
-        raise PortError("a random checkpoint of v3-671b would take 700 GB; use a single layer of it (single_layer_config)")
+        raise PortError("a random checkpoint of v3-671b would take 700 GB; use one layer (single_layer_config)")
     name = profile if isinstance(profile, str) else "custom"
     key = json.dumps([config.to_dict(), seed, fp8, VERSION], sort_keys=True, default=str)
     root = Path(cache_dir) if cache_dir is not None else Path(user_cache_dir("dsv3-port"))

@@ -25,7 +25,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def prompts():
-    return [p for p in json.loads((DATA / "prompts.json").read_text())["completion"]][:4]
+    return json.loads((DATA / "prompts.json").read_text())["completion"][:4]
 
 
 def hf_greedy(hf, ids: list[int], count: int, stop: set[int]) -> list[int]:

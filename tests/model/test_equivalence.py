@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from dsv3_port.weights.synthetic import synthetic_checkpoint
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dsv3_port import STEPS, DeepseekV3Config, PortPlan, load_model
 from dsv3_port.config import RopeScaling
+from dsv3_port.weights.synthetic import synthetic_checkpoint
 from tests.oracle import hf_model
 
 TINY = Path(__file__).parents[2] / "data" / "tiny-dsv3"

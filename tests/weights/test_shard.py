@@ -65,7 +65,7 @@ def test_dry_run_writes_nothing_and_predicts_the_bytes(tmp_path):
     stored = 0
     for file in (tmp_path / "out" / rank_folder(0, 2)).glob("*.safetensors"):
         with safe_open(file, "pt") as tensors:
-            stored += sum(tensors.get_tensor(k).nbytes for k in tensors.keys())  # noqa: SIM118
+            stored += sum(tensors.get_tensor(k).nbytes for k in tensors.keys())
     assert stored == report.bytes_per_rank
 
 
