@@ -119,7 +119,8 @@ class Balance:
         self.load = max(loads)
 
 
-def train(model: DeepseekV3ForCausalLM, mtp: Mtp, data: Iterator[Tensor], steps: int, rate: float) -> list[dict[str, Any]]:
+def train(model: DeepseekV3ForCausalLM, mtp: Mtp, data: Iterator[Tensor], steps: int,
+          rate: float) -> list[dict[str, Any]]:
     """AdamW, warm-up and cosine; returns a few points of the curve (nats a token)."""
     parameters = [*model.parameters(), *mtp.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.95), weight_decay=0.05)

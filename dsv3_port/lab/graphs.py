@@ -124,9 +124,9 @@ def operator_name(node: Node) -> str:
     return "aten.mm" if name in _MATMULS else f"aten.{name}"
 
 
-def operators(graph: GraphModule) -> dict[str, int]:
-    """Operators of an FX graph, most frequent first; inputs and views are left out."""
-    names = [operator_name(n) for n in graph.graph.nodes if n.op in ("call_function", "call_method", "call_module")]
+def operators(graph: GraphModule, module: str = "") -> dict[str, int]:
+    """Operators of an FX graph (or of one module in it, "layers.1"), most frequent first; no inputs, no views."""
+    names = [operator_name(n) for n in graph.graph.nodes if n.op.startswith("call_") and _within(n, module)]
     return dict(Counter(n for n in names if n.removeprefix("aten.") not in _VIEWS).most_common())
 
 
@@ -142,15 +142,17 @@ def inputs(graph: GraphModule) -> dict[str, int]:
 
 def module_nodes(graph: GraphModule, module: str) -> list[dict[str, str]]:
     """The nodes that the forward of one module ("layers.1.mlp") made, in order: name, operator, inputs, shape."""
-    rows = []
-    for node in graph.graph.nodes:
-        paths = [str(path) for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
-        if node.op != "placeholder" and any(_dotted(p).endswith(module) for p in paths):
-            rows.append({"node": f"%{node.name}", "operator": operator_name(node), "shape": _shape(node),
-                         "inputs": ", ".join(f"%{_short(i.name)}" for i in node.all_input_nodes)})
+    rows = [{"node": f"%{node.name}", "operator": operator_name(node), "shape": _shape(node),
+             "inputs": ", ".join(f"%{_short(i.name)}" for i in node.all_input_nodes)}
+            for node in graph.graph.nodes if node.op.startswith("call_") and _within(node, module)]
     if not rows:
         raise PortError(f"no node of this graph belongs to a module {module!r}")
     return rows
+
+
+def _within(node: Node, module: str) -> bool:
+    paths = (str(path) for path, _ in (node.meta.get("nn_module_stack") or {}).values())
+    return not module or any(f".{_dotted(p)}".endswith(f".{module}") for p in paths)
 
 
 def _dotted(path: str) -> str:

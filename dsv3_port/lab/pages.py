@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import mimetypes
 import os
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from html import escape
@@ -79,14 +80,20 @@ class _Renderer(IPythonRenderer):
     def image(self, text: str, url: str, title: str | None = None) -> str:
         return super().image(text, embedded(url, self.notebooks_dir), title)
 
+    def _html_embed_images(self, html: str) -> str:
+        """By the tags alone: nbconvert's parser would close a <details> that is opened here and ends further down."""
+        return re.sub(r"""(<img\b[^>]*?\bsrc=["'])([^"']*)""",
+                      lambda found: found[1] + embedded(found[2], self.notebooks_dir), html)
+
 
 class PageExporter(HTMLExporter):
     """HTMLExporter with the package's template and renderer."""
 
     def __init__(self, notebooks_dir: Path, pages_dir: Path) -> None:
         hide = {"enabled": True, "remove_input_tags": {"hide-input"}, "remove_cell_tags": {"injected-parameters"}}
-        super().__init__(config=Config({"TagRemovePreprocessor": hide}), template_name="page", embed_images=True,
-                         extra_template_basedirs=[str(TEMPLATES)])
+        merge = {"enabled": True}  # a progress bar is one line that is written over, not a line for each state
+        super().__init__(config=Config({"TagRemovePreprocessor": hide, "CoalesceStreamsPreprocessor": merge}),
+                         template_name="page", embed_images=True, extra_template_basedirs=[str(TEMPLATES)])
         self.notebooks_dir, self.pages_dir = notebooks_dir, pages_dir
 
     def default_filters(self) -> Any:

@@ -152,16 +152,25 @@ def _ink(kind: Any) -> str:
 
 
 def _highlight(text: str) -> list[str]:
-    """Lines of HTML, one for each line of Python source."""
-    lines = [""]
+    """Lines of HTML, one for each line of Python source.
+
+    Spaces go into the element of what follows them: nbconvert's pages shrink text that is nothing but white space,
+    and with it the indentation.
+    """
+    lines, space = [""], ""
     for kind, value in PythonLexer(stripnl=False, ensurenl=False).get_tokens(text):
         style = _ink(kind) if kind is not Token.Text else ""
         for k, part in enumerate(value.split("\n")):
             if k:
+                lines[-1] += space
                 lines.append("")
-            if part:
-                safe = html.escape(part)
+                space = ""
+            if part.isspace():
+                space += part
+            elif part:
+                safe, space = html.escape(space + part), ""
                 lines[-1] += f'<span style="{style}">{safe}</span>' if style else safe
+    lines[-1] += space
     return lines
 
 

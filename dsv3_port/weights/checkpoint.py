@@ -50,7 +50,8 @@ class Checkpoint:
         listed = _index(folder)
         headers: dict[Path, dict[str, Any]] = {}
         where: dict[str, Path] = {}
-        for file in dict.fromkeys(listed.values()) if listed else [folder / SINGLE]:
+        alone = [] if listed else [_inside(folder, SINGLE, f"{folder}: {SINGLE} is a link to another place")]
+        for file in dict.fromkeys(listed.values()) or alone:
             headers[file] = header = _header(file)
             for name in header:
                 if name in where:
@@ -96,6 +97,8 @@ class Checkpoint:
             raise PortError(f"{file}: {name} is FP8 and its {name + SCALE} is missing; without it "
                             "the values are unknown")
         scale = self._entry(name + SCALE)
+        if scale["dtype"] != "F32":
+            raise PortError(f"{self._where[name + SCALE]}: {name + SCALE} is stored as {scale['dtype']}; F32 is read")
         if len(entry["shape"]) != 2 or tuple(scale["shape"]) != scale_shape(*entry["shape"]):
             raise PortError(f"{self._where[name + SCALE]}: {name + SCALE} is {scale['shape']}, which does not fit "
                             f"{entry['shape']} in blocks of 128 x 128")
@@ -137,16 +140,24 @@ def _index(folder: Path) -> dict[str, Path]:
             raise ValueError("weight_map must map tensor names to file names")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise PortError(f"{file}: not a usable index: {error!r}") from error
-    home = folder.resolve()
-    listed: dict[str, Path] = {}
+    shards: dict[str, Path] = {}
     for name, shard in table.items():
-        if (folder / shard).resolve().parent != home:
-            raise PortError(f"{file}: {name} points to {shard!r}, outside its folder")
-        if not (folder / shard).is_file():
-            raise PortError(f"{folder / shard}: the index names this shard and it is not there; is the download "
-                            "complete?")
-        listed[name] = folder / shard
-    return listed
+        if shard not in shards:  # 163 of them for 91,991 tensors: ask the disk once for each
+            shards[shard] = _inside(folder, shard, f"{file}: {name} points to {shard!r}")
+    return {name: shards[shard] for name, shard in table.items()}
+
+
+def _inside(folder: Path, shard: str, what: str) -> Path:
+    """The path of a shard, which must lie in the folder itself, or be a link as the Hugging Face cache makes them."""
+    path, home = folder / shard, folder.resolve()
+    allowed = {home}
+    if home.parent.name == "snapshots":
+        allowed.add(home.parent.parent / "blobs")
+    if path.resolve().parent not in allowed:
+        raise PortError(f"{what}, outside its folder; put the shards beside config.json")
+    if not path.is_file():
+        raise PortError(f"{path}: the index names this shard and it is not there; is the download complete?")
+    return path
 
 
 def _header(file: Path) -> dict[str, Any]:
@@ -159,6 +170,8 @@ def _header(file: Path) -> dict[str, Any]:
                 raise ValueError("no safetensors header")
             header = json.loads(stream.read(length))
         header.pop("__metadata__", None)
+        if not all({"dtype", "shape", "data_offsets"} <= entry.keys() for entry in header.values()):
+            raise ValueError("a tensor without dtype, shape or place")
         end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise PortError(f"{file}: not readable as safetensors: {error}") from error
@@ -184,7 +197,7 @@ def write_checkpoint(path: str | Path, config: DeepseekV3Config, tensors: Iterab
     try:
         shards: list[list[str]] = []
         held: dict[str, Tensor] = {}
-        total = 0
+        total = in_shard = 0
 
         def flush() -> None:
             if held:
@@ -194,9 +207,11 @@ def write_checkpoint(path: str | Path, config: DeepseekV3Config, tensors: Iterab
 
         for name, tensor in tensors:
             for key, value in _stored(name, tensor, fp8, dtype):
-                if held and sum(t.nbytes for t in held.values()) + value.nbytes > shard_bytes:
+                if held and in_shard + value.nbytes > shard_bytes:
                     flush()
+                    in_shard = 0
                 held[key] = value
+                in_shard += value.nbytes
                 total += value.nbytes
         flush()
         weight_map: dict[str, str] = {}

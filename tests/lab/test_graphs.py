@@ -57,6 +57,8 @@ def test_inputs_and_module_nodes():
     assert [r["operator"] for r in rows if r["operator"].startswith("npu_")] == [
         "npu_moe_init_routing", "npu_moe_compute_expert_tokens", "npu_grouped_matmul", "npu_swiglu",
         "npu_grouped_matmul", "npu_moe_finalize_routing"]
+    whole, layer = (sum(graphs.operators(seen.graphs[-1], m).values()) for m in ("", "layers.1"))
+    assert 0 < CONFIG.num_hidden_layers * layer - whole < layer  # layer 0 is dense, head and mask are outside
     assert any("experts_group_w2" in r["inputs"] for r in rows) and all("l_model" not in r["inputs"] for r in rows)
     with pytest.raises(PortError, match="layers.9"):
         graphs.module_nodes(seen.graphs[-1], "layers.9")

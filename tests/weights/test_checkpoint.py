@@ -113,6 +113,25 @@ def test_a_link_cannot_leave_its_folder_either(copy):
         Checkpoint.open(copy)
 
 
+def test_the_links_of_the_hugging_face_cache_are_followed(tmp_path):
+    """There a snapshot holds links to ../../blobs/<hash>."""
+    home, blobs = tmp_path / "snapshots" / "0123abc", tmp_path / "blobs"
+    home.mkdir(parents=True)
+    blobs.mkdir()
+    for number, file in enumerate(sorted(p for p in TINY.iterdir() if p.is_file())):
+        shutil.copy(file, blobs / str(number))
+        (home / file.name).symlink_to(Path("../../blobs") / str(number))
+    assert Checkpoint.open(home).names == Checkpoint.open(TINY).names
+
+
+def test_a_lone_file_that_links_elsewhere_is_refused(copy):
+    (copy / INDEX).unlink()
+    shutil.move(sorted(copy.glob("*.safetensors"))[0], copy.parent / "outside.safetensors")
+    (copy / "model.safetensors").symlink_to(copy.parent / "outside.safetensors")
+    with pytest.raises(PortError, match="link to another place, outside its folder"):
+        Checkpoint.open(copy)
+
+
 def test_damaged_folders_are_named(copy):
     shard = sorted(copy.glob("*.safetensors"))[0]
     data = shard.read_bytes()
@@ -124,6 +143,10 @@ def test_damaged_folders_are_named(copy):
         Checkpoint.open(copy)
     shard.write_bytes(struct.pack("<Q", 4) + b"[1, ")
     with pytest.raises(PortError, match=f"{shard.name}: not readable as safetensors"):
+        Checkpoint.open(copy)
+    header = b'{"a": {"data_offsets": [0, 0]}}'
+    shard.write_bytes(struct.pack("<Q", len(header)) + header)
+    with pytest.raises(PortError, match=f"{shard.name}: not readable as safetensors: a tensor without dtype"):
         Checkpoint.open(copy)
     shard.unlink()
     with pytest.raises(PortError, match="is the download complete"):
@@ -164,6 +187,38 @@ def test_a_scale_of_another_shape_is_refused(copy):
         Checkpoint.open(copy)
 
 
+def test_a_scale_that_is_not_float32_is_refused(copy):
+    rewrite(copy, lambda t, n: t.update({n + "_scale_inv": t[n + "_scale_inv"].bfloat16()}))
+    with pytest.raises(PortError, match="_scale_inv is stored as BF16; F32 is read"):
+        Checkpoint.open(copy)
+
+
+def test_an_impossible_scale_is_named_when_it_is_read(copy):
+    rewrite(copy, lambda t, n: t[n + "_scale_inv"].fill_(float("nan")))
+    with pytest.raises(PortError, match="kv_a_proj_with_mqa.weight: weight_scale_inv holds a negative"):
+        Checkpoint.open(copy).read("model.layers.0.self_attn.kv_a_proj_with_mqa.weight")
+
+
+def test_an_index_that_names_the_wrong_shard(copy):
+    first, second = sorted(copy.glob("*.safetensors"))[:2]
+    name = next(iter(load_file(first)))
+    edit_index(copy, lambda m: m.update({name: second.name}))
+    with pytest.raises(PortError, match=f"says that {name} is in {second.name}, which does not hold it"):
+        Checkpoint.open(copy)
+
+
+def test_a_value_is_the_callers_own():
+    """Writing into it must not reach the file, whatever the stored form."""
+    checkpoint = Checkpoint.open(TINY)
+    for name in ("model.norm.weight", "model.layers.1.mlp.gate.e_score_correction_bias", "lm_head.weight"):
+        value = checkpoint.read(name, checkpoint.stored_dtype(name))
+        before = value.clone()
+        value.zero_()
+        assert torch.equal(checkpoint.read(name, before.dtype), before)
+    with pytest.raises(PortError, match="there is no tensor lm_head.bias"):
+        checkpoint.read("lm_head.bias")
+
+
 def test_a_dtype_that_is_not_read_is_named(copy):
     rewrite(copy, lambda t, n: t.update({n: t[n].to(torch.int8)}))
     with pytest.raises(PortError, match="kv_a_proj_with_mqa.weight is stored as I8"):
@@ -195,16 +250,3 @@ def test_writing_stops_clean(tmp_path):
     (tmp_path / "out" / "keep").write_text("mine")
     with pytest.raises(PortError, match="not empty"):
         write_checkpoint(tmp_path / "out", SMALL, [])
-
-
-def test_synthetic_checkpoints_are_reproducible_and_cached(tmp_path):
-    first = synthetic_checkpoint(SMALL, cache_dir=tmp_path / "a")
-    stamp = (first / INDEX).stat().st_mtime_ns
-    assert synthetic_checkpoint(SMALL, cache_dir=tmp_path / "a") == first
-    assert (first / INDEX).stat().st_mtime_ns == stamp
-    second = synthetic_checkpoint(SMALL, cache_dir=tmp_path / "b")
-    for file in first.iterdir():
-        assert file.read_bytes() == (second / file.name).read_bytes()
-    assert synthetic_checkpoint(SMALL, seed=1, cache_dir=tmp_path / "a") != first
-    with pytest.raises(PortError, match="700 GB"):
-        synthetic_checkpoint("v3-671b")

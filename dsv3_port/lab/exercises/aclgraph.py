@@ -107,8 +107,8 @@ _PLAN = dict(zip(CHANGES, ("copy", "nothing", "nothing", "capture", "capture", "
 
 _PLANS = {
     "cache copied": (_PLAN | {"KV cache contents": "copy"},
-                     "The captured step itself writes the cache, at the addresses it was captured with. Copying gigabytes "
-                     "a step would cost more than a graph saves."),
+                     "The captured step itself writes the cache, at the addresses it was captured with. Copying "
+                     "gigabytes a step would cost more than a graph saves."),
     "slot copied": (_PLAN | {"slot, advanced in the graph": "copy"},
                     "slot.add_ is one of the captured operators: each replay advances it. A copy from the host is work "
                     "for nothing, and wrong as soon as the two disagree."),
