@@ -2,7 +2,7 @@
 
 transformers' DeepseekV3ForCausalLM is trained on the grammar's text, with the report's auxiliary-loss-free balancing
 (section 2.1.2: the correction bias moves against each expert's load) and one multi-token prediction layer (section
-2.2) trained beside it. The result is quantised to FP8 blocks, and its perplexity measured before and after.
+2.2) trained beside it. The result is quantised to FP8 blocks, and measured before and after.
 """
 
 from __future__ import annotations
@@ -20,60 +20,29 @@ from typing import Any
 
 import torch
 import transformers
-from grammar import documents
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from head_start import initialise
+from text import answers, batches, make_tokenizer, save_tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
+from transformers import AttentionInterface, DeepseekV3ForCausalLM, PreTrainedTokenizerFast
 from transformers import DeepseekV3Config as HFConfig
-from transformers import DeepseekV3ForCausalLM, PreTrainedTokenizerFast
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3DecoderLayer, DeepseekV3RMSNorm
 
 from dsv3_port.config import PRESETS, DeepseekV3Config
 from dsv3_port.weights.checkpoint import Checkpoint, write_checkpoint
 
-SPECIAL = ["<|begin|>", "<|end|>", "<|pad|>", "<|user|>", "<|assistant|>"]
-CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'assistant' %}"
-    "<|assistant|>{{ message['content'] }}{{ eos_token }}{% else %}<|user|>{{ message['content'] }}{% endif %}"
-    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}")
-LENGTH, BATCH, MTP_WEIGHT, BIAS_RATE = 256, 8, 0.1, 2e-3
-TRAIN_SEED, HELD_OUT_SEED, TOKENIZER_SEED = 1, 2, 3
+LENGTH, BATCH = 512, 4
+WARM_UP, LAST_RATE, WEIGHT_DECAY, MTP_WEIGHT, BIAS_RATE = 40, 0.05, 0.05, 0.1, 2e-3
+TRAIN_SEED, HELD_OUT_SEED = 1, 2
 
 
-def make_tokenizer(vocab: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE trained on the grammar's text; the begin token stands before every prompt."""
-    core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    texts = (d if isinstance(d, str) else "\n".join(m["content"] for m in d)
-             for d in islice(documents(TOKENIZER_SEED), 4000))
-    core.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocab, special_tokens=SPECIAL, show_progress=False,
-                                                        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
-    core.post_processor = processors.TemplateProcessing(
-        single="<|begin|> $A", special_tokens=[("<|begin|>", core.token_to_id("<|begin|>"))])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core, bos_token=SPECIAL[0], eos_token=SPECIAL[1], pad_token=SPECIAL[2],
-        additional_special_tokens=SPECIAL[3:], chat_template=CHAT_TEMPLATE, padding_side="left",
-        model_max_length=PRESETS["tiny"].max_position_embeddings)
-
-
-def batches(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[Tensor]:
-    """[BATCH, LENGTH] of packed documents, each with begin and end tokens."""
-    row: list[int] = []
-    rows: list[list[int]] = []
-    for document in documents(seed):
-        if isinstance(document, str):
-            row += tokenizer(document)["input_ids"] + [tokenizer.eos_token_id]
-        else:
-            text = tokenizer.apply_chat_template(document, tokenize=False)
-            row += tokenizer(text, add_special_tokens=False)["input_ids"]
-        while len(row) >= LENGTH:
-            rows.append(row[:LENGTH])
-            row = row[LENGTH:]
-        while len(rows) >= BATCH:
-            yield torch.tensor(rows[:BATCH])
-            rows = rows[BATCH:]
+def padded_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
+                     scaling: float | None = None, **_: Any) -> tuple[Tensor, None]:
+    """Causal attention, values padded to the width of the keys: torch's fused CPU kernel wants one width for all."""
+    value_padded = F.pad(value, (0, query.shape[-1] - value.shape[-1]))
+    out = F.scaled_dot_product_attention(query, key, value_padded, is_causal=True, scale=scaling)
+    return out[..., : value.shape[-1]].transpose(1, 2).contiguous(), None
 
 
 class Mtp(nn.Module):
@@ -119,19 +88,30 @@ class Balance:
         self.load = max(loads)
 
 
+def make_optimizer(parameters: list[nn.Parameter], rate: float, steps: int) -> tuple[Any, Any]:
+    """AdamW (no decay of the norms), warm-up, cosine down to a twentieth."""
+    groups = [{"params": [p for p in parameters if p.dim() > 1], "weight_decay": WEIGHT_DECAY},
+              {"params": [p for p in parameters if p.dim() == 1], "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95))
+
+    def factor(i: int) -> float:
+        cosine = 0.5 * (1 + math.cos(math.pi * i / steps))
+        return min((i + 1) / WARM_UP, LAST_RATE + (1 - LAST_RATE) * cosine)
+
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
 def train(model: DeepseekV3ForCausalLM, mtp: Mtp, data: Iterator[Tensor], steps: int,
           rate: float) -> list[dict[str, Any]]:
-    """AdamW, warm-up and cosine; returns a few points of the curve (nats a token)."""
+    """Returns a few points of the curve: nats a token of the next token, of the one after; the experts' load."""
     parameters = [*model.parameters(), *mtp.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.95), weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda i: min((i + 1) / 40, 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * i / steps))))
+    optimizer, schedule = make_optimizer(parameters, rate, steps)
     balance, curve = Balance(model, mtp), []
     bar = tqdm(range(steps), desc="train", unit="step")
     for i in bar:
         ids = next(data)
         with torch.autocast("cpu", torch.bfloat16):
-            hidden = model.model(ids).last_hidden_state
+            hidden = model.model(ids, use_cache=False).last_hidden_state
             logits, logits_ahead = model.lm_head(hidden[:, :-1]), mtp(model, hidden, ids)[:, :-1]
         loss = F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten())
         ahead = F.cross_entropy(logits_ahead.float().flatten(0, 1), ids[:, 2:].flatten())
@@ -149,11 +129,16 @@ def train(model: DeepseekV3ForCausalLM, mtp: Mtp, data: Iterator[Tensor], steps:
 
 
 @torch.no_grad()
-def perplexity(model: DeepseekV3ForCausalLM, data: Iterator[Tensor], count: int = 4) -> float:
-    """exp of the mean loss on held-out text, a token."""
+def measure(model: DeepseekV3ForCausalLM, tokenizer: PreTrainedTokenizerFast) -> tuple[float, float]:
+    """On held-out text: perplexity a token, and the share of answers of which every token is the likeliest one."""
+    model.eval()
     losses = [F.cross_entropy(model(ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).item()
-              for ids in islice(data, count)]
-    return math.exp(sum(losses) / len(losses))
+              for ids in islice(batches(tokenizer, HELD_OUT_SEED, BATCH, LENGTH), 8)]
+    right = []
+    for ids, start, end in answers(tokenizer, HELD_OUT_SEED, 100):
+        likeliest = model(torch.tensor([ids])).logits[0].argmax(-1).tolist()
+        right.append(likeliest[start - 1 : end - 1] == ids[start:end])
+    return math.exp(sum(losses) / len(losses)), sum(right) / len(right)
 
 
 def published(model: DeepseekV3ForCausalLM, mtp: Mtp, config: DeepseekV3Config) -> Iterator[tuple[str, Tensor]]:
@@ -188,8 +173,7 @@ def unfused(name: str, value: Tensor) -> Iterator[tuple[str, Tensor]]:
 def reload(model: DeepseekV3ForCausalLM, folder: Path) -> None:
     """Put the stored values, dequantised, back into the model."""
     stored = Checkpoint.open(folder)
-    state = model.state_dict()
-    for name, target in state.items():
+    for name, target in model.state_dict().items():
         parts = [stored.read(n) for n, _ in unfused(name, target)]
         if name.endswith("gate_up_proj"):
             parts = [torch.stack([torch.cat(parts[i : i + 2]) for i in range(0, len(parts), 2)])]
@@ -200,7 +184,7 @@ def reload(model: DeepseekV3ForCausalLM, folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--rate", type=float, default=3e-3, help="peak learning rate")
     parser.add_argument("--threads", type=int, default=1, help="the sums' order, and so the last bits, depend on it")
     parser.add_argument("--seed", type=int, default=0)
@@ -208,38 +192,41 @@ def main() -> None:
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
 
     config = PRESETS["tiny"]
-    tokenizer = make_tokenizer(config.vocab_size)
-    values = config.replace(fp8=False).to_dict() | {"torch_dtype": None, "attn_implementation": "sdpa"}
+    tokenizer = make_tokenizer(config.vocab_size, config.max_position_embeddings)
+    AttentionInterface.register("padded", padded_attention)
+    values = config.replace(fp8=False).to_dict() | {"torch_dtype": None, "attn_implementation": "padded"}
     model = DeepseekV3ForCausalLM(HFConfig(**values)).float()
     model.set_experts_implementation("grouped_mm")
     mtp = Mtp(model.config)
-    for module in (model, mtp):
-        for name, p in module.named_parameters():
-            if p.dim() > 1:
-                nn.init.normal_(p, std=0.02 if "embed" in name else 0.7 * p.shape[-1] ** -0.5)
-    start = time.time()
-    curve = train(model, mtp, batches(tokenizer, TRAIN_SEED), args.steps, args.rate)
-    before = perplexity(model.eval(), batches(tokenizer, HELD_OUT_SEED))
+    initialise(model, mtp)
+    start, start_cpu = time.time(), time.process_time()
+    curve = train(model, mtp, batches(tokenizer, TRAIN_SEED, BATCH, LENGTH), args.steps, args.rate)
+    minutes, cpu_minutes = (time.time() - start) / 60, (time.process_time() - start_cpu) / 60
+    perplexity, right = measure(model, tokenizer)
 
     folder = args.output.with_name(args.output.name + ".new")
     shutil.rmtree(folder, ignore_errors=True)
     write_checkpoint(folder, config, published(model, mtp, config), fp8=True, shard_bytes=3 << 20)
     reload(model, folder)
-    after = perplexity(model, batches(tokenizer, HELD_OUT_SEED))
-    tokenizer.save_pretrained(folder)
-    generation = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id, "do_sample": False}
+    perplexity_fp8, right_fp8 = measure(model, tokenizer)
+    save_tokenizer(tokenizer, folder)
+    generation = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id,
+                  "pad_token_id": config.pad_token_id, "do_sample": False}
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
     report = {"seed": args.seed, "steps": args.steps, "tokens": args.steps * BATCH * LENGTH, "threads": args.threads,
-              "minutes": round((time.time() - start) / 60, 1), "perplexity_per_token": round(before, 4),
-              "perplexity_per_token_fp8": round(after, 4), "curve": curve, "python": platform.python_version(),
+              "minutes": round(minutes, 1), "cpu_minutes": round(cpu_minutes, 1),
+              "perplexity_per_token": round(perplexity, 4),
+              "perplexity_per_token_fp8": round(perplexity_fp8, 4), "answers_right": right,
+              "answers_right_fp8": right_fp8, "curve": curve, "python": platform.python_version(),
               "torch": torch.__version__, "transformers": transformers.__version__}
     (folder / "TRAINING.json").write_text(json.dumps(report, indent=1) + "\n")
     shutil.rmtree(args.output, ignore_errors=True)
     folder.rename(args.output)
-    print(f"{args.output}: perplexity {before:.3f} a token, {after:.3f} after FP8; {report['minutes']} minutes")
+    print(f"{args.output}: perplexity {perplexity:.3f} a token, {perplexity_fp8:.3f} after FP8; "
+          f"{right:.0%} of the answers right, {right_fp8:.0%} after FP8; {minutes:.1f} minutes, "
+          f"{cpu_minutes:.1f} of one core")
 
 
 if __name__ == "__main__":

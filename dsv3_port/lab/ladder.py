@@ -29,6 +29,8 @@ from .peer import peer_model
 from .records import FAIR, PEER, UPSTREAM
 from .sweep import with_plan
 
+DECODE_SAMPLE = 0.03  # seconds: several steps in a row, as decoding runs; a single one finds the caches cold
+
 
 def ladder_plans(*, compiled: bool = False, alone: bool = False) -> dict[str, PortPlan]:
     """Name -> plan: upstream, the fair baseline, every cumulative rung, each step alone, the compiled full port.
@@ -196,6 +198,7 @@ def bench_ladder(profile: str | Path, *, device: str = "cpu", dtype: str | torch
                     _Prefill(models, batch, prefill, room, seed))
         size = {"context": context} if phase == "decode" else {"tokens": prefill}
         results += measure(dict(_variants(models, workload)), rounds=rounds, device=where, prepare=workload.prepare,
+                           min_seconds=DECODE_SAMPLE if phase == "decode" else 0.0,
                            label=label or f"ladder {name} {phase}", step_ids=ids, meta=meta | size | {"phase": phase})
     return Results([dataclasses.replace(r, first_call_seconds=getattr(first[r.name], f"seconds_{r.phase}"))
                     if r.mode == "compiled" else r for r in results])

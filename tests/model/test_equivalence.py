@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
+import json
 import math
 import random
 from pathlib import Path
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 
 from dsv3_port import STEPS, DeepseekV3Config, PortPlan, load_model
 from dsv3_port.config import RopeScaling
+from dsv3_port.engine.tokenizer import encode, load_tokenizer
 from dsv3_port.weights.synthetic import synthetic_checkpoint
 from tests.oracle import hf_model
 
@@ -122,10 +125,25 @@ def test_no_shared_experts(tmp_path):
 
 
 def test_bfloat16_stays_within_its_bound(tiny_hf):
-    """bf16 weights and activations against the float32 oracle: within the registry's bound, far from zero."""
-    bound = STEPS[0].tolerance["bfloat16"]
-    for plan in (PortPlan.upstream(), PortPlan.full()):
-        check_plan(TINY, plan, tiny_hf, lengths=(17, 5), dtype=torch.bfloat16, bound=bound)
+    """bf16 against the float32 oracle, root mean square over the logits of all prompts.
+
+    Rounding flips an expert's choice here and there, so single logits move far, transformers' own in bf16 just as far
+    (its largest error is 2 to 8 % of the largest logit): ours may not be twice as wrong, nor beyond the registry.
+    """
+    tokenizer = load_tokenizer(TINY)
+    prompts = json.loads((TINY.parent / "prompts.json").read_text(encoding="utf-8"))["completion"]
+    texts = [torch.tensor([row]) for row in encode(tokenizer, prompts)]
+    want = [oracle_logits(tiny_hf, ids) for ids in texts]
+
+    def error(logits_of) -> float:
+        errors = torch.cat([(logits_of(ids).float() - w).flatten() for ids, w in zip(texts, want, strict=True)])
+        return float(errors.square().mean() / torch.cat([w.flatten() for w in want]).square().mean()) ** 0.5
+
+    peer = copy.deepcopy(tiny_hf).to(torch.bfloat16)
+    allowed = min(STEPS[0].tolerance["bfloat16"], 2 * error(lambda ids: oracle_logits(peer, ids)))
+    for plan in (PortPlan.upstream(), PortPlan.full().replace(lm_head="all")):
+        model = load_model(TINY, plan, "cpu", torch.bfloat16)
+        assert 0 < error(model) < allowed, plan_name(plan)
 
 
 def expert_indices(model, ids) -> torch.Tensor:
