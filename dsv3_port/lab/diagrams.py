@@ -141,11 +141,12 @@ def cited_figures(which: str) -> LabFigure:
     across = min(2, len(columns))
     down = math.ceil(len(columns) / across)
     fig, axes = figure(down, across, (11.0 if across > 1 else 9.0, 1.9 + down * (0.6 + 0.4 * len(rows))))
-    said = []
+    said, crossed = [], False
     for k, (ax, column) in enumerate(zip(axes, columns, strict=False)):
         values = [r["values"][k] for r in rows]
         for y, value in enumerate(values):
             worse = value > 1.005 * values[max(y - 1, 0) if entry["cumulative"] else 0]
+            crossed = crossed or worse
             ax.barh(y, value, 0.72, facecolor="white", edgecolor=VERMILLION if worse else PURPLE,
                     hatch="xx" if worse else "..", lw=1.6)
             factor = f"  {values[0] / value:.2f}×" if y else ""
@@ -157,10 +158,8 @@ def cited_figures(which: str) -> LabFigure:
         ax.set_title(f"{column}, {entry['unit']}")
         ax.tick_params(axis="y", length=0)
         said.append(f"{column}: " + ", ".join(f"{r['label']} {v:g}" for r, v in zip(rows, values, strict=True)))
-    slower = f"slower than the {'row above' if entry['cumulative'] else 'first row'}"
-    fig.legend(handles=[Patch(facecolor="white", edgecolor=VERMILLION, hatch="xx", label=slower)],
-               loc="outside upper right")
-    text = (f"{entry['model']}; {entry['hardware']}; {entry['conditions']}. {entry['note']} Source: {entry['source']} "
-            f"({entry['source_date']}), read {entry['read']}.")
+    key = f"Crossed: slower than the {'row above' if entry['cumulative'] else 'first row'}. " if crossed else ""
+    text = (f"{key}{entry['model']}; {entry['hardware']}; {entry['conditions']}. {entry['note']} Source: "
+            f"{entry['source']} ({entry['source_date']}), read {entry['read']}.")
     return finish(fig, "Cited, not measured here: " + "; ".join(said) + f" ({entry['unit']}).", text,
                   title=f"CITED, other model or hardware: {entry['title']}")

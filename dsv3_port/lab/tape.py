@@ -93,10 +93,11 @@ class Tape:
         return sum(storages.values())
 
 
-def taped(model: DeepseekV3) -> list[Tape]:
+def taped(model: DeepseekV3, clone_output: bool = False) -> list[Tape]:
     """Put tapes under a model's decode steps: one is captured for each cache, then replayed. Prefill stays eager.
 
-    Returns the list that the captured tapes are added to. `run_eager` (engine/graph.py) takes them off again.
+    Returns the list that the captured tapes are added to. Logits are overwritten by the next step unless
+    `clone_output`. `run_eager` (engine/graph.py) takes the tapes off again.
     """
     tapes: list[Tape] = []
     known: dict[int, tuple[Cache, Tape]] = {}
@@ -106,11 +107,11 @@ def taped(model: DeepseekV3) -> list[Tape]:
             return model.step(input_ids, pad, cache, first)
         if id(cache) in known:  # other buffers, other addresses: a tape belongs to one cache
             logits: Tensor = known[id(cache)][1].replay(input_ids)
-            return logits
+            return logits.clone() if clone_output else logits
         tape = Tape.capture(lambda ids: model.step(ids, pad, cache, first), input_ids)
         known[id(cache)] = cache, tape
         tapes.append(tape)
-        return tape.output
+        return tape.output.clone() if clone_output else tape.output
 
     model.run_step = run_step
     return tapes

@@ -97,6 +97,16 @@ def test_output_is_overwritten_by_the_next_replay():
     assert not torch.equal(kept, copy)
 
 
+def test_logits_of_taped_steps_share_one_place_unless_cloned():
+    model = random_model(PortPlan.full())
+    ids = torch.zeros(1, 8, dtype=torch.int64)
+    for clone, places in ((False, 1), (True, 3)):
+        taped(model, clone_output=clone)
+        cache = model.new_cache(1, 16)
+        rows = [model(part, cache=cache) for part in ids.split([5, 1, 1, 1], dim=1)][1:]
+        assert len({r.data_ptr() for r in rows}) == places
+
+
 def test_growing_cache_is_captured_and_wrong():
     model = random_model(PortPlan.full().minus("fixed_kv_cache"))
     eager, _ = decode(model)
