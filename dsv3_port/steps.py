@@ -129,7 +129,7 @@ STEPS: tuple[Step, ...] = (
          "logits", "cos and sin are made once instead of once per layer; one rotary operator"),
     Step("add_rms_norm", "6.3", "Add + RMSNorm fused", "Add+RMSNorm 融合", "06_eager_finish",
          "norm", "separate", "add_rms_norm", "model.norm:SeparateNorm", "model.norm:FusedNorm",
-         "logits", "one operator instead of an addition and five of the norm, twice a layer"),
+         "logits", "one operator instead of an addition and six of the norm, twice a layer"),
     Step("last_token_head", "6.4", "LM head on the last token", "LM Head 仅算末位", "06_eager_finish",
          "lm_head", "all", "last", "model.linear:every_position", "model.linear:last_position",
          "the last position's logits, the only ones that generation reads",
