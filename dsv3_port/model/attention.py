@@ -134,7 +134,7 @@ class LowRankAttention(LatentProjections):
         q = torch.cat((ops.head_matmul(q_nope, self.kv_b_proj_w_k), q_rope), -1)  # [B, N, S, R + Dr]
         batch, heads, length, width = q.shape
         shared = rows.squeeze(1)  # one key head for all N: the heads are rows of one matmul
-        scores = (q.reshape(batch, heads * length, width) @ shared.transpose(1, 2)).view(batch, heads, length, -1)
+        scores = ops.shared_scores(q.reshape(batch, heads * length, width), shared).view(batch, heads, length, -1)
         weights = (scores.float() * self.scale + mask).softmax(-1).to(q.dtype)
         latent = weights.view(batch, heads * length, -1) @ shared[..., : self.config.kv_lora_rank]
         return ops.head_matmul(latent.view(batch, heads, length, -1), self.kv_b_proj_w_v)

@@ -151,7 +151,7 @@ def npu_moe_finalize_routing(
 
 def npu_grouped_matmul(x: Sequence[Tensor], weight: Sequence[Tensor], *, group_list: Tensor | None = None,
                        split_item: int | None = 0, group_type: int | None = None, group_list_type: int | None = 0,
-                       **other: Any) -> None:
+                       act_type: int | None = 0, **other: Any) -> None:
     op = "npu_grouped_matmul"
     for name, tensors in (("x", x), ("weight", weight)):
         if isinstance(tensors, Tensor) or not tensors:
@@ -159,6 +159,9 @@ def npu_grouped_matmul(x: Sequence[Tensor], weight: Sequence[Tensor], *, group_l
     one_of(op, "group_type", group_type, -1, 0, 2)
     one_of(op, "group_list_type", group_list_type, 0, 1, 2)
     one_of(op, "split_item", split_item, 0, 1, 2, 3)
+    one_of(op, "act_type", act_type, None, 0, 1, 2, 4, 5)
+    if act_type and x[0].device.type == "npu" and x[0].dtype != torch.int8:
+        raise bad(op, "act_type", act_type, f"0 with {x[0].dtype}: activations belong to the int8 per-token form")
     if group_type != 0 or group_list is None or len(x) != 1:
         return
     groups(op, x[0], weight[0] if weight[0].dim() == 3 else weight, group_list, group_list_type or 0)

@@ -47,8 +47,8 @@ def mindspeed_gmm() -> ModuleType:
         try:
             from mindspeed.ops import gmm
         except ImportError as error:
-            raise PortError("the grouped matmul is set to MindSpeed, which is not installed: install MindSpeed or "
-                            "choose the provider torch_npu") from error
+            raise PortError(f"GMM_PROVIDER is mindspeed, and mindspeed.ops.gmm cannot be imported ({error}): install "
+                            "MindSpeed as README says, or set GMM_PROVIDER=torch_npu") from error
         _mindspeed_gmm = gmm
     return _mindspeed_gmm
 
@@ -56,11 +56,14 @@ def mindspeed_gmm() -> ModuleType:
 def use_gmm_provider(name: str) -> None:
     """Who computes npu_grouped_matmul on an NPU: "torch_npu" (also "auto"), "mindspeed" or the "reference".
 
-    Tensors on other devices always go to the reference.
+    The setting GMM_PROVIDER of engine/settings.py. Tensors on other devices always go to the reference. MindSpeed is
+    imported here, so that a missing one is told before weights are read, and outside of compiled code.
     """
     global _gmm_provider
     if name not in GMM_PROVIDERS:
-        raise PortError(f"grouped matmul provider {name!r}; it can be {', '.join(GMM_PROVIDERS)}")
+        raise PortError(f"GMM_PROVIDER is {name!r}; it can be {', '.join(GMM_PROVIDERS)}")
+    if name == "mindspeed":
+        mindspeed_gmm()
     _gmm_provider = name
 
 
@@ -126,11 +129,20 @@ def npu_grouped_matmul(x: Sequence[Tensor], weight: Sequence[Tensor], **kwargs: 
 
 def _by_mindspeed(x: Sequence[Tensor], weight: Sequence[Tensor], *, group_list: Tensor, group_type: int = 0,
                   group_list_type: int = 0, split_item: int = 3, **other: Any) -> Tensor:
-    """MindSpeed's npu_gmm: single tensors and a cumulative group_list."""
+    """MindSpeed's two functions take single tensors: npu_gmm cumulative groups, npu_gmm_v2 counts.
+
+    Counts go to npu_gmm_v2 as they are: a cumsum would be one more launch a layer. A stack of one expert is refused,
+    as MindSpeed's document excludes a group_list of length 1.
+    """
     extra = [argument for argument, value in other.items() if value not in (None, 0)]
-    if extra or len(x) != 1 or len(weight) != 1:
-        raise NotImplementedError("npu_grouped_matmul by MindSpeed takes one x and one stacked weight, and no "
-                                  + (", ".join(extra) or "lists"))
+    if extra or len(x) != 1 or len(weight) != 1 or group_type != 0 or split_item not in (2, 3):
+        raise NotImplementedError("npu_grouped_matmul by MindSpeed takes one x and one stacked weight, group_type 0, "
+                                  "split_item 2 or 3, and no " + (", ".join(extra) or "lists"))
+    if weight[0].shape[0] == 1:
+        raise PortError("MindSpeed's grouped matmul takes two experts or more and this rank has one: set "
+                        "GMM_PROVIDER=torch_npu")
+    if group_list_type == 1:
+        return mindspeed_gmm().npu_gmm_v2(x[0], weight[0], group_list=group_list, group_type=group_type)
     groups = reference.cumulative_groups(group_list, group_list_type, weight[0].shape[0])
     return mindspeed_gmm().npu_gmm(x[0], weight[0], group_list=groups, group_type=group_type)
 
@@ -143,6 +155,11 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
 def head_matmul(x: Tensor, weight: Tensor) -> Tensor:
     """Each head's own matrix: x [B, N, S, D], weight [N, D, R] -> [B, N, S, R]."""
     return kernels.head_matmul(x, weight)
+
+
+def shared_scores(q: Tensor, rows: Tensor) -> Tensor:
+    """One key row for all heads: q [B, M, D], rows [B, L, D] -> [B, M, L]."""
+    return kernels.shared_scores(q, rows)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:

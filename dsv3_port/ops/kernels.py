@@ -61,6 +61,13 @@ def head_matmul(x: Tensor, weight: Tensor) -> Tensor:
     return y.view(heads, batch, length, -1).transpose(0, 1)
 
 
+def shared_scores(q: Tensor, rows: Tensor) -> Tensor:
+    """One key row for all heads: q [B, M, D], rows [B, L, D] -> [B, M, L]."""
+    if torch.compiler.is_compiling() and q.device.type == "cpu" and q.dtype == torch.float32:
+        return (rows @ q.transpose(1, 2)).transpose(1, 2)  # L rows for the library's matmul: up to 1.3 times faster
+    return q @ rows.transpose(1, 2)
+
+
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     """softmax(scale q k^T + mask) v. q [B, N, S, D], k [B, N, L, D], v [B, N, L, Dv], mask added to the scores."""
     if q.device.type == "npu":

@@ -139,6 +139,8 @@ def test_transpose_batchmatmul() -> None:
 def test_head_matmul_and_attention(batch: int) -> None:
     x, weight = torch.randn(batch, N, S, D), torch.randn(N, D, 5)
     torch.testing.assert_close(ops.head_matmul(x, weight), x @ weight)
+    rows = torch.randn(batch, L, D)
+    torch.testing.assert_close(ops.shared_scores(x.flatten(1, 2), rows), x.flatten(1, 2) @ rows.mT)
     q, k, v = torch.randn(batch, N, S, D), torch.randn(batch, N, L, D), torch.randn(batch, N, L, 5)
     hidden = torch.arange(L) > torch.arange(S)[:, None] + 2
     mask = torch.zeros(S, L).masked_fill(hidden, torch.finfo(torch.float32).min)

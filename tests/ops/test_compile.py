@@ -23,6 +23,7 @@ def decode_step(x: Tensor, residual: Tensor, weights: dict[str, Tensor], cos: Te
     halves = ops.npu_rotary_mul(q, cos, sin)
     ops.scatter_update_(cache, slot, turned[:, :1], -2)
     latent = ops.head_matmul(turned, weights["head"])  # [T, N, 1, 8]
+    scores = ops.shared_scores(turned.flatten(1, 2), cache[:, 0])  # [T, N, 6], one key row for all heads
     logits = ops.linear(y, weights["gate"])
     scales, chosen, _ = ops.npu_moe_gating_top_k(logits, K, bias=weights["bias"], k_group=1, group_count=2,
                                                  group_select_mode=1, norm_type=1, routed_scaling_factor=2.5)
@@ -33,7 +34,7 @@ def decode_step(x: Tensor, residual: Tensor, weights: dict[str, Tensor], cos: Te
     inner = ops.npu_swiglu(ops.npu_grouped_matmul([rows], [weights["up"].transpose(1, 2)], **keywords)[0])
     (out,) = ops.npu_grouped_matmul([inner], [weights["down"].transpose(1, 2)], **keywords)
     total = ops.npu_moe_finalize_routing(out, residual, None, None, scales, back, chosen)
-    return ops.npu_rms_norm(total, weights["norm"])[0], halves, latent, ops.linear(total[-1:], weights["q"])
+    return ops.npu_rms_norm(total, weights["norm"])[0], halves, latent, scores, ops.linear(total[-1:], weights["q"])
 
 
 def case(n: int, dtype: torch.dtype) -> tuple[Any, ...]:

@@ -193,6 +193,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "gmm K": (lambda: gmm(weight=[f(3, 5, 2)]), ValueError, r"w\.transpose\(1, 2\)"),
     "gmm dtype": (lambda: gmm(weight=[f(3, 2, 5, dtype=bf16)]), TypeError, "weight is bfloat16"),
     "gmm x view": (lambda: gmm(x=[f(2, 6).t()]), ValueError, "cannot be transposed"),
+    "gmm act_type": (lambda: gmm(act_type=3), ValueError, "act_type is 3"),
     "gmm split": (lambda: gmm(split_item=4), ValueError, "split_item is 4"),
     "mindspeed one": (lambda: ops.npu_gmm(f(6, 2), f(1, 2, 5), group_list=[6]), ValueError, "longer than 1"),
     "mindspeed v2 list": (lambda: ops.npu_gmm_v2(f(6, 2), f(3, 2, 5), group_list=[2, 2, 2]), TypeError, "int64 tensor"),

@@ -125,17 +125,6 @@ def test_grouped_matmul_by_torch_npu(device: SimpleNamespace, provider: str) -> 
     assert device.torch_npu.calls == [("npu_grouped_matmul", (x, weight), keywords)]
 
 
-def test_grouped_matmul_by_mindspeed_gets_single_tensors_and_cumulative_groups(device: SimpleNamespace) -> None:
-    dispatch.use_gmm_provider("mindspeed")
-    x, weight, keywords = gmm_arguments()
-    assert dispatch.npu_grouped_matmul(x, weight, **keywords) == ["device npu_gmm"]
-    ((name, args, settings),) = device.mindspeed.calls
-    assert name == "npu_gmm" and args == (x[0], weight[0]) and settings["group_type"] == 0
-    assert settings["group_list"].tolist() == [2, 4, 6]
-    with pytest.raises(NotImplementedError, match="no bias"):
-        dispatch.npu_grouped_matmul(x, weight, bias=[torch.zeros(3, 5)], **keywords)
-
-
 def test_grouped_matmul_by_the_reference_on_the_device(device: SimpleNamespace) -> None:
     dispatch.use_gmm_provider("reference")
     x, weight, keywords = gmm_arguments()
@@ -158,11 +147,11 @@ def test_other_devices_use_the_reference_whatever_the_provider(monkeypatch: pyte
 
 
 def test_unknown_provider_and_missing_mindspeed_are_said_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(PortError, match="provider 'cutlass'; it can be auto, torch_npu"):
+    with pytest.raises(PortError, match="GMM_PROVIDER is 'cutlass'; it can be auto, torch_npu"):
         dispatch.use_gmm_provider("cutlass")
     monkeypatch.setattr(dispatch, "_mindspeed_gmm", None)
     monkeypatch.setitem(__import__("sys").modules, "mindspeed", None)
-    with pytest.raises(PortError, match="MindSpeed, which is not installed"):
+    with pytest.raises(PortError, match="GMM_PROVIDER is mindspeed, and mindspeed.ops.gmm cannot be imported"):
         dispatch.mindspeed_gmm()
 
 
