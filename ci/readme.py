@@ -32,7 +32,15 @@ def settings_table() -> str:
     return "\n".join(rows)
 
 
-TABLES = {"steps": steps_table, "settings": settings_table}
+def signatures_table() -> str:
+    import json
+
+    import signatures  # beside this file
+
+    return signatures.table(json.loads(signatures.RESULT.read_text(encoding="utf-8")))
+
+
+TABLES = {"steps": steps_table, "settings": settings_table, "signatures": signatures_table}
 
 
 def filled(text: str) -> str:

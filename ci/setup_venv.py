@@ -11,6 +11,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -24,7 +25,7 @@ if False:  # for type checkers only
 
 ROOT = Path(__file__).resolve().parents[1]
 SUPPORTED = ((3, 10), (3, 13))
-NEED_GIB = 2.5  # packages with a CPU build of torch, and pip's own temporary files
+NEED_GIB = 3.0  # packages with a CPU build of torch, and pip's own temporary files
 # what pip's log says -> what to do
 HINTS = (
     (("No space left", "Errno 28"), "the disk is full: free some space (a CUDA build of torch takes 7 GB; README says "
@@ -270,6 +271,22 @@ def fill(log: "Path") -> None:
                                      "--display-name", "Python 3 (ipykernel)"], log)
     wanted = "import torch, transformers, papermill, nbconvert, dsv3_port.lab.session"
     phase("first import", [python, "-c", wanted], log)
+    add_host_npu(python, log)
     new = stamp_file().with_name(stamp_file().name + ".new")
     new.write_text(json.dumps({"python": version, "key": setup_key(version)}), encoding="utf-8")
     os.replace(str(new), str(stamp_file()))
+
+
+def host_npu_is_possible() -> bool:
+    compiler = os.environ.get("CC") or any(shutil.which(c) for c in ("cc", "gcc", "clang"))
+    return sys.platform.startswith("linux") and platform.machine() in ("x86_64", "aarch64") and bool(compiler)
+
+
+def add_host_npu(python: str, log: "Path") -> None:
+    """torch_npu into a folder of its own, where it runs; nothing else needs it, so a failure is only told."""
+    if not host_npu_is_possible():
+        return
+    try:
+        phase("torch_npu, apart", [python, "-m", "dsv3_port", "hostnpu", "install"], log)
+    except Problem:
+        print("  the host NPU is not there: `dsv3-port hostnpu install` tries again and says why; the rest works")

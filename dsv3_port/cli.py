@@ -34,6 +34,9 @@ def make_parser() -> argparse.ArgumentParser:
 
     p = add(commands.doctor, "what this machine has, and what will run on it", needs_torch=False)
     p.add_argument("--json", action="store_true", help="print JSON")
+    p = add(commands.hostnpu, "the real torch_npu on a machine without NPU and CANN: install it, or say what there is")
+    p.add_argument("action", choices=("install", "status"), help="install: torch_npu of torch's version, 150 MB, into "
+                   "a folder of its own; status: whether device host-npu can be used, and why not")
     _plan(add(commands.plan, "memory per card, from config.json alone; or the steps of the port"))
     _shard(add(commands.shard, "split a published checkpoint into one folder per rank"))
     _infer(add(commands.infer, "continue prompts; every setting is a flag and an environment variable"))
@@ -73,18 +76,22 @@ def _infer(p: argparse.ArgumentParser) -> None:
         p.add_argument("--" + row.field.replace("_", "-"), dest=row.field, help=text)
     p.add_argument("--prompt", action="append", help="a text to continue; may be given several times")
     p.add_argument("--prompts", metavar="FILE", help="JSON list of texts or of lists of chat messages")
-    p.add_argument("--chat", action="store_true", help="through the chat template, as --tokenizer-mode chat")
+    p.add_argument("--chat", dest="tokenizer_mode", action="store_const", const="chat",
+                   help="through the chat template, as --tokenizer-mode chat")
+    p.add_argument("--pad", action="store_true", help="pad every prompt to INPUT_MAX_LEN in eager mode too")
     p.add_argument("--plan", default="full", help=PLAN_HELP)
-    p.add_argument("--device", default="auto", help="auto, cpu, cuda or npu")
+    p.add_argument("--device", default="auto", help="auto, cpu, cuda, npu or host-npu")
     p.add_argument("--dtype", help="float32, bfloat16 or float16 (default: float32 on cpu, else bfloat16)")
     p.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
     p.add_argument("--seed", type=int, default=0, help="of the draws with a temperature")
-    p.add_argument("--json", metavar="FILE", help="write texts, token ids and times there")
+    p.add_argument("--json", metavar="FILE", help="write texts, token ids, times and memory per rank there")
+    p.add_argument("--show-settings", action="store_true", help="print every setting and where it came from; run "
+                   "nothing")
 
 
 def _bench(p: argparse.ArgumentParser) -> None:
     p.add_argument("--profile", default="w1", help="a preset (random weights, made once) or a checkpoint folder")
-    p.add_argument("--device", default="auto", help="auto, cpu, cuda or npu")
+    p.add_argument("--device", default="auto", help="auto, cpu, cuda, npu or host-npu")
     p.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16 (default: %(default)s)")
     p.add_argument("--context", type=int, default=1024, help="cached positions of a decode step (default: %(default)s)")
     p.add_argument("--batch", type=int, default=1, help="sequences (default: %(default)s)")
@@ -103,7 +110,7 @@ def _compare(p: argparse.ArgumentParser) -> None:
     p.add_argument("b", nargs="?", help="another one, or the word transformers (default: the same folder)")
     p.add_argument("--plan-a", default="full", help=PLAN_HELP)
     p.add_argument("--plan-b", default="upstream", help="likewise for b (default: %(default)s)")
-    p.add_argument("--device", default="auto", help="auto, cpu, cuda or npu")
+    p.add_argument("--device", default="auto", help="auto, cpu, cuda, npu or host-npu")
     p.add_argument("--dtype", help="float32, bfloat16 or float16 (default: float32 on cpu, else bfloat16)")
     p.add_argument("--prompt", action="append", help="text to run through both (default: random tokens)")
     p.add_argument("--tokens", type=int, default=24, help="random tokens, two rows of them (default: %(default)s)")
@@ -114,7 +121,7 @@ def _compare(p: argparse.ArgumentParser) -> None:
 def _tutorial(p: argparse.ArgumentParser) -> None:
     p.add_argument("--only", action="append", metavar="N,N", help="these notebooks only, by number or name")
     p.add_argument("--profile", default="tiny", help="a file of ci/profiles, or a path (default: %(default)s)")
-    p.add_argument("--device", default="auto", help="auto (what the profile says), cpu, cuda or npu")
+    p.add_argument("--device", default="auto", help="auto (what the profile says), cpu, cuda, npu or host-npu")
     p.add_argument("--seed", type=int)
     p.add_argument("--out", metavar="DIR", help="where pages and results go (default: out/ beside notebooks/)")
     p.add_argument("--notebooks", metavar="DIR", help="the notebooks' folder (default: the one of this checkout)")

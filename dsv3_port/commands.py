@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,6 @@ from .errors import PortError
 from .steps import STEPS, PortPlan
 
 if TYPE_CHECKING:
-    from .engine.runner import Generation
     from .lab.tutorial import NotebookRun
 
 
@@ -35,6 +33,21 @@ def doctor(args: argparse.Namespace) -> int:
         print(tabulate([(c.status, c.name, c.detail + (f"\n→ {c.remedy}" if c.remedy else "")) for c in found],
                        ("", "what", "found"), tablefmt="plain", maxcolwidths=[None, None, 90]))
     return int(any(c.status == FAIL for c in found))
+
+
+def hostnpu(args: argparse.Namespace) -> int:
+    from .hostnpu import status
+    from .hostnpu.install import install
+
+    if args.action == "install":
+        print(f"torch_npu is in {install()}")
+    found = status()
+    if found.reason:
+        print(f"device host-npu cannot be had here: {found.reason}")
+        return 1
+    print(f"device host-npu: torch_npu {found.torch_npu} in {found.folder}, the stand-in for CANN is "
+          + ("compiled" if found.compiled else "compiled at its first use (a second)"))
+    return 0
 
 
 def plan(args: argparse.Namespace) -> int:
@@ -87,61 +100,26 @@ def infer(args: argparse.Namespace) -> int:
     from .engine.settings import Settings
 
     settings = Settings.from_env_and_flags(vars(args))
-    if not settings.model_dir:
-        raise PortError("no checkpoint: give --model-dir, or set MODEL_DIR")
-    if not Path(settings.model_dir).is_dir():
-        raise PortError(f"{settings.model_dir}: no such folder; --model-dir (MODEL_DIR) is a checkpoint folder")
-    if settings.world_size > 1:
-        raise PortError(f"WORLD_SIZE is {settings.world_size}, and `infer` runs one process: set it to 1, or run ranks "
-                        "with dsv3_port.parallel.run_ranks as notebook 09 does")
+    if args.show_settings:
+        from tabulate import tabulate
+
+        print(tabulate(settings.rows(), ("variable", "value", "from"), disable_numparse=True))
+        return 0
+    from .engine.job import Job, run_job
+
     check_target(args.json)
-    chat = args.chat or settings.tokenizer_mode == "chat"
-    prompts = read_prompts(args.prompt, args.prompts, chat)
-    done: list[Generation] = []
-    for found in _generations(args, settings, prompts, chat):
-        done += found
-        first = found[0]
-        pace = "no further token"
-        if first.seconds_per_token:
-            pace = (f"{first.seconds_per_token * 1e3:.2f} ms per output token, "
-                    f"{len(found) / first.seconds_per_token:.1f} tokens/s")
-        print(f"\n[{sum(g.prompt_tokens for g in found)} prompt tokens, {sum(len(g.token_ids) for g in found)} new; "
-              f"first token after {first.seconds_first * 1e3:.1f} ms; {pace}; batch {len(found)}]\n")
-    if args.json:
-        _write_json(args.json, [asdict(g) for g in done])
+    prompts = read_prompts(args.prompt, args.prompts, settings.tokenizer_mode == "chat")
+    report = run_job(Job(settings, tuple(prompts), parse_plan(args.plan), args.device, args.dtype, args.temperature,
+                         args.seed, args.pad, on_text=_print_text, progress=True))
+    if report is not None:
+        print(report.summary())
+        if args.json:
+            _write_json(args.json, report.to_dict())
     return 0
 
 
-def _generations(args: argparse.Namespace, settings: Any, prompts: list[Any],
-                 chat: bool) -> Iterator[list[Generation]]:
-    """Batch by batch; one prompt's text is printed as it comes, that of several rows when they are done."""
-    from .engine.runner import generate, load_model
-    from .engine.tokenizer import load_tokenizer
-
-    tokenizer = load_tokenizer(settings.model_dir)
-    chosen = parse_plan(args.plan).replace(graph=settings.graph)
-    model = load_model(settings.model_dir, chosen, args.device, args.dtype, progress=True)
-    pad_to = settings.input_max_len if chosen.graph != "eager" else None
-    for at in range(0, len(prompts), settings.batch_size):
-        batch = prompts[at : at + settings.batch_size]
-        stream = None
-        if len(batch) == 1:
-            print(_shown(batch[0]), end="", flush=True)
-            stream = _print_text
-        found = generate(model, tokenizer, batch, settings.max_new_tokens, temperature=args.temperature,
-                         seed=args.seed, chat=chat, pad_to=pad_to, on_token=stream)
-        if stream is None:
-            print("\n\n".join(_shown(g.prompt) + g.text for g in found), end="")
-        yield found
-
-
-def _print_text(row: int, text: str) -> None:
+def _print_text(text: str) -> None:
     print(text, end="", flush=True)
-
-
-def _shown(prompt: Any) -> str:
-    """A prompt as the terminal shows it before its continuation."""
-    return prompt if isinstance(prompt, str) else "".join(f"{m['role']}: {m['content']}\n" for m in prompt)
 
 
 def _write_json(path: str, value: Any) -> None:

@@ -53,6 +53,7 @@ def commands(repo, monkeypatch):
             (setup_venv.venv_dir() / "pyvenv.cfg").write_text("")
 
     monkeypatch.setattr(setup_venv, "phase", phase)
+    monkeypatch.setattr(setup_venv, "host_npu_is_possible", lambda: True)
     monkeypatch.setattr(setup_venv, "python_version", lambda python: "3.11.7" if python.exists() else None)
     return found
 
@@ -60,16 +61,36 @@ def commands(repo, monkeypatch):
 def test_set_up_once_and_again_when_something_changed(repo, commands, capsys):
     assert not setup_venv.is_ready()
     setup_venv.setup()
-    assert commands == ["making .venv", "installing packages", "registering the kernel", "first import"]
+    later = ["installing packages", "registering the kernel", "first import", "torch_npu, apart"]
+    assert commands == ["making .venv", *later]
     assert setup_venv.is_ready()
     assert (repo / ".venv" / "setup.log").exists()
     capsys.readouterr()
     setup_venv.setup()
-    assert len(commands) == 4
+    assert len(commands) == 5
     assert capsys.readouterr().out == ""
     (repo / "ci" / "constraints.txt").write_text("torch==2.14.0\n")
     setup_venv.setup()
-    assert commands[4:] == ["installing packages", "registering the kernel", "first import"]  # the venv is re-used
+    assert commands[5:] == later  # the venv is re-used
+
+
+def test_without_the_host_npu_the_set_up_is_complete_all_the_same(repo, commands, monkeypatch, capsys):
+    usual = setup_venv.phase
+
+    def phase(title, command, log):
+        usual(title, command, log)
+        if title == "torch_npu, apart":
+            raise setup_venv.Problem("no network")
+
+    monkeypatch.setattr(setup_venv, "phase", phase)
+    setup_venv.setup()
+    assert setup_venv.is_ready() and "hostnpu install` tries again" in capsys.readouterr().out
+
+
+def test_host_npu_is_left_out_where_it_cannot_run(repo, commands, monkeypatch):
+    monkeypatch.setattr(setup_venv, "host_npu_is_possible", lambda: False)
+    setup_venv.setup()
+    assert "torch_npu, apart" not in commands
 
 
 @pytest.mark.parametrize("end", [KeyboardInterrupt(), setup_venv.Problem("no network")])

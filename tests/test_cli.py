@@ -69,7 +69,7 @@ BAD = {
     "ranks": (["shard", "--model-path", TINY, "--output-path", "x", "--world-size", "2", "--ranks", "0-"], "--ranks"),
     "world size": (["shard", "--model-path", TINY, "--output-path", "x", "--world-size", "3"], "3 ranks"),
     "mode": (["infer", "--model-dir", TINY, "--exe-mode", "fast"], "EXE_MODE"),
-    "processes": (["infer", "--model-dir", TINY, "--world-size", "4"], "WORLD_SIZE is 4"),
+    "processes": (["infer", "--model-dir", TINY, "--world-size", "3"], "over 3 ranks"),
     "prompts": (["infer", "--model-dir", TINY, "--prompts", "nowhere.json"], "nowhere.json"),
     "batch": (["bench", "--batch", "0"], "--batch must be 1 or more"),
     "picture": (["bench", "--plot", "ladder.jpg"], "ladder.jpg"),
@@ -170,7 +170,9 @@ def test_infer_prints_text_and_writes_json(tmp_path, capsys):
     assert run("infer", "--model-dir", TINY, "--prompt", "Once upon a time", "--max-new-tokens", "6", "--device", "cpu",
                "--json", str(file)) == 0
     out = capsys.readouterr().out
-    (made,) = json.loads(file.read_text())
+    report = json.loads(file.read_text())
+    (made,) = report["generations"]
+    assert report["new_tokens"] == 6 and report["seconds_first"] > 0 and len(report["ranks"]) == 1
     assert len(made["token_ids"]) == 6
     assert out.startswith("Once upon a time" + made["text"])
     assert "first token after" in out
@@ -183,8 +185,17 @@ def test_infer_in_batches_gives_the_same_texts(tmp_path):
         file = tmp_path / f"{size}.json"
         assert run("infer", "--model-dir", TINY, "--prompt", "One windy morning", "--prompt", "The", "--device", "cpu",
                    "--max-new-tokens", "8", "--batch-size", size, "--json", str(file)) == 0
-        texts[size] = [g["text"] for g in json.loads(file.read_text())]
+        texts[size] = [g["text"] for g in json.loads(file.read_text())["generations"]]
     assert texts["1"] == texts["2"]
+
+
+def test_show_settings_says_where_each_came_from(monkeypatch, capsys):
+    monkeypatch.setenv("BATCH_SIZE", "3")
+    assert run("infer", "--show-settings", "--chat") == 0
+    lines = {line.split()[0]: " ".join(line.split()[1:]) for line in capsys.readouterr().out.splitlines()[2:]}
+    assert lines["BATCH_SIZE"] == "3 environment BATCH_SIZE"
+    assert lines["TOKENIZER_MODE"] == "chat flag --tokenizer-mode"
+    assert lines["INPUT_MAX_LEN"] == "1024 default"
 
 
 def test_compare_says_whether_two_plans_agree(capsys):

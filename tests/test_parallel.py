@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -29,6 +32,24 @@ def fail_on_one(parallel: TensorParallel) -> None:
     torch.distributed.barrier()
 
 
+def die_on_one(parallel: TensorParallel) -> None:
+    if parallel.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    parallel.all_reduce(torch.ones(1))
+
+
+def hang_on_one(parallel: TensorParallel) -> None:
+    if parallel.rank == 1:
+        threading.Event().wait()
+    parallel.all_reduce(torch.ones(1))
+
+
+def differ_on_one(parallel: TensorParallel) -> None:
+    if parallel.rank == 0:
+        parallel.all_reduce(torch.ones(1))
+    raise RuntimeError("a defect of rank 1" if parallel.rank else "never here")
+
+
 @pytest.mark.parametrize("world", [2, 4])
 def test_ranks_equal_the_whole_model(world, tmp_path):
     """Batch of three, so that a gather which mixes rows would show (a defect of the old sample)."""
@@ -49,8 +70,38 @@ def test_ranks_of_the_upstream_forms_straight_from_the_checkpoint():
 
 
 def test_a_failing_rank_is_named():
-    with pytest.raises(PortError, match=r"rank 1 of 2 failed: .*the shard of this rank is broken"):
+    with pytest.raises(PortError, match=r"rank 1 of 2 failed on .*, process .*: the shard of this rank is broken"):
         run_ranks(fail_on_one, 2)
+
+
+def test_a_rank_that_dies_is_named():
+    with pytest.raises(PortError, match=r"rank 1 of 2 failed on .*: Signal 9"):
+        run_ranks(die_on_one, 2)
+
+
+def test_a_rank_that_hangs_is_named_by_those_that_waited():
+    """Three ranks: the two that gave up tell each other, so that only the one that hangs is left."""
+    with pytest.raises(PortError, match=r"no answer within 3 s from rank 1 \(.*process \d+\): it hangs"):
+        run_ranks(hang_on_one, 3, timeout_seconds=3)
+
+
+def test_a_defect_keeps_its_stack(caplog):
+    """One sentence is enough for bad input; an error in the code is told with where it happened."""
+    with pytest.raises(PortError, match=r"rank 1 of 2 failed on .*: RuntimeError: a defect of rank 1"):
+        run_ranks(differ_on_one, 2)
+    assert "differ_on_one" in caplog.text
+
+
+def test_a_port_that_is_taken_or_an_address_elsewhere_is_refused():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(PortError, match=f"MASTER_PORT {port} is in use on 127.0.0.1"):
+            run_ranks(rank_only, 2, port=port)
+    assert run_ranks(rank_only, 2, port=port) == [0, 1]  # free again, and taken as asked
+    with pytest.raises(PortError, match="need an address of this machine"):
+        run_ranks(rank_only, 2, host="192.0.2.1")  # reserved for documentation (RFC 5737)
 
 
 def test_a_cut_model_without_ranks_says_what_to_do():

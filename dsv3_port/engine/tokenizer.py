@@ -52,7 +52,8 @@ def pad_left(rows: Sequence[Sequence[int]], pad_id: int, length: int | None = No
     """Ragged rows -> input_ids [B, S] and attention_mask [B, S]; S is `length`, or that of the longest row."""
     longest = max(len(r) for r in rows)
     if length is not None and longest > length:
-        raise PortError(f"a prompt has {longest} tokens, more than INPUT_MAX_LEN = {length}")
+        raise PortError(f"a prompt has {longest} tokens, more than INPUT_MAX_LEN = {length}: set it higher, or shorten "
+                        "the prompt")
     width = length or longest
     ids = [[pad_id] * (width - len(r)) + list(r) for r in rows]
     mask = [[0] * (width - len(r)) + [1] * len(r) for r in rows]

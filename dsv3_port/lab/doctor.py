@@ -20,6 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from .. import hostnpu
 from ..engine.settings import environment
 from ..errors import PortError
 
@@ -129,6 +130,9 @@ def _transformers() -> Check:
 def _tier(torch: Any) -> Check:
     if torch is None:
         return Check("device", FAIL, "no device without torch", "see torch above")
+    if hostnpu.enabled():
+        return Check("device", OK, f"npu: {hostnpu.DEVICE_NAME}, enabled in this process. Results are exact, its times "
+                     "are no NPU's")
     if hasattr(torch, "npu") and torch.npu.is_available():
         return Check("device", OK, f"npu: torch_npu sees {torch.npu.device_count()} card(s)")
     if torch.cuda.is_available():
@@ -162,6 +166,17 @@ def _cann() -> Check:
         return Check("CANN", FAIL, f"{home} holds no libascendcl.so", "install CANN's toolkit again, then source its "
                      "set_env.sh")
     return Check("CANN", NA, "not installed: neither ASCEND_HOME_PATH nor libascendcl was found")
+
+
+def _host_npu() -> Check:
+    """The stand-in: which torch_npu it would run, or why it cannot be had."""
+    if cann_home() or ascendcl():
+        return Check("host NPU", NA, "CANN is here: the stand-in is never loaded beside it")
+    found = hostnpu.status()
+    if found.reason:
+        return Check("host NPU", NA, found.reason)
+    state = "enabled in this process" if found.enabled else "device host-npu, or dsv3_port.hostnpu.enable()"
+    return Check("host NPU", OK, f"torch_npu {found.torch_npu} in {found.folder}: {state}")
 
 
 def _mindspeed() -> Check:
@@ -246,7 +261,7 @@ def checks() -> list[Check]:
     torch, problem = import_torch()
     todo: list[tuple[str, Callable[[], Check]]] = [
         ("Python", _python), ("torch", lambda: _torch(torch, problem)), ("transformers", _transformers),
-        ("device", lambda: _tier(torch)), ("torch_npu", _torch_npu), ("CANN", _cann), ("MindSpeed", _mindspeed),
-        ("C++ compiler", _compiler), ("disk", _disk), ("notebooks", _notebooks),
+        ("device", lambda: _tier(torch)), ("torch_npu", _torch_npu), ("CANN", _cann), ("host NPU", _host_npu),
+        ("MindSpeed", _mindspeed), ("C++ compiler", _compiler), ("disk", _disk), ("notebooks", _notebooks),
         ("embedded model", lambda: _embedded_model(torch)), ("quiet machine", _busy)]
     return [_guarded(name, check) for name, check in todo]

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 from torch.fx import GraphModule, Node
 
+from ..engine.graph import RECOMPILE_LIMITS
 from ..errors import PortError
 from ..model.cache import Cache
 from ..model.decoder import DeepseekV3
@@ -90,7 +91,7 @@ def watch(model: DeepseekV3, *, fullgraph: bool = True, dynamic: bool = False) -
         return model.step(input_ids, pad, cache, first)  # in a function of its own: not counted for model.step
 
     compiled = torch.compile(step, backend=seen.backend, fullgraph=fullgraph, dynamic=dynamic)
-    limits: dict[str, Any] = {"recompile_limit": 256, "accumulated_recompile_limit": 2048}
+    limits: dict[str, Any] = dict(RECOMPILE_LIMITS)
     with _opaque_operators(), torch._dynamo.config.patch(limits):
         model.run_step = compiled
         try:

@@ -9,10 +9,13 @@ import os
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
+from ..engine.job import use_card
 from ..engine.runner import generate, load_model
 from ..engine.tokenizer import Prompt, load_tokenizer
+from ..errors import PortError
 from ..model.decoder import DeepseekV3
 from ..parallel import TensorParallel
 from ..steps import PortPlan
@@ -30,11 +33,8 @@ def rank_device(device: str, world_size: int) -> str:
 
 
 def own_device(parallel: TensorParallel, device: str) -> str:
-    """This rank's card; its process uses no other."""
-    if device == "cpu":
-        return device
-    torch.get_device_module(device).set_device(parallel.rank)
-    return f"{device}:{parallel.rank}"
+    """This rank's card on this machine; its process uses no other."""
+    return use_card(device, parallel.rank)
 
 
 def token_ids(model: DeepseekV3, shape: tuple[int, ...], seed: int) -> Tensor:
@@ -105,3 +105,10 @@ def measure_rank(parallel: TensorParallel, path: str, plan: PortPlan, batch: int
     model(ids[:, prompt:], cache=cache)
     return RankReport(parallel.rank, parallel.world_size, os.getpid(), str(model.device), stored_bytes(model),
                       cache.nbytes, prefill, counted.log[len(prefill) :])
+
+
+def broken_rank(parallel: TensorParallel) -> None:
+    """Rank 1 finds a bad file while the others already wait for it in a collective."""
+    if parallel.rank == 1:
+        raise PortError("model-00001-of-00001.safetensors: not readable as safetensors; split again")
+    dist.barrier()

@@ -181,7 +181,12 @@ class Results:
         return Ratio(statistics.median(values), *quartiles(values), values)
 
     def table(self, baseline: str | None = None) -> str:
-        """Markdown: median, spread, first call, and the factor against `baseline` (default: the run's first record)."""
+        """Markdown: median, spread, first call, and the factor against `baseline` (default: the run's first record).
+
+        Times of the host stand-in are not shown.
+        """
+        if any(r.tier == "host-npu" for r in self.records):
+            return "These records come from the host stand-in: its results are exact, its timings are never shown."
         rows = ["| variant | phase | mode | median | min – max | first call | faster than first |",
                 "|---|---|---|---:|---:|---:|---:|"]
         for r in self.records:
@@ -200,8 +205,6 @@ class Results:
         return "\n".join(rows) + notes
 
     def _repr_markdown_(self) -> str:
-        if any(r.tier == "host-npu" for r in self.records):
-            return "These records come from the host stand-in: its results are exact, its timings are never shown."
         return self.table()
 
 

@@ -82,7 +82,7 @@ class GroupedExperts(nn.Module):
     def moe_infer_normal(self, x: Tensor, chosen: Tensor, weights: Tensor, shared: Tensor | None) -> Tensor:
         """Routing in torch: sort, count, multiply, un-sort, weigh."""
         tokens, top = chosen.shape
-        sorted_expert, order = chosen.flatten().sort(stable=True)
+        sorted_expert, order = chosen.flatten().sort()  # any order within an expert: torchair has no stable sort
         last = torch.arange(self.experts, device=x.device).unsqueeze(-1)
         group_list = (sorted_expert <= last).sum(-1)  # rows up to and with each expert
         out = self.multiply(x[order // top], group_list)

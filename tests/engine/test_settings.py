@@ -1,8 +1,9 @@
-"""Settings: flag over environment over default, checked once."""
+"""Settings: flag over environment over default, checked once, and each value knows where it came from."""
 
 from __future__ import annotations
 
 import dataclasses
+import os
 
 import pytest
 
@@ -11,22 +12,68 @@ from dsv3_port.engine.settings import TABLE, Settings
 
 
 def test_table_and_dataclass_hold_the_same_fields_and_defaults():
-    fields = {f.name: f.default for f in dataclasses.fields(Settings)}
+    fields = {f.name: f.default for f in dataclasses.fields(Settings) if f.name != "origin"}
     assert {row.field: row.default for row in TABLE} == fields
 
 
+def test_defaults_are_those_of_the_old_sample():
+    s = Settings.from_env_and_flags({}, {})
+    assert s == Settings()
+    assert (s.input_max_len, s.max_new_tokens, s.batch_size, s.tokenizer_mode) == (1024, 32, 1, "default")
+    assert (s.exe_mode, s.enable_aclgraph, s.hccl_deterministic, s.hccl_op_expansion_mode) == ("eager", 0, "false", "")
+
+
 def test_flag_wins_over_environment():
-    env = {"MAX_NEW_TOKENS": "7", "BATCH_SIZE": "2", "RANK": "3", "EXE_MODE": "dynamo", "ENABLE_ACLGRAPH": "1"}
+    env = {"MAX_NEW_TOKENS": "7", "BATCH_SIZE": "2", "RANK": "3", "WORLD_SIZE": "4", "EXE_MODE": "dynamo",
+           "ENABLE_ACLGRAPH": "1"}
     got = Settings.from_env_and_flags({"batch_size": 5, "model_dir": None}, env)
     assert (got.max_new_tokens, got.batch_size, got.rank_id, got.graph) == (7, 5, 3, "aclgraph")
     assert Settings.from_env_and_flags({}, {"EXE_MODE": "dynamo"}).graph == "ge"
-    assert Settings.from_env_and_flags({}, {}) == Settings()
+
+
+def test_every_setting_is_read_from_its_variable_and_its_flag():
+    other = {int: "1", str: "x"}
+    for row in TABLE:
+        text = str(row.choices[-1]) if row.choices else other[row.kind]
+        base = {"WORLD_SIZE": "4"} if row.field in ("rank_id", "local_rank") else {}
+        by_variable = Settings.from_env_and_flags({}, base | {row.variable: text})
+        by_flag = Settings.from_env_and_flags({row.field: text}, base)
+        assert getattr(by_variable, row.field) == getattr(by_flag, row.field) == row.kind(text)
+        assert by_variable.origin[row.field] == f"environment {row.variable}"
+        assert by_flag.origin[row.field] == "flag --" + row.field.replace("_", "-")
+
+
+def test_rows_say_where_each_value_came_from():
+    env = {"RANK": "1", "WORLD_SIZE": "2", "BATCH_SIZE": ""}
+    rows = Settings.from_env_and_flags({"max_new_tokens": "8"}, env).rows()
+    assert [r[0] for r in rows] == [row.variable for row in TABLE]
+    found = {name: (value, origin) for name, value, origin in rows}
+    assert found["RANK_ID"] == (1, "environment RANK")
+    assert found["MAX_NEW_TOKENS"] == (8, "flag --max-new-tokens")
+    assert found["BATCH_SIZE"] == (1, "default")
+
+
+def test_a_process_is_a_rank_only_where_somebody_numbered_it():
+    assert not Settings.from_env_and_flags({}, {"WORLD_SIZE": "4"}).is_rank
+    assert Settings.from_env_and_flags({}, {"WORLD_SIZE": "4", "RANK": "0"}).is_rank
+    assert Settings.from_env_and_flags({"rank_id": 0}, {"WORLD_SIZE": "4"}).is_rank
+
+
+def test_hccl_settings_given_as_flags_reach_the_environment(monkeypatch):
+    monkeypatch.setenv("HCCL_OP_EXPANSION_MODE", "HOST")
+    monkeypatch.delenv("HCCL_DETERMINISTIC", raising=False)
+    Settings.from_env_and_flags({"hccl_op_expansion_mode": "AIV"}).export()
+    assert os.environ["HCCL_OP_EXPANSION_MODE"] == "AIV"
+    assert "HCCL_DETERMINISTIC" not in os.environ  # what nobody set is left to HCCL
 
 
 @pytest.mark.parametrize(("env", "message"), [
     ({"BATCH_SIZE": "two"}, "BATCH_SIZE is 'two'; a whole number"),
     ({"BATCH_SIZE": "0"}, "BATCH_SIZE must be 1 or more"),
+    ({"JOB_TIMEOUT": "0"}, "JOB_TIMEOUT must be 1 or more"),
     ({"EXE_MODE": "fast"}, "EXE_MODE is 'fast'; it can be 'eager', 'dynamo'"),
+    ({"MASTER_PORT": "70000"}, "MASTER_PORT must be within 0..65535"),
+    ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK_ID 2 .* does not exist with WORLD_SIZE 2"),
     ({"HCCL_DETERMINISTIC": "TRUE", "HCCL_OP_EXPANSION_MODE": "AIV"}, "exclude each other"),
 ])
 def test_bad_values_are_named(env, message):

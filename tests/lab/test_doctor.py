@@ -37,7 +37,7 @@ def torch_like(npu: int | None = None, cuda: bool = False):
 def test_every_check_here_has_a_status_and_failures_have_a_remedy():
     found = doctor.checks()
     assert [c.name for c in found[:4]] == ["Python", "torch", "transformers", "device"]
-    assert len({c.name for c in found}) == len(found) == 12
+    assert len({c.name for c in found}) == len(found) == 13
     for check in found:
         assert check.status in (OK, WARN, FAIL, NA)
         assert check.detail
@@ -147,3 +147,19 @@ def test_numbers():
     assert doctor.numbers("2.13.0+cpu") == (2, 13, 0)
     assert doctor.numbers("6.0.0.dev0") == (6, 0, 0)
     assert doctor.numbers("2.9.0rc1")[:2] == (2, 9)
+
+
+def test_host_npu_says_where_it_is_or_why_not(monkeypatch, no_cann):
+    status = doctor.hostnpu.Status(False, "", "/some/folder", "2.13.0", False)
+    monkeypatch.setattr(doctor.hostnpu, "status", lambda: status)
+    found = doctor._host_npu()
+    assert found.status == OK and "torch_npu 2.13.0 in /some/folder" in found.detail and "enable()" in found.detail
+    monkeypatch.setattr(doctor.hostnpu, "status", lambda: doctor.hostnpu.Status(False, "no compiler", "", "", False))
+    assert doctor._host_npu() == doctor.Check("host NPU", NA, "no compiler")
+    monkeypatch.setattr(doctor, "_CANN_DEFAULT", "/")
+    assert "never loaded" in doctor._host_npu().detail
+
+
+def test_the_stand_in_is_not_shown_as_an_npu(monkeypatch):
+    monkeypatch.setattr(doctor.hostnpu, "enabled", lambda: True)
+    assert doctor._tier(torch_like(npu=8)).detail.startswith("npu: host stand-in")

@@ -1,0 +1,202 @@
+"""The whole inference run over ranks: start them, load, generate batch by batch, collect the report.
+
+One process for one rank; otherwise this process starts all ranks of this machine, or is itself one of them where
+torchrun or a script started it (RANK_ID or RANK is set), on one machine or several.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from .. import hostnpu
+from ..config import DeepseekV3Config
+from ..errors import PortError
+from ..model.decoder import DeepseekV3
+from ..parallel import SINGLE, Address, TensorParallel, joined, run_ranks
+from ..steps import PortPlan
+from ..weights.layout import targets
+from ..weights.shard import is_sharded, layout_of, read_manifest
+from .report import JobReport, RankMemory, rank_memory
+from .runner import Caches, Generation, generate, load_model, pick_device, warm_up
+from .settings import Settings
+from .tokenizer import Prompt, load_tokenizer
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run. on_text(text) is called on rank 0 as text appears; it must be picklable where ranks are started."""
+
+    settings: Settings
+    prompts: tuple[Prompt, ...]
+    plan: PortPlan
+    device: str = "auto"
+    dtype: str | None = None
+    temperature: float = 0.0
+    seed: int = 0
+    pad: bool = False  # to INPUT_MAX_LEN in eager mode too
+    on_text: Callable[[str], None] | None = None
+    progress: bool = False
+
+    @property
+    def chat(self) -> bool:
+        return self.settings.tokenizer_mode == "chat"
+
+
+def run_job(job: Job) -> JobReport | None:
+    """Run it and return rank 0's report; None on another rank of a job that was started rank by rank.
+
+    Raises PortError before any rank starts or any weight is read where folder, ranks and plan do not fit, and when a
+    rank fails: with its number, machine and cause.
+    """
+    job = check_job(job)
+    s = job.settings
+    s.export()
+    if s.world_size == 1:
+        return run_rank(SINGLE, job, s.local_rank)
+    if s.is_rank:
+        address = Address(s.master_addr, s.master_port, s.rank_id, s.world_size)
+        use_card(job.device, s.local_rank)
+        with joined(job.device, s.job_timeout, address) as parallel:
+            return run_rank(parallel, job, s.local_rank)
+    return run_ranks(run_rank, s.world_size, job, device=job.device, timeout_seconds=s.job_timeout,
+                     host=s.master_addr, port=s.master_port)[0]
+
+
+def check_job(job: Job) -> Job:
+    """The job with its plan, device and world size settled; PortError where they do not fit the folder."""
+    s = job.settings
+    if not s.model_dir:
+        raise PortError("no checkpoint: give --model-dir, or set MODEL_DIR")
+    folder = Path(s.model_dir)
+    if not folder.is_dir():
+        raise PortError(f"{folder}: no such folder; --model-dir (MODEL_DIR) is a checkpoint folder")
+    plan = job.plan.replace(graph=s.graph)
+    if is_sharded(folder):
+        manifest = read_manifest(folder)
+        if "world_size" not in s.origin and s.world_size != manifest["world_size"]:
+            origin = {**s.origin, "world_size": "the folder's manifest"}
+            s = replace(s, world_size=manifest["world_size"], origin=origin)
+        if manifest["world_size"] != s.world_size:
+            raise PortError(f"{folder}: written for world size {manifest['world_size']}, WORLD_SIZE is {s.world_size} "
+                            f"({s.origin['world_size']}): set it to {manifest['world_size']}, or split again with "
+                            f"`dsv3-port shard --world-size {s.world_size}`")
+        if manifest["layout"] != layout_of(plan):
+            raise PortError(f"{folder}: written for the forms {manifest['layout']}, the plan asks for "
+                            f"{layout_of(plan)}; choose that plan, or split again with --plan")
+    elif s.world_size > 1:
+        if not plan.tensor_parallel:
+            raise PortError(f"world size {s.world_size} needs the step 'tensor_parallel' in the plan")
+        for _ in targets(DeepseekV3Config.from_pretrained(folder), plan, TensorParallel(0, s.world_size)):
+            pass  # raises where a size does not divide
+    if s.is_rank and s.world_size > 1 and not s.master_port:
+        raise PortError("MASTER_PORT is not set: ranks that are started one by one need the port on which they meet")
+    return replace(job, settings=s, plan=plan, device=_device(job.device, s))
+
+
+def _device(name: str, settings: Settings) -> str:
+    """The kind of device, with a card for each rank of this machine."""
+    kind = pick_device(name).type
+    if kind == "cpu":
+        return kind
+    cards = torch.get_device_module(kind).device_count()
+    here = settings.local_rank + 1 if settings.is_rank else settings.world_size
+    if here <= cards:
+        return kind
+    if name == "auto":
+        return "cpu"
+    raise PortError(f"{here} ranks on this machine and {cards} {kind} devices: one for each rank is needed")
+
+
+def use_card(kind: str, index: int) -> str:
+    """Make card `index` this process's own; returns its name for torch."""
+    if kind == "cpu":
+        return kind
+    torch.get_device_module(kind).set_device(index)
+    return f"{kind}:{index}"
+
+
+def run_rank(parallel: TensorParallel, job: Job, card: int | None = None) -> JobReport | None:
+    """One rank's part: load, generate every batch, hand the report to rank 0 (None on the others)."""
+    s = job.settings
+    start = time.perf_counter()
+    where = use_card(job.device, parallel.rank if card is None else card)
+    tokenizer = load_tokenizer(s.model_dir)
+    model = load_model(s.model_dir, job.plan, where, job.dtype, parallel, progress=job.progress and parallel.rank == 0)
+    parallel.all_reduce(torch.zeros(1, device=model.device))  # a rank that cannot load is known before rank 0 speaks
+    loaded = time.perf_counter() - start
+    size = min(s.batch_size, len(job.prompts))
+    caches, warming = None, 0.0
+    if s.graph != "eager":  # shapes and places are fixed: compile and capture before anything is timed
+        caches = Caches.make(model, size, s.input_max_len, s.max_new_tokens)
+        warming = warm_up(model, caches)
+    start = time.perf_counter()
+    done: list[Generation] = []
+    for at in range(0, len(job.prompts), size):
+        done += _run_batch(model, tokenizer, job, at, caches)
+    seconds = time.perf_counter() - start
+    longest = s.input_max_len if _pads(job) else max(g.prompt_tokens for g in done)
+    ranks = _collect(parallel, rank_memory(model, size, longest + s.max_new_tokens), done)
+    if parallel.rank:
+        return None
+    return JobReport(s.model_name, s.world_size, size, s.graph, str(model.dtype).removeprefix("torch."), done, ranks,
+                     loaded, warming, seconds, not hostnpu.enabled())
+
+
+def _pads(job: Job) -> bool:
+    return job.pad or job.settings.graph != "eager"
+
+
+def _run_batch(model: DeepseekV3, tokenizer: Any, job: Job, at: int, caches: Caches | None) -> list[Generation]:
+    """The batch that starts with prompt `at`. One prompt's text is handed out as it comes, that of several when they
+    are done: a terminal has one cursor."""
+    s = job.settings
+    batch = list(job.prompts[at : at + s.batch_size])
+    count = len(batch)
+    if caches:
+        batch += batch[-1:] * (caches.batch.batch - count)  # the last batch too has the shape that was compiled
+    tell = job.on_text if model.parallel.rank == 0 else None
+    streams = tell is not None and len(batch) == 1
+    if tell and streams:
+        tell(shown(batch[0]))
+    found = generate(model, tokenizer, batch, s.max_new_tokens, temperature=job.temperature, seed=job.seed,
+                     first_number=at, chat=job.chat, pad_to=s.input_max_len if _pads(job) else None,
+                     limit=s.input_max_len,
+                     caches=caches, on_token=(lambda row, text: tell(text)) if tell and streams else None)[:count]
+    if tell:
+        tell("\n\n" if streams else "".join(f"{shown(g.prompt)}{g.text}\n\n" for g in found))
+    return found
+
+
+def shown(prompt: Prompt) -> str:
+    """A prompt as a terminal shows it before its continuation."""
+    return prompt if isinstance(prompt, str) else "".join(f"{m['role']}: {m['content']}\n" for m in prompt)
+
+
+def _collect(parallel: TensorParallel, mine: RankMemory, done: list[Generation]) -> list[RankMemory]:
+    """Every rank's memory, by rank; PortError where ranks chose different tokens."""
+    if parallel.world_size == 1:
+        return [mine]
+    said = hashlib.sha256(json.dumps([g.token_ids for g in done]).encode()).hexdigest()
+    # objects travel over gloo whatever carries the tensors
+    group = parallel.group if dist.get_backend(parallel.group) == "gloo" else dist.new_group(backend="gloo")
+    found: list[Any] = [None] * parallel.world_size
+    dist.all_gather_object(found, (mine, said), group=group)
+    _same_tokens([text for _, text in found])
+    return [memory for memory, _ in found]
+
+
+def _same_tokens(digests: list[str]) -> None:
+    """What each rank generated, by rank, as digests."""
+    odd = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
+    if odd:
+        raise PortError(f"ranks {odd} chose other tokens than rank 0: do all have the same prompts, files and "
+                        "settings?")

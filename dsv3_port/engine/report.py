@@ -1,0 +1,126 @@
+"""What an inference job says at its end: texts, times, and what each rank held."""
+
+from __future__ import annotations
+
+import os
+import socket
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from ..model.decoder import DeepseekV3
+from .runner import Generation
+
+
+@dataclass(frozen=True)
+class RankMemory:
+    """Bytes of one rank. `peak_process` is the largest resident size of its process (on a CPU the weights are in it,
+    and so are mapped pages of the files they came from), `peak_device` what the device's allocator handed out at most
+    (0 on a CPU)."""
+
+    rank: int
+    host: str
+    process: int
+    device: str
+    parameters: int
+    cache: int  # of a batch at its full length
+    peak_process: int
+    peak_device: int
+
+
+def rank_memory(model: DeepseekV3, batch: int, length: int) -> RankMemory:
+    """This rank's, after a run with `batch` sequences of at most `length` positions."""
+    one = model.new_cache(1, 1)
+    one.fill_random(1)
+    kind = model.device.type
+    device = 0 if kind == "cpu" else torch.get_device_module(kind).max_memory_allocated()
+    return RankMemory(model.parallel.rank, socket.gethostname(), os.getpid(), str(model.device),
+                      sum(p.nbytes for p in model.parameters()), one.nbytes * batch * length, peak_process(), device)
+
+
+def peak_process() -> int:
+    """Largest resident size of this process so far, in bytes."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
+
+
+@dataclass(frozen=True)
+class JobReport:
+    """The whole job, as rank 0 saw it."""
+
+    model_name: str
+    world_size: int
+    batch_size: int
+    mode: str  # eager, ge or aclgraph
+    dtype: str
+    generations: list[Generation]
+    ranks: list[RankMemory]
+    seconds_load: float
+    seconds_warm_up: float  # compiling and capturing, before the first batch; 0 in eager mode
+    seconds_generate: float  # all batches
+    timed: bool = True  # False on the host NPU, whose times mean nothing and are shown nowhere
+
+    @property
+    def new_tokens(self) -> int:
+        return sum(len(g.token_ids) for g in self.generations)
+
+    @property
+    def seconds_first(self) -> float:
+        """Median time to the first token."""
+        return statistics.median(g.seconds_first for g in self.generations)
+
+    @property
+    def seconds_per_token(self) -> float:
+        """Median time per output token after the first; 0 where there was none."""
+        found = [g.seconds_per_token for g in self.generations if g.seconds_per_token]
+        return statistics.median(found) if found else 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """New tokens of all sequences over the time of all batches, prefill included."""
+        return self.new_tokens / self.seconds_generate
+
+    def to_dict(self) -> dict[str, Any]:
+        names = ("new_tokens", "seconds_first", "seconds_per_token", "tokens_per_second")
+        values = asdict(self) | {name: getattr(self, name) for name in names}
+        return values if self.timed else _without_times(values)
+
+    def summary(self) -> str:
+        """A few lines for a terminal."""
+        from tabulate import tabulate
+
+        prompt = sum(g.prompt_tokens for g in self.generations)
+        ranks = "1 rank" if self.world_size == 1 else f"{self.world_size} ranks"
+        lines = [f"{self.model_name}: {ranks}, batch {self.batch_size}, {self.mode}, {self.dtype}",
+                 f"{prompt} prompt tokens, {self.new_tokens} new; {self._times()}",
+                 tabulate([(r.rank, r.host, r.process, r.device, *_mib(r)) for r in self.ranks],
+                          ("rank", "host", "process", "device", "weights, MiB", "KV cache", "peak process",
+                           "peak device"), disable_numparse=True, stralign="right")]
+        return "\n".join(lines)
+
+    def _times(self) -> str:
+        if not self.timed:
+            return "the device is a stand-in, and its times are not shown"
+        pace = "no further token"
+        if self.seconds_per_token:
+            pace = f"{self.seconds_per_token * 1e3:.2f} ms per output token"
+        compiled = f", compiled in {self.seconds_warm_up:.1f} s" if self.seconds_warm_up else ""
+        return (f"first token after {self.seconds_first * 1e3:.1f} ms; {pace}; {self.tokens_per_second:.1f} tokens/s; "
+                f"loaded in {self.seconds_load:.1f} s{compiled}")
+
+
+def _without_times(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _without_times(v) for k, v in value.items() if "second" not in k}
+    return [_without_times(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def _mib(r: RankMemory) -> Sequence[str]:
+    return [f"{n / 2**20:.2f}" for n in (r.parameters, r.cache, r.peak_process)] + [
+        f"{r.peak_device / 2**20:.2f}" if r.peak_device else "–"]

@@ -1,0 +1,301 @@
+/* A stand-in for the part of CANN's C API that torch_npu and torchair call. Device memory is host memory, asynchronous
+ * calls are carried out at once. Here is every function whose result somebody looks at; library.py generates the others
+ * as "return 0". A computation is never answered with success unless it was done: see the single operators below.
+ *
+ * DSV3_HOSTNPU_TRACE=1 prints the generated functions as they are called; DSV3_HOSTNPU_SOC and DSV3_HOSTNPU_CANN set the
+ * chip and the CANN version that torch_npu is told (they decide branches in it).
+ */
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#define API __attribute__((visibility("default")))
+#define OK 0
+#define BAD_ARGUMENT 107000
+#define OUT_OF_MEMORY 207001
+#define REPLAY_ERROR 507018  /* what a failing kernel looks like to torch_npu */
+#define CAPTURE_ERROR 107030 /* a call that the device refuses while capturing */
+#define NOT_SUPPORTED 500002
+#define HCCL_ERROR 4
+
+void hostcann_trace(const char *name) {
+  if (getenv("DSV3_HOSTNPU_TRACE")) fprintf(stderr, "[cann_host] %s\n", name);
+}
+
+/* ---- towards Python: graph capture and replay ---- */
+enum { EV_CAPTURE_BEGIN = 1, EV_CAPTURE_END, EV_EXECUTE, EV_DESTROY, EV_GROUP_BEGIN, EV_GROUP_END, EV_UPDATE_BEGIN,
+       EV_UPDATE_END, EV_COPY, EV_FILL, EV_WAIT, EV_RECORD, EV_SYNC };
+typedef int (*event_cb)(int event, uint64_t a, uint64_t b, uint64_t c);
+static event_cb on_event;
+API void hostcann_set_callback(event_cb cb) { on_event = cb; }
+static int emit(int event, uint64_t a, uint64_t b, uint64_t c) { return on_event ? on_event(event, a, b, c) : OK; }
+
+static uint64_t next_model = 1, capturing, next_group = 1, open_group, updating; /* 0: none */
+API int hostcann_pending; /* set from Python: a replay waits for a task update */
+
+/* ---- the text that torch_npu adds to an error code ---- */
+static char refused[256];
+API void hostcann_set_error(const char *text) { snprintf(refused, sizeof refused, "%s", text); }
+API const char *aclGetRecentErrMsg(void) { return refused; }
+
+/* ---- devices ---- */
+static uint32_t devices = 1;
+static __thread int current_device;
+API void hostcann_set_devices(uint32_t n) { devices = n; }
+API int aclrtGetDeviceCount(uint32_t *n) { *n = devices; return OK; }
+API int aclrtGetDevice(int *d) { *d = current_device; return OK; }
+API int aclrtSetDevice(int d) {
+  if (d < 0 || (uint32_t)d >= devices) return BAD_ARGUMENT;
+  current_device = d;
+  return OK;
+}
+API const char *aclrtGetSocName(void) { const char *s = getenv("DSV3_HOSTNPU_SOC"); return s ? s : "Ascend910B4"; }
+API int aclrtGetCurrentContext(void **c) { *c = (void *)(intptr_t)(1 + current_device); return OK; }
+API int aclrtGetDeviceInfo(uint32_t d, int attribute, int64_t *v) { *v = 20; return OK; } /* cores, as a 910B4 has */
+API int aclrtGetMemInfo(int attribute, size_t *unused, size_t *total) {
+  *unused = (size_t)60 << 30; *total = (size_t)64 << 30;
+  return OK;
+}
+static int version(char *v, size_t n) { /* none: every "at least version x" is false */
+  const char *s = getenv("DSV3_HOSTNPU_CANN");
+  if (!s) return 100000;
+  memset(v, 0, n); snprintf(v, 128, "%s", s);
+  return OK;
+}
+API int aclsysGetCANNVersion(int package, char *v) { return version(v, 512); } /* char version[128], major[64], ... */
+API int aclsysGetVersionStr(const char *package, char *v) { return version(v, 128); }
+
+/* ---- memory ---- */
+static int host_alloc(void **p, size_t n) {
+  *p = aligned_alloc(512, (n + 511) / 512 * 512 + 512);
+  return *p ? OK : OUT_OF_MEMORY;
+}
+API int aclrtMalloc(void **p, size_t n, int policy) { return host_alloc(p, n); }
+API int aclrtMallocAlign32(void **p, size_t n, int policy) { return host_alloc(p, n); }
+API int aclrtMallocHost(void **p, size_t n) { return host_alloc(p, n); }
+API int aclrtMallocHostWithCfg(void **p, size_t n, void *cfg) { return host_alloc(p, n); }
+API int aclrtFree(void *p) { free(p); return OK; }
+API int aclrtFreeHost(void *p) { free(p); return OK; }
+/* Virtual memory (expandable segments): not here, and not silently so. */
+API int aclrtReserveMemAddress(void **p, size_t n, size_t align, void *want, uint64_t flags) { return NOT_SUPPORTED; }
+API int aclrtMallocPhysical(void **handle, size_t n, const void *prop, uint64_t flags) { return NOT_SUPPORTED; }
+API int aclrtDeviceCanAccessPeer(int32_t *can, int32_t a, int32_t b) { *can = 1; return OK; }
+static int sync_point(void) { /* the host is about to look at results */
+  if (capturing) {
+    snprintf(refused, sizeof refused, "the host waits for the device while a graph is captured: nothing was computed "
+             "that it could read (a hidden synchronisation: .item(), .tolist(), .cpu(), bool(tensor), nonzero)");
+    return CAPTURE_ERROR;
+  }
+  if (hostcann_pending) return emit(EV_SYNC, 0, 0, 0) ? REPLAY_ERROR : OK;
+  return OK;
+}
+API int aclrtMemcpy(void *d, size_t room, const void *s, size_t n, int kind) {
+  if (n > room) return BAD_ARGUMENT;
+  if (hostcann_pending && sync_point()) return REPLAY_ERROR;
+  memmove(d, s, n);
+  return OK;
+}
+API int aclrtMemcpyAsync(void *d, size_t room, const void *s, size_t n, int kind, void *stream) {
+  if (n > room) return BAD_ARGUMENT;
+  if (capturing) return emit(EV_COPY, (uint64_t)d, (uint64_t)s, n) ? CAPTURE_ERROR : OK;
+  if (hostcann_pending && sync_point()) return REPLAY_ERROR;
+  memmove(d, s, n);
+  return OK;
+}
+API int aclrtMemset(void *d, size_t room, int v, size_t n) {
+  if (n > room) return BAD_ARGUMENT;
+  memset(d, v, n);
+  return OK;
+}
+API int aclrtMemsetAsync(void *d, size_t room, int v, size_t n, void *stream) {
+  if (n > room) return BAD_ARGUMENT;
+  if (capturing) return emit(EV_FILL, (uint64_t)d, (uint64_t)v, n) ? CAPTURE_ERROR : OK;
+  memset(d, v, n);
+  return OK;
+}
+
+/* ---- streams and events ---- */
+API int aclrtSynchronizeStream(void *s) { return sync_point(); }
+API int aclrtSynchronizeStreamWithTimeout(void *s, int ms) { return sync_point(); }
+API int aclrtSynchronizeDevice(void) { return sync_point(); }
+API int aclrtSynchronizeDeviceWithTimeout(int ms) { return sync_point(); }
+struct stream { int32_t id; };
+struct event { struct timespec t; uint64_t model; int external; };
+static int32_t next_stream;
+API int aclrtCreateStreamWithConfig(void **s, uint32_t priority, uint32_t flag) {
+  struct stream *x = calloc(1, sizeof *x);
+  x->id = ++next_stream; *s = x;
+  return OK;
+}
+API int aclrtCreateStream(void **s) { return aclrtCreateStreamWithConfig(s, 0, 0); }
+API int aclrtStreamGetId(void *s, int32_t *id) { *id = s ? ((struct stream *)s)->id : 0; return OK; }
+API int aclrtStreamQuery(void *s, int *status) { *status = 0; return OK; }
+API int aclrtCreateEventExWithFlag(void **e, uint32_t flag) { *e = calloc(1, sizeof(struct event)); return OK; }
+API int aclrtCreateEventWithFlag(void **e, uint32_t flag) { return aclrtCreateEventExWithFlag(e, flag); }
+API int aclrtDestroyEvent(void *e) { free(e); return OK; }
+API int aclrtRecordEvent(void *event, void *stream) {
+  struct event *e = event;
+  clock_gettime(CLOCK_MONOTONIC, &e->t);
+  if (capturing) e->model = capturing;
+  else if (e->external) return emit(EV_RECORD, (uint64_t)e, 0, 0) ? REPLAY_ERROR : OK;
+  return OK;
+}
+API int aclrtStreamWaitEvent(void *stream, void *event) {
+  struct event *e = event; /* not recorded in this capture: it comes from outside */
+  if (capturing && e->model != capturing) { e->external = 1; emit(EV_WAIT, (uint64_t)e, 0, 0); }
+  return OK;
+}
+API int aclrtQueryEventStatus(void *e, int *s) { *s = 1; return OK; }
+API int aclrtQueryEventWaitStatus(void *e, int *s) { *s = 1; return OK; }
+API int aclrtEventElapsedTime(float *ms, void *start, void *end) { /* host time, not device time */
+  struct event *x = start, *y = end;
+  *ms = (float)((y->t.tv_sec - x->t.tv_sec) * 1e3 + (y->t.tv_nsec - x->t.tv_nsec) / 1e6);
+  return OK;
+}
+
+/* ---- graph capture: its state is here, its contents are in Python ---- */
+API int aclmdlRICaptureBegin(void *s, int mode) {
+  capturing = next_model++;
+  return emit(EV_CAPTURE_BEGIN, capturing, 0, 0) ? CAPTURE_ERROR : OK;
+}
+API int aclmdlRICaptureGetInfo(void *s, int *status, void **model) {
+  *status = capturing != 0; *model = (void *)capturing;
+  return OK;
+}
+API int aclmdlRICaptureEnd(void *s, void **model) {
+  int failed = emit(EV_CAPTURE_END, capturing, 0, 0);
+  *model = (void *)capturing; capturing = 0;
+  return failed ? CAPTURE_ERROR : OK;
+}
+API int aclmdlRIExecuteAsync(void *model, void *s) { return emit(EV_EXECUTE, (uint64_t)model, 0, 0) ? REPLAY_ERROR : OK; }
+API int aclmdlRIDestroy(void *model) { return emit(EV_DESTROY, (uint64_t)model, 0, 0) ? REPLAY_ERROR : OK; }
+API int aclmdlRICaptureTaskGrpBegin(void *s) {
+  open_group = next_group++;
+  return emit(EV_GROUP_BEGIN, open_group, 0, 0) ? CAPTURE_ERROR : OK;
+}
+API int aclmdlRICaptureTaskGrpEnd(void *s, void **handle) {
+  int failed = emit(EV_GROUP_END, open_group, 0, 0);
+  *handle = (void *)open_group; open_group = 0;
+  return failed ? CAPTURE_ERROR : OK;
+}
+API int aclmdlRICaptureTaskUpdateBegin(void *s, void *handle) {
+  updating = (uint64_t)handle;
+  return emit(EV_UPDATE_BEGIN, updating, 0, 0) ? REPLAY_ERROR : OK;
+}
+API int aclmdlRICaptureTaskUpdateEnd(void *s) {
+  int failed = emit(EV_UPDATE_END, updating, 0, 0);
+  updating = 0;
+  return failed ? REPLAY_ERROR : OK;
+}
+
+/* ---- single operators, which torch_npu's own code launches past PyTorch's dispatcher ----
+ * Python carries out the few it knows. The others are refused by name: 0 would mean results that were never computed. */
+struct desc { int32_t dtype, ndim, format; int64_t dims[16]; };
+struct buffer { void *data; size_t size; };
+typedef int (*launch_cb)(const char *op, int n_in, struct desc **in, struct buffer **in_data, int n_out,
+                         struct desc **out, struct buffer **out_data);
+static launch_cb on_launch;
+API void hostcann_set_launch(launch_cb cb) { on_launch = cb; }
+API void *aclCreateTensorDesc(int dtype, int n, const int64_t *dims, int format) {
+  struct desc *d = calloc(1, sizeof *d);
+  d->dtype = dtype; d->ndim = n; d->format = format;
+  for (int i = 0; i < n && i < 16; i++) d->dims[i] = dims[i];
+  return d;
+}
+API void aclDestroyTensorDesc(void *d) { free(d); }
+API void *aclCreateDataBuffer(void *data, size_t size) {
+  struct buffer *b = calloc(1, sizeof *b);
+  b->data = data; b->size = size;
+  return b;
+}
+API int32_t aclGetTensorDescType(const struct desc *d) { return d->dtype; }
+API int32_t aclGetTensorDescFormat(const struct desc *d) { return d->format; }
+API size_t aclGetTensorDescNumDims(const struct desc *d) { return d->ndim; }
+API int aclGetTensorDescDimV2(const struct desc *d, size_t i, int64_t *size) {
+  if (i >= (size_t)d->ndim) return BAD_ARGUMENT;
+  *size = d->dims[i];
+  return OK;
+}
+API int aclDestroyDataBuffer(void *b) { free(b); return OK; }
+API int aclopCompileAndExecute(const char *op, int n_in, struct desc **in, struct buffer **in_data, int n_out,
+                               struct desc **out, struct buffer **out_data) {
+  if (on_launch && on_launch(op, n_in, in, in_data, n_out, out, out_data) == 0) return OK;
+  snprintf(refused, sizeof refused, "the host stand-in has no kernel for the operator %s, launched through aclop", op);
+  return NOT_SUPPORTED;
+}
+API int aclopCompileAndExecuteV2(const char *op, int n_in, struct desc **in, struct buffer **in_data, int n_out,
+                                 struct desc **out, struct buffer **out_data) {
+  return aclopCompileAndExecute(op, n_in, in, in_data, n_out, out, out_data);
+}
+API int rtKernelLaunch(void) { /* a kernel binary for the device's cores */
+  snprintf(refused, sizeof refused, "the host stand-in cannot run a device binary");
+  return NOT_SUPPORTED;
+}
+API size_t aclGetCompileoptSize(int opt) { return 16; }
+API int aclGetCompileopt(int opt, char *v, size_t n) { /* the only option asked for: jit_compile, off on A2 and A3 */
+  memset(v, 0, n); strncpy(v, "disable", n - 1);
+  return OK;
+}
+API int aclGetCannAttributeList(const int **list, size_t *n) { *list = NULL; *n = 0; return OK; }
+
+/* ---- HCCL: a communicator is a name that its ranks share; the data moves in Python (collectives.py) ---- */
+struct comm { char name[128]; uint32_t size, rank; };
+typedef int (*collective_cb)(int kind, const char *name, uint32_t size, uint32_t rank, const void *send, void *recv,
+                             uint64_t count, int dtype, int argument);
+enum { ALL_REDUCE, BROADCAST, ALL_GATHER, REDUCE_SCATTER, ALL_TO_ALL, BARRIER };
+static collective_cb on_collective;
+API void hostcann_set_collective(collective_cb cb) { on_collective = cb; }
+static int collective(int kind, void *comm, const void *send, void *recv, uint64_t count, int dtype, int argument) {
+  struct comm *c = comm;
+  if (!on_collective) return HCCL_ERROR;
+  return on_collective(kind, c->name, c->size, c->rank, send, recv, count, dtype, argument);
+}
+API int HcclGetRootInfo(char *info) { /* 4108 bytes, made by rank 0; torch_npu's store hands them to the others */
+  struct timespec t;
+  clock_gettime(CLOCK_REALTIME, &t);
+  memset(info, 0, 4108);
+  snprintf(info, 128, "host%lld_%ld_%p", (long long)t.tv_sec, t.tv_nsec, (void *)info);
+  return OK;
+}
+API int HcclCommInitRootInfo(uint32_t size, const char *info, uint32_t rank, void **comm) {
+  struct comm *c = calloc(1, sizeof *c);
+  snprintf(c->name, sizeof c->name, "%s", info); c->size = size; c->rank = rank; *comm = c;
+  return OK;
+}
+API int HcclCommInitRootInfoConfig(uint32_t size, const char *info, uint32_t rank, const void *config, void **comm) {
+  return HcclCommInitRootInfo(size, info, rank, comm);
+}
+API int HcclCommDestroy(void *c) { free(c); return OK; }
+API int HcclGetCommName(void *c, char *name) { strcpy(name, ((struct comm *)c)->name); return OK; }
+API int HcclGetCommAsyncError(void *c, int *error) { *error = 0; return OK; }
+API int HcclAllReduce(void *s, void *r, uint64_t n, int type, int op, void *c, void *stream) {
+  return collective(ALL_REDUCE, c, s, r, n, type, op);
+}
+API int HcclBroadcast(void *b, uint64_t n, int type, uint32_t root, void *c, void *stream) {
+  return collective(BROADCAST, c, b, b, n, type, root);
+}
+API int HcclAllGather(void *s, void *r, uint64_t n, int type, void *c, void *stream) {
+  return collective(ALL_GATHER, c, s, r, n, type, 0);
+}
+API int HcclReduceScatter(void *s, void *r, uint64_t n, int type, int op, void *c, void *stream) {
+  return collective(REDUCE_SCATTER, c, s, r, n, type, op);
+}
+API int HcclAlltoAll(void *s, uint64_t n, int type, void *r, uint64_t rn, int rtype, void *c, void *stream) {
+  return collective(ALL_TO_ALL, c, s, r, n, type, 0);
+}
+API int HcclBarrier(void *c, void *stream) { return collective(BARRIER, c, NULL, NULL, 0, 0, 0); }
+/* Others (point to point, unequal sizes) are not here: torch_npu does not find them and says so. */
+
+/* ---- bounded string functions (libc_sec) ---- */
+API int vsnprintf_s(char *b, size_t n, size_t count, const char *f, va_list a) { return vsnprintf(b, n, f, a); }
+API int snprintf_s(char *b, size_t n, size_t count, const char *f, ...) {
+  va_list a;
+  va_start(a, f);
+  int r = vsnprintf(b, n, f, a);
+  va_end(a);
+  return r;
+}
+API int strcpy_s(char *d, size_t n, const char *s) { snprintf(d, n, "%s", s); return OK; }

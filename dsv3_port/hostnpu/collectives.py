@@ -1,0 +1,99 @@
+"""HCCL on the host: torch_npu's ProcessGroupHCCL is real, the data moves through gloo.
+
+A communicator is a name that its ranks share (cann_host.c); each gets a gloo group of that name over the store of the
+default process group.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import datetime
+import traceback
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from . import kernels, library
+
+# HcclDataType and HcclReduceOp, in their order
+DTYPES = (torch.int8, torch.int16, torch.int32, torch.float16, torch.float32, torch.int64, torch.uint64, torch.uint8,
+          torch.uint16, torch.uint32, torch.float64, torch.bfloat16)
+REDUCTIONS: tuple[Any, ...] = (dist.ReduceOp.SUM, dist.ReduceOp.PRODUCT, dist.ReduceOp.MAX, dist.ReduceOp.MIN)
+ALL_REDUCE, BROADCAST, ALL_GATHER, REDUCE_SCATTER, ALL_TO_ALL, BARRIER = range(6)  # the enum of cann_host.c
+HCCL_E_INTERNAL = 4
+TIMEOUT = datetime.timedelta(minutes=5)
+_groups: dict[str, Any] = {}
+_callback: Any = None  # must live as long as the process
+
+
+def _group(name: str, size: int, rank: int) -> Any:
+    if name not in _groups:
+        store = dist.PrefixStore(name, dist.distributed_c10d._get_default_store())
+        _groups[name] = dist.ProcessGroupGloo(store, rank, size, TIMEOUT)
+    return _groups[name]
+
+
+def _tensor(address: int, count: int, dtype: torch.dtype) -> Tensor:
+    return kernels.at_address(address, count * dtype.itemsize, dtype, (count,), (1,))
+
+
+def _gathered(group: Any, mine: Tensor, size: int) -> list[Tensor]:
+    parts = [torch.empty_like(mine) for _ in range(size)]
+    group.allgather([parts], [mine]).wait()
+    return parts
+
+
+def _reduced(group: Any, value: Tensor, reduction: int) -> Tensor:
+    options = dist.AllreduceOptions()
+    options.reduceOp = REDUCTIONS[reduction]
+    group.allreduce([value], options).wait()
+    return value
+
+
+def _move(kind: int, group: Any, size: int, rank: int, send: int, recv: int, count: int, dtype: torch.dtype,
+          argument: int) -> None:
+    """One collective on host memory; `count` elements of each rank, `argument` the reduction or the root."""
+    if kind == BARRIER:
+        group.barrier().wait()
+    elif kind == BROADCAST:
+        options = dist.BroadcastOptions()
+        options.rootRank, options.rootTensor = argument, 0
+        group.broadcast([_tensor(recv, count, dtype)], options).wait()
+    elif kind == ALL_REDUCE:
+        value = _tensor(send, count, dtype).clone()
+        _tensor(recv, count, dtype).copy_(_reduced(group, value, argument))
+    elif kind == ALL_GATHER:
+        mine = _tensor(send, count, dtype).clone()
+        _tensor(recv, count * size, dtype).copy_(torch.cat(_gathered(group, mine, size)))
+    elif kind == REDUCE_SCATTER:
+        value = _reduced(group, _tensor(send, count * size, dtype).clone(), argument)
+        _tensor(recv, count, dtype).copy_(value[rank * count : (rank + 1) * count])
+    else:
+        mine = _tensor(send, count * size, dtype).clone()
+        parts = [part[rank * count : (rank + 1) * count] for part in _gathered(group, mine, size)]
+        _tensor(recv, count * size, dtype).copy_(torch.cat(parts))
+
+
+def _on_collective(kind: int, name: bytes, size: int, rank: int, send: int, recv: int, count: int, dtype: int,
+                   argument: int) -> int:
+    try:
+        args = (kind, _group(name.decode(), size, rank), size, rank, send, recv, count, DTYPES[dtype], argument)
+        if kernels.recorder.capturing():
+            kernels.recorder.record(_move, args, {}, [])
+        else:
+            kernels.recorder.flush()
+            _move(*args)
+        return 0
+    except BaseException:  # cannot cross the C frames; torch_npu raises for the code
+        traceback.print_exc()
+        return HCCL_E_INTERNAL
+
+
+def install() -> None:
+    global _callback
+    c = ctypes
+    _callback = c.CFUNCTYPE(c.c_int, c.c_int, c.c_char_p, c.c_uint32, c.c_uint32, c.c_void_p, c.c_void_p, c.c_uint64,
+                            c.c_int, c.c_int)(_on_collective)
+    library.loaded().hostcann_set_collective(_callback)

@@ -1,0 +1,158 @@
+"""aten operators on device npu give what they give on the CPU, to the last bit: the kernels are the same."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._pytree import tree_flatten
+
+Case = Callable[[Tensor, Tensor, Tensor], Any]  # x, y [4, 6] and an index [3] of rows
+CASES: dict[str, Case] = {
+    "add": lambda x, y, i: x + y,
+    "add_ scaled": lambda x, y, i: x.add_(y, alpha=2),
+    "out=": lambda x, y, i: torch.mul(x, y, out=x.new_empty(0)),
+    "out= resized": lambda x, y, i: torch.add(x, y, out=x.new_empty(4, 6)),
+    "matmul": lambda x, y, i: x @ y.t(),
+    "linear": lambda x, y, i: F.linear(x, y, y[:, 0]),
+    "bmm": lambda x, y, i: torch.bmm(x.view(2, 2, 6), y.view(2, 6, 2)),
+    "softmax": lambda x, y, i: x.softmax(-1),
+    "silu": lambda x, y, i: F.silu(x),
+    "topk": lambda x, y, i: x.topk(3, -1),
+    "sort": lambda x, y, i: x.sort(dim=-1, stable=True),
+    "gather": lambda x, y, i: x.gather(1, i[None].expand(4, 3)),
+    "index": lambda x, y, i: x[i],
+    "index_put": lambda x, y, i: x.index_put_((i,), y[:3]),
+    "index_copy": lambda x, y, i: x.index_copy(0, i, y[:3]),
+    "index_add": lambda x, y, i: x.index_add(0, i, y[:3]),
+    "scatter": lambda x, y, i: x.scatter(1, i[None].expand(4, 3), y[:, :3]),
+    "slice assignment": lambda x, y, i: x[:, 1:3].copy_(y[:, :2]) + x[:, 1:3],
+    "masked_fill": lambda x, y, i: x.masked_fill(y > 0, -torch.inf),
+    "where": lambda x, y, i: torch.where(x > y, x, y),
+    "transposed view": lambda x, y, i: x.t().contiguous() + y.t(),
+    "cat": lambda x, y, i: torch.cat((x, y), 1),
+    "stack": lambda x, y, i: torch.stack((x, y)),
+    "chunk": lambda x, y, i: x.chunk(2, -1),
+    "cumsum": lambda x, y, i: x.cumsum(1),
+    "mean": lambda x, y, i: x.mean(-1, keepdim=True),
+    "to half and back": lambda x, y, i: x.to(torch.float16).to(torch.bfloat16).float(),
+    "one_hot": lambda x, y, i: F.one_hot(i, 4),
+    "pad": lambda x, y, i: F.pad(x, (1, 2)),
+    "embedding": lambda x, y, i: F.embedding(i, x),
+    "layer_norm": lambda x, y, i: F.layer_norm(x, (6,)),
+    "cross_entropy": lambda x, y, i: F.cross_entropy(x[:3], i),
+    "arange": lambda x, y, i: torch.arange(5, device=x.device, dtype=torch.int32),
+    "full": lambda x, y, i: torch.full((2, 3), 7.0, device=x.device),
+    "triu": lambda x, y, i: x.triu(1),
+    "nonzero": lambda x, y, i: (x > 0).nonzero(),
+    "bool any": lambda x, y, i: (x > 10).any(),
+    "repeat_interleave": lambda x, y, i: x.repeat_interleave(2, 0),
+    "argmax": lambda x, y, i: x.argmax(-1),
+    "bincount": lambda x, y, i: torch.bincount(i, minlength=4),
+    "complex": lambda x, y, i: torch.view_as_real(torch.view_as_complex(x.view(4, 3, 2)) * 1j),
+    "float8": lambda x, y, i: x.to(torch.float8_e4m3fn).float(),
+    "foreach": lambda x, y, i: torch._foreach_add([x, y], 1.0),
+    "empty": lambda x, y, i: x[:0] @ y[:, :0].new_empty(6, 0),
+    "zeros_like": lambda x, y, i: torch.zeros_like(x) + torch.ones_like(y),
+    "expand": lambda x, y, i: (x[:, :1].expand(4, 6) * y).sum(),
+}
+
+
+def inputs(dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(4, 6, generator=generator).to(dtype), torch.randn(4, 6, generator=generator).to(dtype),
+            torch.tensor([2, 0, 3])]
+
+
+def assert_same(on_npu: Any, on_cpu: Any) -> None:
+    got, tree = tree_flatten(on_npu)
+    wanted, other = tree_flatten(on_cpu)
+    assert str(tree) == str(other)
+    for a, b in zip(got, wanted, strict=True):
+        assert a.device.type == "npu" and a.dtype == b.dtype and a.shape == b.shape
+        assert torch.equal(a.cpu(), b)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_equal_to_cpu(name: str) -> None:
+    on_cpu = CASES[name](*inputs())
+    args = [t.npu() for t in inputs()]
+    assert_same(CASES[name](*args), on_cpu)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_inputs_change_as_on_cpu(name: str) -> None:
+    cpu, npu = inputs(), [t.npu() for t in inputs()]
+    CASES[name](*cpu)
+    CASES[name](*npu)
+    for a, b in zip(npu, cpu, strict=True):
+        assert torch.equal(a.cpu(), b)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["matmul", "linear", "bmm", "softmax", "silu", "mean", "layer_norm", "index"])
+def test_sixteen_bits(name: str, dtype: torch.dtype) -> None:
+    assert_same(CASES[name](*[t.npu() for t in inputs(dtype)]), CASES[name](*inputs(dtype)))
+
+
+def test_training_step() -> None:
+    torch.manual_seed(0)
+    cpu = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.GELU(), torch.nn.LayerNorm(8), torch.nn.Linear(8, 2))
+    npu = copy.deepcopy(cpu).npu()
+    for model in (cpu, npu):
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(inputs()[0].to(next(model.parameters()).device)).square().mean().backward()
+            optimizer.step()
+    for a, b in zip(npu.parameters(), cpu.parameters(), strict=True):
+        assert torch.equal(a.cpu(), b)
+
+
+def test_random_numbers_are_reproducible() -> None:
+    draws = []
+    for _ in range(2):
+        torch.npu.manual_seed(3)
+        generator = torch.Generator(device="npu").manual_seed(5)
+        draws.append((torch.rand(4, device="npu", generator=generator).cpu(),
+                      torch.multinomial(torch.ones(8, device="npu"), 3, generator=generator).cpu()))
+    assert torch.equal(draws[0][0], draws[1][0]) and torch.equal(draws[0][1], draws[1][1])
+
+
+def test_saved_and_copied(tmp_path: Any) -> None:
+    x = inputs()[0].npu()
+    buffer = io.BytesIO()
+    torch.save(x, buffer)
+    buffer.seek(0)
+    for y in (copy.deepcopy(x), pickle.loads(pickle.dumps(x)), torch.load(buffer, weights_only=True)):
+        assert y.device.type == "npu" and y.data_ptr() != x.data_ptr() and torch.equal(x.cpu(), y.cpu())
+
+
+def test_threads() -> None:
+    results: list[bool] = []
+
+    def work(seed: int) -> None:
+        x = torch.full((64, 64), float(seed))
+        on_npu = x.npu()
+        results.extend(torch.equal((on_npu @ on_npu).cpu(), x @ x) for _ in range(20))
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 80 and all(results)
+
+
+def test_what_has_no_kernel_says_its_name() -> None:
+    with pytest.raises((RuntimeError, NotImplementedError), match="npu_fusion_attention"):
+        q = torch.randn(1, 16, 128, 64, device="npu", dtype=torch.float16, requires_grad=True)
+        F.scaled_dot_product_attention(q, q, q).sum().item()

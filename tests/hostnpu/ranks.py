@@ -1,0 +1,62 @@
+"""What the ranks of test_collectives.py do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from dsv3_port import PortPlan, load_model
+from dsv3_port.errors import PortError
+from dsv3_port.parallel import SINGLE, TensorParallel, all_gather
+
+TINY = Path(__file__).parents[2] / "data" / "tiny-dsv3"
+
+
+def collectives(parallel: TensorParallel) -> dict[str, Any]:
+    rank, size = parallel.rank, parallel.world_size
+    x = torch.full((2,), float(rank + 1), device="npu")
+    maximum, root, number = x.clone(), x.clone(), torch.tensor([rank + 1], device="npu")
+    dist.all_reduce(maximum, dist.ReduceOp.MAX)
+    dist.all_reduce(number)
+    dist.broadcast(root, 1)
+    listed = [torch.empty_like(x) for _ in range(size)]
+    dist.all_gather(listed, x)
+    gathered = x.new_empty(2 * size)
+    all_gather(gathered, x)
+    assert gathered.tolist() == torch.cat(listed).tolist()
+    part, sent = x.new_empty(1), x.new_empty(2)
+    scatter = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)
+    scatter(part, torch.arange(2.0, device="npu") * (rank + 1))
+    dist.all_to_all_single(sent, torch.arange(2.0, device="npu") + 10 * rank)
+    dist.barrier()
+    return {"device": str(x.device), "backend": dist.get_backend(),
+            "all_reduce": parallel.all_reduce(x.clone()).tolist(), "maximum": maximum.tolist(),
+            "all_gather_last": parallel.all_gather_last(x.view(1, 2)).tolist(),
+            "all_gather": [t.tolist() for t in listed], "broadcast": root.tolist(), "int64": number.tolist(),
+            "reduce_scatter": part.tolist(), "all_to_all": sent.tolist()}
+
+
+def tokens(parallel: TensorParallel) -> list[int]:
+    """Eight greedy tokens of the embedded model."""
+    model = load_model(TINY, PortPlan.full().replace(graph="eager"), "npu", "float32", parallel)
+    ids = torch.arange(3, 12, device="npu")[None]
+    cache = model.new_cache(1, 32)
+    found = []
+    token = model(ids, torch.ones_like(ids), cache)[:, -1:].argmax(-1)
+    for _ in range(8):
+        found.append(int(token))
+        token = model(token, cache=cache)[:, -1:].argmax(-1)
+    return found
+
+
+def one() -> list[int]:
+    return tokens(SINGLE)
+
+
+def second_fails(parallel: TensorParallel) -> None:
+    if parallel.rank == 1:
+        raise PortError("the second rank has had enough")
+    parallel.all_reduce(torch.ones(1, device="npu"))

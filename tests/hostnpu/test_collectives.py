@@ -1,0 +1,42 @@
+"""torch_npu's HCCL process group over the stand-in: ranks in processes of their own."""
+
+from __future__ import annotations
+
+from .processes import needs_torch_npu, output
+
+pytestmark = needs_torch_npu
+
+RANKS = """
+import dsv3_port.hostnpu as h
+from dsv3_port.parallel import run_ranks
+from tests.hostnpu.ranks import {name}
+h.enable()
+for result in run_ranks({name}, {size}, device='npu'): print(result)
+"""
+
+
+def test_two_ranks() -> None:
+    first, second = (eval(line) for line in output(RANKS.format(name="collectives", size=2)).splitlines())
+    for rank, got in enumerate((first, second)):
+        assert got["device"] == f"npu:{rank}" and got["backend"] == "hccl"
+        assert got["all_reduce"] == [3.0, 3.0] and got["maximum"] == [2.0, 2.0]
+        assert got["all_gather_last"] == [[1.0, 1.0, 2.0, 2.0]]
+        assert got["all_gather"] == [[1.0, 1.0], [2.0, 2.0]]
+        assert got["broadcast"] == [2.0, 2.0]
+        assert got["reduce_scatter"] == [3.0 * rank] and got["int64"] == [3]
+        assert got["all_to_all"] == [float(rank), 10.0 + rank]
+
+
+def test_model_over_two_ranks_equals_the_model_on_one() -> None:
+    whole, *parts = (eval(line) for line in output(RANKS.format(name="tokens", size=2) + """
+from tests.hostnpu.ranks import one
+print(one())
+""").splitlines()[::-1])
+    assert len(parts) == 2 and parts[0] == parts[1] == whole and len(whole) == 8
+
+
+def test_a_rank_that_fails_is_named() -> None:
+    code = RANKS.format(name="second_fails", size=2).replace("for result", "from dsv3_port.errors import PortError\n"
+                                                              "try:\n  for result").replace(
+        "print(result)", "print(result)\nexcept PortError as error: print(error)")
+    assert "rank 1 of 2" in output(code) and "the second" in output(code)

@@ -1,0 +1,35 @@
+"""Runs the files of inside/, each in a process in which the host NPU is enabled (plugin enabled.py): it stays so."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .processes import ROOT, needs_torch_npu
+
+INSIDE = Path(__file__).with_name("inside")
+FILES = sorted(file.name for file in INSIDE.glob("check_*.py"))
+
+
+def check(file: str, **environment: str) -> None:
+    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p",
+                           "tests.hostnpu.enabled", str(INSIDE / file)],
+                          capture_output=True, text=True, cwd=ROOT, env=os.environ | environment, timeout=900)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
+    assert " passed" in done.stdout
+
+
+@needs_torch_npu
+@pytest.mark.parametrize("file", FILES)
+def test_inside(file: str) -> None:
+    check(file)
+
+
+@needs_torch_npu
+def test_operators_with_a_cann_version() -> None:
+    """torch_npu asks for CANN's version and takes other branches from 8.5 and 9.0 on; without one, none of them."""
+    check("check_operators.py", DSV3_HOSTNPU_CANN="9.0.0")
