@@ -26,7 +26,7 @@ from ..model.cache import Cache
 from ..model.decoder import DeepseekV3
 from ..ops import dispatch
 
-_MATMULS = {"linear", "matmul", "head_matmul", "bmm", "mm"}
+_MATMULS = {"linear", "matmul", "head_matmul", "shared_scores", "bmm", "mm"}
 # no kernel behind them: views and metadata
 _VIEWS = {"getitem", "view", "view_as", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "transpose", "t",
           "permute", "expand", "split", "chunk", "as_strided", "detach", "numel", "size", "dim", "narrow"}
@@ -63,8 +63,9 @@ class Watched:
 @contextlib.contextmanager
 def _opaque_operators() -> Iterator[None]:
     """Within it Dynamo puts each operator of ops/dispatch.py into the graph as one node and does not look inside."""
+    products = ("linear", "head_matmul", "shared_scores", "attention")
     names = [n for n, f in vars(dispatch).items() if callable(f) and not n.startswith("_")
-             and (n.startswith(("npu_", "scatter_update")) or n in ("linear", "head_matmul", "attention"))]
+             and (n.startswith(("npu_", "scatter_update")) or n in products)]
     with contextlib.ExitStack() as stack:
         for name in names:
             function = getattr(dispatch, name)
