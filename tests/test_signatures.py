@@ -89,7 +89,7 @@ def test_a_folder_without_wheels_is_said(tmp_path, capsys):
 def test_the_recorded_result_belongs_to_this_code():
     """The operators, the calls and the judgements are those of now; run ci/signatures.py again if not."""
     made, names = signatures.calls(), signatures.operators()
-    assert RESULT["called_by_model"] == sorted(made)
+    assert RESULT["called_by_model"] == sorted(made.keys() & set(names))
     for version in RESULT["versions"]:
         assert sorted(version["operators"]) == names
         for name, found in version["operators"].items():
