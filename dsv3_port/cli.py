@@ -17,6 +17,7 @@ from .engine.settings import TABLE
 from .errors import PortError
 from .lab.doctor import import_torch
 
+DEVICE_HELP = "auto, cpu, cuda, npu or host-npu"
 PLAN_HELP = "full, upstream, upto:STEP, or step ids separated by commas (`dsv3-port plan --steps` lists them)"
 Command = Callable[[argparse.Namespace], int]
 
@@ -80,7 +81,7 @@ def _infer(p: argparse.ArgumentParser) -> None:
                    help="through the chat template, as --tokenizer-mode chat")
     p.add_argument("--pad", action="store_true", help="pad every prompt to INPUT_MAX_LEN in eager mode too")
     p.add_argument("--plan", default="full", help=PLAN_HELP)
-    p.add_argument("--device", default="auto", help="auto, cpu, cuda, npu or host-npu")
+    p.add_argument("--device", default="auto", help=DEVICE_HELP)
     p.add_argument("--dtype", help="float32, bfloat16 or float16 (default: float32 on cpu, else bfloat16)")
     p.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
     p.add_argument("--seed", type=int, default=0, help="of the draws with a temperature")
@@ -91,7 +92,7 @@ def _infer(p: argparse.ArgumentParser) -> None:
 
 def _bench(p: argparse.ArgumentParser) -> None:
     p.add_argument("--profile", default="w1", help="a preset (random weights, made once) or a checkpoint folder")
-    p.add_argument("--device", default="auto", help="auto, cpu, cuda, npu or host-npu")
+    p.add_argument("--device", default="auto", help=DEVICE_HELP)
     p.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16 (default: %(default)s)")
     p.add_argument("--context", type=int, default=1024, help="cached positions of a decode step (default: %(default)s)")
     p.add_argument("--batch", type=int, default=1, help="sequences (default: %(default)s)")
@@ -110,7 +111,7 @@ def _compare(p: argparse.ArgumentParser) -> None:
     p.add_argument("b", nargs="?", help="another one, or the word transformers (default: the same folder)")
     p.add_argument("--plan-a", default="full", help=PLAN_HELP)
     p.add_argument("--plan-b", default="upstream", help="likewise for b (default: %(default)s)")
-    p.add_argument("--device", default="auto", help="auto, cpu, cuda, npu or host-npu")
+    p.add_argument("--device", default="auto", help=DEVICE_HELP)
     p.add_argument("--dtype", help="float32, bfloat16 or float16 (default: float32 on cpu, else bfloat16)")
     p.add_argument("--prompt", action="append", help="text to run through both (default: random tokens)")
     p.add_argument("--tokens", type=int, default=24, help="random tokens, two rows of them (default: %(default)s)")
@@ -121,7 +122,7 @@ def _compare(p: argparse.ArgumentParser) -> None:
 def _tutorial(p: argparse.ArgumentParser) -> None:
     p.add_argument("--only", action="append", metavar="N,N", help="these notebooks only, by number or name")
     p.add_argument("--profile", default="tiny", help="a file of ci/profiles, or a path (default: %(default)s)")
-    p.add_argument("--device", default="auto", help="auto (what the profile says), cpu, cuda, npu or host-npu")
+    p.add_argument("--device", default="auto", help=f"{DEVICE_HELP}; auto is what the profile says")
     p.add_argument("--seed", type=int)
     p.add_argument("--out", metavar="DIR", help="where pages and results go (default: out/ beside notebooks/)")
     p.add_argument("--notebooks", metavar="DIR", help="the notebooks' folder (default: the one of this checkout)")

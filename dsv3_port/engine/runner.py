@@ -23,7 +23,7 @@ from ..weights.checkpoint import Checkpoint
 from ..weights.load import load_weights
 from .graph import compile_steps
 from .settings import environment
-from .tokenizer import Prompt, encode, pad_left
+from .tokenizer import Prompt, check_length, encode, pad_left
 
 DTYPES = {"float32": torch.float32, "fp32": torch.float32, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16,
           "float16": torch.float16, "fp16": torch.float16}
@@ -144,9 +144,7 @@ def _check_rows(model: DeepseekV3, rows: list[list[int]], max_new_tokens: int, l
     if highest >= model.config.vocab_size:
         raise PortError(f"the tokenizer gives id {highest}, the model's vocabulary has {model.config.vocab_size}: "
                         "is tokenizer.json the one that belongs to these weights?")
-    if limit is not None and longest > limit:
-        raise PortError(f"a prompt has {longest} tokens, more than INPUT_MAX_LEN = {limit}: set it higher, or shorten "
-                        "the prompt")
+    check_length(longest, limit)
     positions = model.config.max_position_embeddings
     if longest + max_new_tokens > positions:
         raise PortError(f"a prompt of {longest} tokens and {max_new_tokens} new ones are more than the model's "

@@ -47,13 +47,18 @@ def encode(tokenizer: Any, prompts: Sequence[Prompt], chat: bool = False) -> lis
     return encoded
 
 
+def check_length(longest: int, limit: int | None) -> None:
+    """PortError where a prompt of `longest` tokens is longer than INPUT_MAX_LEN, if there is such a limit."""
+    if limit is not None and longest > limit:
+        raise PortError(f"a prompt has {longest} tokens, more than INPUT_MAX_LEN = {limit}: set it higher, or shorten "
+                        "the prompt")
+
+
 def pad_left(rows: Sequence[Sequence[int]], pad_id: int, length: int | None = None,
              device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
     """Ragged rows -> input_ids [B, S] and attention_mask [B, S]; S is `length`, or that of the longest row."""
     longest = max(len(r) for r in rows)
-    if length is not None and longest > length:
-        raise PortError(f"a prompt has {longest} tokens, more than INPUT_MAX_LEN = {length}: set it higher, or shorten "
-                        "the prompt")
+    check_length(longest, length)
     width = length or longest
     ids = [[pad_id] * (width - len(r)) + list(r) for r in rows]
     mask = [[0] * (width - len(r)) + [1] * len(r) for r in rows]

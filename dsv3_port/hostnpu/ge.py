@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 import importlib.util
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -154,15 +155,9 @@ def _constant(name: str, message: Any) -> Tensor:
         raise GraphError(f"node {name}: constant of proto type {message.desc.dtype} is not known")
     if not message.data:
         return torch.empty(shape, dtype=dtype)
-    import numpy as np
-
-    raw = np.frombuffer(message.data, dtype=np.uint8)
-    raw = raw if raw.flags.writeable else np.lib.stride_tricks.as_strided(raw, writeable=False)
-    import warnings
-
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # nobody writes to it: Scatter takes graph inputs only
-        return torch.from_numpy(raw).view(dtype).view(shape)
+        warnings.simplefilter("ignore")  # bytes cannot be written; nobody does: Scatter takes graph inputs only
+        return torch.frombuffer(message.data, dtype=dtype).view(shape)
 
 
 def _node(op: Any) -> Node:

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from ..errors import PortError
 from ..ops import reference
+from . import launched
 
 Results = list[Tensor]
 Operator = Callable[[list[str], list[Tensor | None], dict[str, Any]], Results]
-# ge::DataType, as in the attributes dst_type and dtype
-GE_TYPES = {0: torch.float32, 1: torch.float16, 2: torch.int8, 3: torch.int32, 4: torch.uint8, 6: torch.int16,
-            9: torch.int64, 10: torch.uint64, 11: torch.float64, 12: torch.bool, 27: torch.bfloat16}
+# ge::DataType, as in the attributes dst_type and dtype: numbered as aclDataType
+GE_TYPES = launched.DTYPES | {10: torch.uint64}
 
 
 class GraphError(PortError):

@@ -15,7 +15,6 @@ from torch import Tensor
 from ..engine.graph import compile_steps, run_eager
 from ..engine.runner import load_model, pick_device, pick_dtype
 from ..errors import PortError
-from ..model.cache import FixedCache
 from ..model.decoder import DeepseekV3
 from ..model.gate import Gate
 from ..steps import PortPlan
@@ -91,8 +90,7 @@ def decode_limit(profile: str | Path, *, dtype: str = "float32", device: str = "
                  batch: int = 1, rounds: int = 7, seed: int = 0) -> Limit:
     """The compiled full port's decode step, a fresh token each time, against one pass over READ_BYTES of memory."""
     model, name = _model(profile, dtype, device)
-    cache = FixedCache(model.config.num_hidden_layers, model.model.cache_widths, batch, context + 1, model.device,
-                       model.dtype)
+    cache = model.new_cache(batch, context + 1)
     cache.fill_random(context, seed)
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(model.config.vocab_size, (64, batch, 1), generator=generator).to(model.device)
