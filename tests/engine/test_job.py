@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
 import shutil
@@ -183,6 +184,7 @@ def peaks_of_rank(parallel: TensorParallel, tiny: str, folders: list[str]) -> li
     load_model(tiny, PLAN, "cpu", "float32", parallel)  # what the libraries themselves take at first use
     found = []
     for folder in folders:
+        ctypes.CDLL(None).malloc_trim(0)  # pages that the allocator kept would be taken again without being seen
         before, seen, done = anonymous_bytes(), [], threading.Event()
 
         def watch(seen=seen, done=done):
