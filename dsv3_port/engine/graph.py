@@ -23,6 +23,7 @@ from torch import Tensor
 from ..errors import PortError
 from ..model.cache import Cache
 from ..model.decoder import DeepseekV3
+from ..ops import dispatch
 from ..steps import PortPlan, step
 
 # every model compiled in a process shares one code object, and each counts as a recompile of it
@@ -76,9 +77,10 @@ def compile_steps(model: DeepseekV3, mode: str = "ge", *, dynamic: bool = False,
     """Ported: `model.step` becomes one graph for prefill of each length and one for decode; returns the model.
 
     mode: a PortPlan.graph ("eager", "ge", "aclgraph"), on npu also "npugraph_ex" and "reduce-overhead" by name. Shapes
-    are static, so pad prompts to a fixed length; dynamic=True makes sizes symbols where they change. The first call of
-    each shape compiles (seconds). `options` are the backend's own, in its spelling, with _ or . between the parts
-    (npu: see OPTIONS; cpu and cuda: inductor's). Raises PortError where the plan cannot be one graph.
+    are static, so pad prompts to a fixed length. dynamic=True makes sizes symbols: one decode graph for all lengths,
+    but still a prefill graph for each, because npu_moe_init_routing takes its number of tokens as a plain int (not
+    with npu_routing_kernel=False). The first call of each shape compiles (seconds). `options` are the backend's own,
+    by its names (npu: OPTIONS; cpu and cuda: inductor's). PortError where the plan cannot be one graph.
     """
     if mode == "eager":
         return run_eager(model)
@@ -90,6 +92,7 @@ def compile_steps(model: DeepseekV3, mode: str = "ge", *, dynamic: bool = False,
     kind = model.device.type
     if kind == "npu":
         chosen = npu_backend(mode)
+        dispatch.torch_npu()  # now: imported while Dynamo traces, it would make the first graph's guards fail later
         if dynamic:  # else epsilons and scales become inputs on the host, which torchair 2.13.0 cannot copy
             torch._dynamo.config.specialize_float = True
         model.run_step = _compile_for_npu(model.step, chosen, backend_options(chosen, options), dynamic)

@@ -153,6 +153,7 @@ class Kernel:
 
         Shapes come from the operator's own meta kernel, and from a run on zeros where there is none.
         """
+        self._refuse_wait(args, kwargs)
         shapes = tree_map_only(Tensor, lambda t: _like(t, "meta"), (host_args, host_kwargs))
         try:
             result = self.op(*shapes[0], **shapes[1])
@@ -163,6 +164,13 @@ class Kernel:
         outs = [alias(t) if t.device.type == "npu" else t for t in tree_leaves(result) if isinstance(t, Tensor)]
         recorder.record(self.fn, host_args, host_kwargs, outs)
         return result
+
+    def _refuse_wait(self, args: Any, kwargs: Any) -> None:
+        """A blocking copy to the host, as in .cpu() and .tolist(), waits for the device: refused in a capture."""
+        if self.op is torch.ops.aten.copy_.default and args[0].device.type == "cpu":
+            if not (args[2] if len(args) > 2 else kwargs.get("non_blocking", False)):
+                raise RuntimeError("the host waits for the device while a graph is captured: a blocking copy to the "
+                                   "host (a hidden synchronisation: .cpu(), .tolist(), .numpy())")
 
     def _collect(self, result: Any, args: Any, kwargs: Any, host_args: Any, host_kwargs: Any,
                  put: Callable[[Tensor, Tensor], None]) -> Any:

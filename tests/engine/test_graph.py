@@ -1,0 +1,49 @@
+"""Graph modes away from the NPU: what each device accepts, and what blocks a plan. On npu: tests/hostnpu/inside."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from dsv3_port import PortPlan, load_model
+from dsv3_port.engine.graph import NPU_BACKENDS, OPTIONS, RECOMPILE_LIMITS, backend_options, compile_steps
+from dsv3_port.engine.graph import graph_blockers as blockers_of
+from dsv3_port.errors import PortError
+from dsv3_port.lab import graphs
+from dsv3_port.steps import STEPS
+
+TINY = Path(__file__).parents[2] / "data" / "tiny-dsv3"
+
+
+@pytest.mark.parametrize("mode", ["npugraph_ex", "reduce-overhead", "max"])
+def test_modes_of_the_npu_are_refused_elsewhere(mode: str) -> None:
+    model = load_model(TINY, PortPlan.full(), "cpu")
+    with pytest.raises(PortError, match=f"'{mode}' does not exist on device 'cpu'"):
+        compile_steps(model, mode)
+
+
+def test_blockers_name_the_step_that_helps() -> None:
+    assert [b.split("(step ")[1].split("'")[1] for b in blockers_of(PortPlan.upstream())] == [
+        "gmm_routing", "fixed_kv_cache"]
+    for step in STEPS:
+        rest = PortPlan.full().minus(step.id) if step.field != "graph" else PortPlan.full()
+        assert bool(blockers_of(rest)) == (step.id in ("gmm_routing", "fixed_kv_cache"))
+    with pytest.raises(PortError, match="growing cache"):
+        compile_steps(load_model(TINY, PortPlan.full().minus("fixed_kv_cache"), "cpu"), "ge")
+
+
+def test_recompile_limits_are_raised_once_for_all() -> None:
+    with torch._dynamo.config.patch(recompile_limit=8, accumulated_recompile_limit=4096):
+        compile_steps(load_model(TINY, PortPlan.full(), "cpu"), "ge")
+        assert torch._dynamo.config.recompile_limit == RECOMPILE_LIMITS["recompile_limit"]
+        assert torch._dynamo.config.accumulated_recompile_limit == 4096  # never lowered
+    assert graphs.RECOMPILE_LIMITS is RECOMPILE_LIMITS
+
+
+@pytest.mark.parametrize("backend", NPU_BACKENDS)
+def test_options_of_a_backend(backend: str) -> None:
+    options = backend_options(backend, {"mine": 1})
+    assert options["mine"] == 1 and "" not in options and len(options) > 2
+    assert all(o.why and o.source for o in OPTIONS)
