@@ -30,7 +30,8 @@ from transformers import DeepseekV3Config as HFConfig
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3DecoderLayer, DeepseekV3RMSNorm
 
 from dsv3_port.config import PRESETS, DeepseekV3Config
-from dsv3_port.weights.checkpoint import Checkpoint, write_checkpoint
+from dsv3_port.weights.checkpoint import Checkpoint
+from dsv3_port.weights.write import write_checkpoint
 
 LENGTH, BATCH = 512, 4
 WARM_UP, LAST_RATE, WEIGHT_DECAY, MTP_WEIGHT, BIAS_RATE = 40, 0.05, 0.05, 0.1, 2e-3

@@ -110,6 +110,6 @@ def _draw(ax: Axes, x: float, height: float, width: float, m: _Matrix) -> None:
         box = (x, height * (1 - a - b), width, height * b) if m.dim == 0 else (x + width * a, 0.0, width * b, height)
         colour = CYCLE[rank % 8]
         ax.add_patch(Rectangle(box[:2], box[2], box[3], facecolor=colour, edgecolor="white", lw=0.8))
-        if box[3] > 0.16 and box[2] > 0.12:
+        if box[3] > 0.16 and box[2] > 0.16:
             ax.text(box[0] + box[2] / 2, box[1] + box[3] / 2, str(rank), ha="center", va="center", fontsize=SMALL,
                     color=ink_on(colour))

@@ -139,6 +139,25 @@ def _forecast(config: DeepseekV3Config, plan: PortPlan, world: int, dtype: str, 
     return Forecast(world, dtype, weights, latent, expanded, total, fits, reason)
 
 
+def world_sizes(config: DeepseekV3Config) -> list[int]:
+    """Every number of ranks over which heads, widths and vocabulary can be cut."""
+    c = config
+    widths = [c.vocab_size, c.num_attention_heads]
+    widths += [c.intermediate_size] if c.first_k_dense_replace else []
+    widths += [c.moe_intermediate_size] if c.first_k_dense_replace < c.num_hidden_layers else []
+    most = math.gcd(*widths)
+    return [w for w in range(1, most + 1) if most % w == 0]
+
+
+def smallest_world(config: DeepseekV3Config, hbm_gib: float, dtype: str = "bfloat16", batch: int = 1,
+                   seq_len: int = 4096, plan: PortPlan | None = None, reserve: float = 0.1) -> int | None:
+    """The fewest cards that hold the model and its cache, or None where no number that divides it does."""
+    for world in world_sizes(config):
+        if forecast(config, (world,), hbm_gib, (dtype,), batch, seq_len, plan, reserve)[0].fits:
+            return world
+    return None
+
+
 def decode_bytes(config: DeepseekV3Config, plan: PortPlan, dtype: str = "bfloat16", batch: int = 1,
                  context: int = 4096) -> dict[str, int]:
     """Bytes that one decode step must read at least, on one rank without a cut: weights by component, and `kv_cache`.

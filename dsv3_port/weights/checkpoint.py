@@ -1,4 +1,4 @@
-"""Reading and writing checkpoints: config.json, an index, safetensors shards; FP8 blocks or plain BF16/FP32.
+"""Reading checkpoints: config.json, an index, safetensors shards; FP8 blocks or plain BF16/FP32.
 
 Only safetensors are read. Opening reads headers, never tensor data, so it is quick for the published 163 files.
 """
@@ -6,22 +6,18 @@ Only safetensors are read. Opening reads headers, never tensor data, so it is qu
 from __future__ import annotations
 
 import json
-import os
-import shutil
+import math
 import struct
-import tempfile
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..config import DeepseekV3Config
 from ..errors import PortError
-from .fp8 import FP8, dequantize_blocks, quantize_blocks, scale_shape, stored_as_fp8
+from .fp8 import FP8, dequantize_blocks, scale_shape
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -37,6 +33,8 @@ class Checkpoint:
                  headers: dict[Path, dict[str, Any]]) -> None:
         self.path, self.config = path, config
         self._where, self._headers = where, headers
+        self._data = {file: file.stat().st_size - max((e["data_offsets"][1] for e in header.values()), default=0)
+                      for file, header in headers.items()}  # where the values begin
         self._open: tuple[Path, Any] | None = None
         self.names = [n for n in where if not (n.endswith(SCALE) and n.removesuffix(SCALE) in where)]
         for name in self.names:
@@ -71,6 +69,9 @@ class Checkpoint:
     def nbytes(self) -> int:
         return sum(f.stat().st_size for f in self.files)
 
+    def header(self, file: Path) -> dict[str, Any]:
+        return self._headers[file]
+
     def __contains__(self, name: str) -> bool:
         return name in self._where
 
@@ -102,6 +103,12 @@ class Checkpoint:
         if len(entry["shape"]) != 2 or tuple(scale["shape"]) != scale_shape(*entry["shape"]):
             raise PortError(f"{self._where[name + SCALE]}: {name + SCALE} is {scale['shape']}, which does not fit "
                             f"{entry['shape']} in blocks of 128 x 128")
+
+    def place(self, name: str) -> tuple[Path, int, int]:
+        """File, first byte and number of bytes of a stored tensor, for readers that want a part of it."""
+        first, last = self._entry(name)["data_offsets"]
+        file = self._where[name]
+        return file, self._data[file] + first, last - first
 
     def raw(self, name: str) -> Tensor:
         """The stored tensor as it is (a view of the file)."""
@@ -135,7 +142,7 @@ def _index(folder: Path) -> dict[str, Path]:
         hint = f"; {others[0]} is a pickle, and only safetensors are read" if others else ""
         raise PortError(f"{folder}: neither {INDEX} nor {SINGLE} is there{hint}")
     try:
-        table = json.loads(file.read_text(encoding="utf-8"))["weight_map"]
+        table = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=_once)["weight_map"]
         if not table or not all(isinstance(k, str) and isinstance(v, str) for k, v in table.items()):
             raise ValueError("weight_map must map tensor names to file names")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -168,12 +175,12 @@ def _header(file: Path) -> dict[str, Any]:
             length = struct.unpack("<Q", first)[0] if len(first) == 8 else _MAX_HEADER + 1
             if length > _MAX_HEADER:
                 raise ValueError("no safetensors header")
-            header = json.loads(stream.read(length))
+            header = json.loads(stream.read(length), object_pairs_hook=_once)
         header.pop("__metadata__", None)
         if not all({"dtype", "shape", "data_offsets"} <= entry.keys() for entry in header.values()):
             raise ValueError("a tensor without dtype, shape or place")
-        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        end = _end_of_data(header)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise PortError(f"{file}: not readable as safetensors: {error}") from error
     size = file.stat().st_size
     if size != 8 + length + end:
@@ -182,62 +189,22 @@ def _header(file: Path) -> dict[str, Any]:
     return header
 
 
-def write_checkpoint(path: str | Path, config: DeepseekV3Config, tensors: Iterable[tuple[str, Tensor]], *,
-                     fp8: bool = True, dtype: torch.dtype = torch.bfloat16, shard_bytes: int = 4 << 30) -> Path:
-    """Write a checkpoint in the published form, shard by shard; the folder gets its name when it is complete.
-
-    fp8: matrices of `stored_as_fp8` become e4m3 blocks with scales; the rest is written in `dtype`, the correction
-    bias in float32. Raises PortError where `path` exists and is not empty.
-    """
-    target = Path(path)
-    if target.exists() and any(target.iterdir()):
-        raise PortError(f"{target}: is there and not empty; remove it or give another folder")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        shards: list[list[str]] = []
-        held: dict[str, Tensor] = {}
-        total = in_shard = 0
-
-        def flush() -> None:
-            if held:
-                save_file(held, work / f"part-{len(shards)}.safetensors", metadata={"format": "pt"})
-                shards.append(list(held))
-                held.clear()
-
-        for name, tensor in tensors:
-            for key, value in _stored(name, tensor, fp8, dtype):
-                if held and in_shard + value.nbytes > shard_bytes:
-                    flush()
-                    in_shard = 0
-                held[key] = value
-                in_shard += value.nbytes
-                total += value.nbytes
-        flush()
-        weight_map: dict[str, str] = {}
-        for number, names in enumerate(shards):
-            file = f"model-{number + 1:05d}-of-{len(shards):06d}.safetensors"
-            os.replace(work / f"part-{number}.safetensors", work / file)
-            (work / file).chmod(0o644)  # safetensors writes files that only their owner can read
-            weight_map |= dict.fromkeys(names, file)
-        _json(work / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
-        _json(work / "config.json", config.replace(fp8=fp8).to_dict())
-        work.chmod(0o755)
-        if target.exists():
-            target.rmdir()
-        os.replace(work, target)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    return target
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; a name given twice is an error, where json would keep the last one and say nothing."""
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(n for n in names if names.count(n) > 1)} is listed twice")
+    return made
 
 
-def _stored(name: str, tensor: Tensor, fp8: bool, dtype: torch.dtype) -> Iterable[tuple[str, Tensor]]:
-    if fp8 and stored_as_fp8(name):
-        codes, scale = quantize_blocks(tensor)
-        return [(name, codes), (name + SCALE, scale)]
-    keep = torch.float32 if name.split(".")[-1] == "e_score_correction_bias" else dtype
-    return [(name, tensor.to(keep).contiguous())]
-
-
-def _json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+def _end_of_data(header: dict[str, Any]) -> int:
+    """The tensors must follow each other without a gap or an overlap, each as long as its shape says."""
+    end = 0
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        first, last = entry["data_offsets"]
+        size = math.prod(entry["shape"]) * (_DTYPES[entry["dtype"]].itemsize if entry["dtype"] in _DTYPES else 0)
+        if first != end or last < first or size and last - first != size:
+            raise ValueError(f"{name} is at bytes {first} to {last}, which does not fit its neighbours or its shape")
+        end = last
+    return end

@@ -6,6 +6,8 @@ so 576 rows have 5 scale rows. DeepSeek-V3 report, section 3.3.2, and the checkp
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -35,12 +37,17 @@ def _table() -> Tensor:
 
 
 _CODES = _table()
+_NAN = 0x7F  # 0x7f and 0xff are e4m3's only NaN codes
+_KEEP = ~0x4000  # all bits but 14, where the repeated sign would stand
+_SHIFTED_LIMIT = 2.0**119  # 256 times the scale must be finite
 
 
-def dequantize_blocks(weight: Tensor, scale_inv: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+def dequantize_blocks(weight: Tensor, scale_inv: Tensor, dtype: torch.dtype = torch.float32,
+                      out: Tensor | None = None) -> Tensor:
     """[rows, cols] e4m3 and its scales -> [rows, cols] in `dtype`: float32 product, one rounding at the end.
 
-    Raises PortError where the scale grid does not belong to the shape, or a scale is negative, infinite or NaN.
+    `out`, if given, takes the values. Raises PortError where the scale grid does not belong to the shape, or a scale
+    is negative, infinite or NaN.
     """
     rows, cols = weight.shape
     want = scale_shape(rows, cols)
@@ -48,16 +55,39 @@ def dequantize_blocks(weight: Tensor, scale_inv: Tensor, dtype: torch.dtype = to
         raise PortError(f"weight_scale_inv is {list(scale_inv.shape)}; {rows} x {cols} in blocks of {BLOCK} needs "
                         f"{list(want)}")
     scale = scale_inv.float()
-    if not bool((torch.isfinite(scale) & (scale >= 0)).all()):
+    low, high = (float(x) for x in scale.aminmax())
+    if not 0 <= low <= high < math.inf:  # a NaN compares false
         raise PortError("weight_scale_inv holds a negative, infinite or NaN value")
-    out = torch.empty(rows, cols, dtype=dtype)
+    out = torch.empty(rows, cols, dtype=dtype) if out is None else out
     by_column = scale.repeat_interleave(BLOCK, 1)[:, :cols]  # [scale rows, cols]
     codes = weight.view(torch.uint8)
+    half = torch.empty(min(BLOCK, rows), cols, dtype=torch.int16)
+    values = torch.empty(min(BLOCK, rows), cols)
     for block, factors in enumerate(by_column):  # 128 rows at a time: the float32 values stay in the cache
         part = codes[block * BLOCK : (block + 1) * BLOCK]
-        values = _CODES.index_select(0, part.reshape(-1).int()).view(part.shape)
-        out[block * BLOCK : block * BLOCK + len(part)] = values.mul_(factors)
+        count = len(part)
+        if high < _SHIFTED_LIMIT and int(part.bitwise_and(_NAN).max()) != _NAN:
+            by_shifts(part, factors, half[:count], values[:count])
+        else:
+            by_table(part, factors, values[:count])
+        out[block * BLOCK : block * BLOCK + count] = values[:count]
     return out
+
+
+def by_table(codes: Tensor, factors: Tensor, values: Tensor) -> None:
+    """float32 `values` = code * factor of its column, for every code: a look-up in the 256 values."""
+    torch.mul(_CODES.index_select(0, codes.reshape(-1).int()).view(codes.shape), factors, out=values)
+
+
+def by_shifts(codes: Tensor, factors: Tensor, half: Tensor, values: Tensor) -> None:
+    """The same for codes that are not NaN, about twice as fast: an e4m3 code is a float16 in disguise.
+
+    Sign to bit 15, exponent and mantissa to bits 13..7: read as float16 that is the value / 256, subnormals included
+    (the exponents' biases are 7 and 15). 256 goes into the factor, exactly, as it is a power of two.
+    """
+    half.copy_(codes.view(torch.int8))  # int8 -> int16 repeats the sign in the upper bits
+    half.bitwise_left_shift_(7).bitwise_and_(_KEEP)
+    torch.mul(half.view(torch.float16), factors * 256, out=values)
 
 
 def quantize_blocks(weight: Tensor) -> tuple[Tensor, Tensor]:

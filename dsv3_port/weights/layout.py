@@ -33,7 +33,7 @@ def kv_b_to_w_v(x: Tensor, nope: int, value: int) -> Tensor:
     return x.unflatten(0, (-1, nope + value)).narrow(1, nope, value).transpose(1, 2)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Piece:
     """`transform(source.narrow(dim, start, length))` fills `target[at].narrow(0, offset, rows)`: contiguous rows."""
 
@@ -47,6 +47,10 @@ class Piece:
     rows: int
     transform: Callable[[Tensor], Tensor] = same
 
+    def start_of(self, rank: int) -> int:
+        """Where the cut begins on another rank, for a piece of rank 0: ranks differ in nothing else."""
+        return 0 if self.length == self.source_shape[self.dim] else rank * self.length
+
     def cut(self, source: Tensor) -> Tensor:
         """The block of the target that this piece fills, from the whole published tensor."""
         return self.transform(source.narrow(self.dim, self.start, self.length))
@@ -56,7 +60,7 @@ class Piece:
         block.narrow(0, self.offset, self.rows).copy_(self.cut(source))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Target:
     """One parameter of one rank: its name in the model, shape, pieces. float32 is kept whatever the model's dtype."""
 

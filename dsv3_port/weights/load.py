@@ -11,6 +11,7 @@ from tqdm import tqdm
 from ..errors import PortError
 from ..model.decoder import DeepseekV3
 from .checkpoint import Checkpoint
+from .fp8 import FP8, stored_as_fp8
 from .layout import Piece, Target, left_out, targets
 
 
@@ -39,7 +40,17 @@ def check_sources(checkpoint: Checkpoint, table: dict[str, list[tuple[Target, Pi
         if tuple(checkpoint.shape(source)) != want:
             raise PortError(f"{checkpoint.path}: {source} is {list(checkpoint.shape(source))}, config.json asks for "
                             f"{list(want)}")
+        _check_dtype(checkpoint, source)
     return sorted(n for n in names - set(table))
+
+
+def _check_dtype(checkpoint: Checkpoint, name: str) -> None:
+    """FP8 where config.json promises FP8 blocks, and only there."""
+    stored, promised = checkpoint.stored_dtype(name), checkpoint.config.fp8 and stored_as_fp8(name)
+    if (stored == FP8) != promised:
+        said = "promises FP8 blocks there" if promised else "says nothing of FP8 blocks there"
+        raise PortError(f"{checkpoint.path}: {name} is stored as {str(stored).removeprefix('torch.')}, and config.json "
+                        f"{said} (quantization_config); take the config.json that belongs to these weights")
 
 
 def load_weights(model: DeepseekV3, checkpoint: Checkpoint, progress: bool = False) -> list[str]:

@@ -16,8 +16,10 @@ from tqdm import tqdm
 
 from ..config import DeepseekV3Config
 from ..errors import PortError
-from .checkpoint import INDEX, write_checkpoint
+from .checkpoint import INDEX, SCALE
+from .fp8 import FP8, scale_shape, stored_as_fp8
 from .layout import source_shapes
+from .write import write_checkpoint, write_stored
 
 VERSION = 2  # of the recipe: another number, another cache entry
 
@@ -90,3 +92,39 @@ def single_layer_config(kind: str, ranks: int = 1) -> DeepseekV3Config:
                         num_attention_heads=full.num_attention_heads // ranks, vocab_size=4096,
                         intermediate_size=full.intermediate_size // ranks,
                         moe_intermediate_size=full.moe_intermediate_size // ranks)
+
+
+def real_size_config(experts: int = 64) -> DeepseekV3Config:
+    """One MoE layer with DeepSeek-V3's own widths (7168 hidden, 2048 an expert): 44 MB of FP8 an expert."""
+    if experts < 2 or experts & (experts - 1):
+        raise PortError(f"experts must be a power of two, 2 or more, not {experts}")
+    groups = min(8, experts // 2)
+    return DeepseekV3Config.preset("v3-671b").replace(
+        num_hidden_layers=1, first_k_dense_replace=0, num_nextn_predict_layers=0, n_routed_experts=experts,
+        n_group=groups, topk_group=min(4, groups), num_experts_per_tok=min(8, experts // 2), vocab_size=1024)
+
+
+def random_codes_checkpoint(path: str | Path, config: DeepseekV3Config, *, seed: int = 0, fp8: bool = True,
+                            shard_bytes: int = 4 << 30) -> Path:
+    """A published-form checkpoint as large as `config` says, made at the disk's speed: random codes and bits, which no
+    model could use, in place of numbers that are drawn and quantised. For the splitter's benchmark and tests."""
+    generator = torch.Generator().manual_seed(seed)
+    pool = torch.randint(0, 256, (64 << 20,), generator=generator, dtype=torch.uint8)
+    pool.bitwise_and_(0xBE)  # neither NaN nor infinite, as e4m3 codes and as the bytes of bfloat16
+    at = 0
+
+    def taken(nbytes: int) -> Tensor:
+        nonlocal at
+        at = (at + 4096 * 37) % (len(pool) // 2)
+        turns = -(-nbytes // (len(pool) // 2))
+        return pool[at : at + len(pool) // 2].repeat(turns)[:nbytes]
+
+    def tensors() -> Iterator[tuple[str, Tensor]]:
+        for name, shape, dtype in published_tensors(config):
+            if fp8 and stored_as_fp8(name):
+                yield name, taken(math.prod(shape)).view(FP8).view(shape)
+                yield name + SCALE, torch.rand(scale_shape(*shape), generator=generator) * 1e-4
+            else:
+                yield name, taken(math.prod(shape) * dtype.itemsize).view(dtype).view(shape)
+
+    return write_stored(path, config.replace(fp8=fp8), tensors(), shard_bytes)

@@ -11,8 +11,10 @@ from dsv3_port.lab.planner import (
     decode_bytes,
     forecast,
     kv_bytes_per_token,
+    smallest_world,
     total_params,
     weight_bytes,
+    world_sizes,
 )
 from dsv3_port.model.decoder import build
 from dsv3_port.parallel import TensorParallel
@@ -57,6 +59,17 @@ def test_forecast_says_what_fits():
     assert f.total_bytes == f.weights_total + f.kv_latent_bytes
     assert f.kv_latent_bytes == 8 * 4096 * 70272 and f.kv_expanded_bytes == 8 * 4096 * 61 * 4 * 320 * 2
     assert "GiB" in f.reason and "usable" in rows["bfloat16", 8].reason
+
+
+def test_which_world_size_would_fit():
+    assert world_sizes(V3) == [1, 2, 4, 8, 16, 32, 64, 128]
+    for world in (*world_sizes(CONFIG), 3):
+        (f,) = forecast(CONFIG, (world,))
+        assert ("cannot be cut" in f.reason) == (world not in world_sizes(CONFIG))
+    least = smallest_world(V3, 64)
+    assert least == 32 and smallest_world(V3, 64, "int8") == 16
+    assert [f.fits for f in forecast(V3, (least // 2, least), 64)] == [False, True]
+    assert smallest_world(V3, 1) is None and smallest_world(V3, 2000) == 1
 
 
 def test_forecast_follows_the_plan():

@@ -12,8 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dsv3_port import DeepseekV3Config, PortError, PortPlan, load_model
-from dsv3_port.weights.checkpoint import INDEX, Checkpoint, write_checkpoint
+from dsv3_port.weights.checkpoint import INDEX, Checkpoint
+from dsv3_port.weights.layout import targets
+from dsv3_port.weights.load import by_source, check_sources
 from dsv3_port.weights.synthetic import published_tensors, synthetic_checkpoint
+from dsv3_port.weights.write import write_checkpoint
 from tests.oracle import hf_model, plain_tensors
 
 TINY = Path(__file__).parents[2] / "data" / "tiny-dsv3"
@@ -250,3 +253,76 @@ def test_writing_stops_clean(tmp_path):
     (tmp_path / "out" / "keep").write_text("mine")
     with pytest.raises(PortError, match="not empty"):
         write_checkpoint(tmp_path / "out", SMALL, [])
+
+
+def test_any_flipped_bit_of_a_header_is_refused_or_harmless(copy):
+    """A flip in the header, the index or a scale: an error that names the file, or the same values; never a crash."""
+    name = "model.layers.0.self_attn.kv_a_proj_with_mqa.weight"
+    before = Checkpoint.open(copy)
+    file, at, _ = before.place(name)
+    shapes = {n: before.shape(n) for n in before.names}
+    whole = file.read_bytes()
+    (length,) = struct.unpack("<Q", whole[:8])
+    generator = torch.Generator().manual_seed(0)
+    refused = 0
+    for _ in range(60):
+        flipped = bytearray(whole)
+        place, bit = (int(torch.randint(n, (), generator=generator)) for n in (8 + length, 8))
+        flipped[place] ^= 1 << bit
+        file.write_bytes(flipped)
+        try:
+            found = Checkpoint.open(copy)
+            check_sources(found, by_source(list(targets(found.config, PortPlan.full()))))
+        except PortError as error:
+            refused += file.name in str(error) or str(copy) in str(error)
+        else:
+            assert {n: found.shape(n) for n in found.names} == shapes, (place, bit)
+    assert refused > 50
+    file.write_bytes(whole[:-1])
+    with pytest.raises(PortError, match=f"{file.name}: .*truncated or damaged"):
+        Checkpoint.open(copy)
+
+
+def test_a_name_that_is_listed_twice_is_refused(copy):
+    name = "model.layers.0.self_attn.kv_a_proj_with_mqa.weight"
+    text = (copy / INDEX).read_text()
+    line = next(x for x in text.splitlines() if f'"{name}"' in x)
+    (copy / INDEX).write_text(text.replace(line, f"{line}\n{line}"))
+    with pytest.raises(PortError, match=f"{name} is listed twice"):
+        Checkpoint.open(copy)
+    (copy / INDEX).write_text(text)
+    file, _, _ = Checkpoint.open(copy).place(name)
+    whole = file.read_bytes()
+    (length,) = struct.unpack("<Q", whole[:8])
+    header = whole[8 : 8 + length].rstrip()
+    key, entry = f'"{name}":'.encode(), json.dumps(json.loads(header)[name]).encode()
+    header = header[:-1] + b"," + key + entry + b"}"
+    file.write_bytes(struct.pack("<Q", len(header)) + header + whole[8 + length :])
+    with pytest.raises(PortError, match=f"{name} is listed twice"):
+        Checkpoint.open(copy)
+
+
+def test_tensors_that_overlap_are_refused(copy):
+    name = "model.layers.0.self_attn.kv_a_proj_with_mqa.weight"
+    file, _, _ = Checkpoint.open(copy).place(name)
+    whole = file.read_bytes()
+    (length,) = struct.unpack("<Q", whole[:8])
+    header = json.loads(whole[8 : 8 + length])
+    header[name]["data_offsets"] = [x - 1 for x in header[name]["data_offsets"]]
+    text = json.dumps(header).encode()
+    file.write_bytes(struct.pack("<Q", len(text)) + text + whole[8 + length :])
+    with pytest.raises(PortError, match="does not fit its neighbours or its shape"):
+        Checkpoint.open(copy)
+
+
+@pytest.mark.parametrize("promised", [True, False])
+def test_a_config_that_contradicts_the_dtypes_is_refused(promised, tmp_path):
+    source = synthetic_checkpoint(SMALL, fp8=not promised, cache_dir=tmp_path)
+    values = json.loads((source / "config.json").read_text())
+    values.pop("quantization_config", None)
+    if promised:
+        values |= {"quantization_config": SMALL.replace(fp8=True).to_dict()["quantization_config"]}
+    (source / "config.json").write_text(json.dumps(values))
+    match = "stored as bfloat16, and config.json promises FP8" if promised else "e4m3fn, and config.json says nothing"
+    with pytest.raises(PortError, match=match):
+        load_model(source, device="cpu")

@@ -1,0 +1,101 @@
+"""What makes a split resumable: a journal for each rank, written only after the values themselves are on the disk.
+
+A line says that a source tensor is in this rank's files, and the hashes of the blocks it filled. The first line says to
+which job it belongs. A line that was cut off by a kill is dropped, and its tensor is written again: the same bytes to
+the same place. A lock for each rank keeps two runs apart; it ends with the process that holds it, however that ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from ..errors import PortError
+from .manifest import differences
+
+DIGEST = 32  # bytes of a sha256
+
+
+class Journal:
+    """`done[s]`: whether source number s is written; `digests`: those of the rank's blocks, 32 bytes each."""
+
+    def __init__(self, path: Path, job: dict[str, Any], sources: dict[str, list[int]], blocks: int) -> None:
+        """sources: name -> the numbers of the blocks it fills, in the order of the job."""
+        self.path, self.job, self._sources = path, job, sources
+        self._number = {name: i for i, name in enumerate(sources)}
+        self.done = bytearray(len(sources))
+        self.digests = bytearray(DIGEST * blocks)
+        self._stream: Any = None
+
+    def load(self) -> bool:
+        """Read what an earlier run left, if it is of this job. Raises PortError where it is of another one."""
+        if not self.path.is_file():
+            return False
+        good = 0
+        with self.path.open("rb") as stream:
+            for line in stream:
+                try:
+                    entry = json.loads(line) if line.endswith(b"\n") else None
+                except ValueError:
+                    entry = None
+                if entry is None:
+                    break
+                if good == 0:
+                    other = differences(entry, self.job)
+                    if other:
+                        raise PortError(f"{self.path}: an unfinished split is here that differs in {other}; finish "
+                                        "it with its own arguments, or start anew with --no-resume")
+                else:
+                    self.mark(entry["source"], bytes.fromhex(entry["blocks"]))
+                good += len(line)
+        if not good:
+            return False
+        os.truncate(self.path, good)
+        return True
+
+    def open(self) -> None:
+        """Begin to append; a new journal starts with its job."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._stream = self.path.open("ab")
+        if self._stream.tell() == 0:
+            self._append([{"tool": "dsv3-port shard", **self.job}])
+
+    def mark(self, source: str, digests: bytes) -> None:
+        for k, block in enumerate(self._sources[source]):
+            self.digests[block * DIGEST : (block + 1) * DIGEST] = digests[k * DIGEST : (k + 1) * DIGEST]
+        self.done[self._number[source]] = 1
+
+    def record(self, written: list[tuple[str, bytes]]) -> None:
+        """Note sources whose values were flushed to the disk."""
+        self._append([{"source": source, "blocks": digests.hex()} for source, digests in written])
+        for source, digests in written:
+            self.mark(source, digests)
+
+    def _append(self, entries: list[dict[str, Any]]) -> None:
+        self._stream.write(b"".join(json.dumps(e).encode() + b"\n" for e in entries))
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+
+    def digest(self, block: int) -> bytes:
+        return bytes(self.digests[block * DIGEST : (block + 1) * DIGEST])
+
+    def close(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+
+def lock_rank(work: Path, rank: int, name: str) -> FileLock:
+    """This process's alone until released; PortError where another run has it."""
+    work.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(work / f"{name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise PortError(f"{work.parent}: another run is writing rank {rank}; wait for it, or give each run its own "
+                        "ranks with --ranks") from error
+    return lock

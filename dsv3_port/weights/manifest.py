@@ -1,0 +1,168 @@
+"""What lies beside split weights and says what they are: one manifest for the job and one in each rank's folder.
+
+    OUT/manifest.json                        world size, forms, dtype, source, the ranks that are complete
+    OUT/config.json, tokenizer.json, ...     copied from the source
+    OUT/rank-00000-of-00008/manifest.json    sizes of its files; shape, dtype and hash of every tensor
+    OUT/rank-00000-of-00008/*.safetensors    the weights, with an index
+    OUT/.shard/                              while a job is unfinished: journals and locks (journal.py)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from ..errors import PortError
+from ..steps import PortPlan
+from .checkpoint import Checkpoint
+
+MANIFEST = "manifest.json"
+WORK = ".shard"
+FORMAT = 2
+LAYOUT_FIELDS = ("tensor_parallel", "attention", "experts", "mlp")  # what of a plan decides names and shapes
+_COPIED = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
+           "special_tokens_map.json", "chat_template.jinja")
+_JOB = ("format", "source", "world_size", "layout", "dtype", "file_bytes")
+
+
+def layout_of(plan: PortPlan) -> dict[str, Any]:
+    return {name: getattr(plan, name) for name in LAYOUT_FIELDS}
+
+
+def rank_folder(rank: int, world_size: int) -> str:
+    return f"rank-{rank:05d}-of-{world_size:05d}"
+
+
+def is_sharded(path: str | Path) -> bool:
+    """Whether the folder was written (or begun) by `dsv3-port shard`."""
+    return (Path(path) / MANIFEST).is_file() or any(Path(path).glob("rank-*-of-*"))
+
+
+def fingerprint(checkpoint: Checkpoint) -> str:
+    """sha256 over config.json and the name, size and header of every weight file: what tells two checkpoints apart
+    without reading their values."""
+    text = hashlib.sha256((checkpoint.path / "config.json").read_bytes())
+    for file in checkpoint.files:
+        text.update(f"{file.name}:{file.stat().st_size}:".encode())
+        text.update(json.dumps(checkpoint.header(file), sort_keys=True).encode())
+    return text.hexdigest()
+
+
+def identity(checkpoint: Checkpoint, world_size: int, plan: PortPlan, dtype: str, file_bytes: int) -> dict[str, Any]:
+    """What must agree for two runs to be parts of one job."""
+    values = (FORMAT, fingerprint(checkpoint), world_size, layout_of(plan), dtype, file_bytes)
+    return dict(zip(_JOB, values, strict=True))
+
+
+def differences(found: dict[str, Any], job: dict[str, Any]) -> str:
+    """In what two jobs differ, as words; empty where they are the same."""
+    names = [n for n in _JOB if found.get(n) != job[n]]
+    return ", ".join("source checkpoint" if n == "source" else f"{n} ({found.get(n)}, not {job[n]})" for n in names)
+
+
+def write_json(path: Path, value: Any) -> bytes:
+    """Complete or not at all, also when the machine stops; returns what was written."""
+    text = (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
+    replace_file(path, text)
+    return text
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    new = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with new.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(new, path)
+    finally:
+        new.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """New names in a folder survive a power cut only after this."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def read_manifest(path: str | Path) -> dict[str, Any]:
+    """The job's manifest; PortError where the split was not finished, or another version wrote it."""
+    file = Path(path) / MANIFEST
+    if not file.is_file():
+        raise PortError(f"{path}: rank folders without {MANIFEST}: the split was not finished; run the same "
+                        "`dsv3-port shard` again, it goes on from what is there")
+    return _read(file)
+
+
+def read_rank_manifest(folder: Path) -> dict[str, Any]:
+    file = folder / MANIFEST
+    if not file.is_file():
+        raise PortError(f"{folder}: has no {MANIFEST}; remove it and split this rank again")
+    return _read(file)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+        found = manifest.get("format")
+    except (OSError, ValueError, AttributeError) as error:
+        raise PortError(f"{file}: not readable as JSON: {error}; split again") from error
+    if found != FORMAT:
+        raise PortError(f"{file}: format {found!r}, this version reads {FORMAT}; split again")
+    return dict(manifest)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """The lock on the manifest; its folder may vanish at any time, removed by the host that completed the job."""
+    lock = FileLock(path)
+    for attempt in range(100):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire()
+            break
+        except FileNotFoundError:
+            if attempt == 99:
+                raise
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def finish(checkpoint: Checkpoint, output: Path, job: dict[str, Any], left_out: list[str],
+           shapes: dict[str, list[int]]) -> list[int]:
+    """config, tokenizer and the manifest of every rank that is complete so far; returns those ranks.
+
+    Several machines may end at the same time: the last one finds the others' ranks and completes the manifest.
+    """
+    from .. import __version__
+
+    work = output / WORK
+    with _locked(work / "manifest.lock"):
+        for name in _COPIED:
+            if (checkpoint.path / name).is_file():
+                replace_file(output / name, (checkpoint.path / name).read_bytes())
+        ranks = {}
+        for rank in range(job["world_size"]):
+            file = output / rank_folder(rank, job["world_size"]) / MANIFEST
+            if file.is_file() and not differences(_read(file), job):
+                ranks[str(rank)] = hashlib.sha256(file.read_bytes()).hexdigest()
+        complete = len(ranks) == job["world_size"]
+        write_json(output / MANIFEST, {**job, "tool": f"dsv3-port {__version__}", "ranks": ranks,
+                                       "complete": complete, "left_out": left_out, "parameters": shapes})
+    if complete:  # nothing is left to lock or to go on with
+        shutil.rmtree(work, ignore_errors=True)
+    return [int(r) for r in ranks]

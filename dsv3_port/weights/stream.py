@@ -1,0 +1,152 @@
+"""One source tensor on its way: read in tiles of rows, dequantised, cut for every rank, hashed and written.
+
+A tile is a few MiB whatever the tensor, so that memory depends on the number of workers and on nothing else. The file
+calls, torch's kernels and sha256 release Python's lock: threads overlap reading, computing and writing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import threading
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import PortError
+from .checkpoint import SCALE, Checkpoint
+from .fp8 import BLOCK, FP8, dequantize_blocks
+from .layout import same
+from .rank_files import Block, RankWriter
+
+TILE = 8 << 20  # values in a tile
+
+
+class Stopped(Exception):
+    """The job ends early; what this worker was doing is given up."""
+
+
+class Reader:
+    """Reads parts of stored tensors into this thread's buffers, without mapping files: a file that shrinks meanwhile
+    is an error, not a bus error."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self._fds: dict[Path, int] = {}
+        self._guard, self._mine = threading.Lock(), threading.local()
+
+    def _fd(self, file: Path) -> int:
+        with self._guard:
+            if file not in self._fds:
+                self._fds[file] = os.open(file, os.O_RDONLY)
+            return self._fds[file]
+
+    def buffer(self, what: str, nbytes: int) -> Tensor:
+        """`nbytes` of this thread's memory called `what`, made once: fresh memory costs a page fault every 4 KiB."""
+        held: Tensor | None = getattr(self._mine, what, None)
+        if held is None or held.numel() < nbytes:
+            held = torch.empty(nbytes, dtype=torch.uint8)
+            setattr(self._mine, what, held)
+        return held[:nbytes]
+
+    def rows(self, name: str, first: int, count: int) -> Tensor:
+        """`count` rows from `first` as stored; the memory is used again by the next call of this thread."""
+        shape, dtype = self.checkpoint.shape(name), self.checkpoint.stored_dtype(name)
+        file, at, _ = self.checkpoint.place(name)
+        row = math.prod(shape[1:]) * dtype.itemsize
+        into = self.buffer("scale" if name.endswith(SCALE) else "stored", count * row)
+        view, at = memoryview(into.numpy().data), at + first * row
+        while len(view):
+            try:
+                done = os.preadv(self._fd(file), [view], at)
+            except OSError as error:
+                raise PortError(f"{file}: {name} cannot be read: {error.strerror or error}") from error
+            if not done:
+                raise PortError(f"{file}: ends inside {name}: it was cut short while it was read; download it again "
+                                "and run the same command, what is written stays")
+            view, at = view[done:], at + done
+        return into.view(dtype).view(count, *shape[1:])
+
+    def values(self, name: str, first: int, count: int, dtype: torch.dtype) -> Tensor:
+        """The same in `dtype`, FP8 blocks dequantised; `first` is then a multiple of 128."""
+        stored = self.rows(name, first, count)
+        if stored.dtype == dtype:
+            return stored
+        out = self.buffer("values", stored.numel() * dtype.itemsize).view(dtype).view(stored.shape)
+        if stored.dtype != FP8:
+            return out.copy_(stored)
+        scale = self.rows(name + SCALE, first // BLOCK, -(-count // BLOCK))
+        try:
+            return dequantize_blocks(stored, scale, dtype, out)
+        except PortError as error:
+            raise PortError(f"{self.checkpoint.path}: {name}: {error}") from error
+
+    def close(self) -> None:
+        for fd in self._fds.values():
+            os.close(fd)
+        self._fds.clear()
+
+
+def split_source(reader: Reader, source: str, blocks: list[Block], writers: dict[int, RankWriter],
+                 stop: threading.Event) -> dict[int, bytes]:
+    """Write every block of `source` for every rank of `writers`; returns each rank's digests, in order of `blocks`."""
+    shape = reader.checkpoint.shape(source)
+    dtype = torch.float32 if any(b.dtype == torch.float32 for b in blocks) else blocks[0].dtype
+    hashes: list[dict[int, Any]] = [{r: hashlib.sha256() for r in writers} for _ in blocks]
+    for k, block in enumerate(blocks):
+        if _whole(block):  # the same bytes on every rank: hashed once
+            hashes[k] = dict.fromkeys(writers, hashlib.sha256())
+    written = [dict.fromkeys(writers, 0) for _ in blocks]
+    turn = zlib.crc32(source.encode()) % len(writers)
+    ranks = [*writers][turn:] + [*writers][:turn]  # two workers seldom write the same file at once
+    for first, count in tiles(shape, any(b.piece.transform is not same for b in blocks)):
+        if stop.is_set():
+            raise Stopped
+        values = reader.values(source, first, count, dtype)
+        for k, block in enumerate(blocks):
+            view = None
+            for rank in ranks:
+                if view is None or not _whole(block):
+                    part, offset = _part(block, rank, values, first)
+                    if part is None:
+                        continue
+                    view = memoryview(part.to(block.dtype).contiguous().view(torch.uint8).flatten().numpy().data)
+                    hashes[k][rank].update(view)
+                writers[rank].write(block.file, block.offset + offset, view)
+                written[k][rank] += len(view)
+    for k, block in enumerate(blocks):
+        for rank, count in written[k].items():
+            if count != block.nbytes:
+                raise AssertionError(f"{block.target.name} of rank {rank}: {count} bytes of {source}, "
+                                     f"not {block.nbytes}")
+    return {r: b"".join(h[r].digest() for h in hashes) for r in writers}
+
+
+def _whole(block: Block) -> bool:
+    return block.piece.length == block.piece.source_shape[block.piece.dim]
+
+
+def tiles(shape: tuple[int, ...], at_once: bool) -> Iterator[tuple[int, int]]:
+    """(first row, rows): tiles of whole FP8 blocks, or everything in one where a transform wants all rows."""
+    rows = shape[0]
+    step = rows if at_once else max(BLOCK, TILE // max(math.prod(shape[1:]), 1) // BLOCK * BLOCK)
+    for first in range(0, rows, step):
+        yield first, min(step, rows - first)
+
+
+def _part(block: Block, rank: int, values: Tensor, first: int) -> tuple[Tensor | None, int]:
+    """What of a tile (rows from `first`) belongs to a rank's block, and its first byte in the block."""
+    piece, start = block.piece, block.piece.start_of(rank)
+    if piece.transform is not same:
+        return piece.transform(values.narrow(piece.dim, start, piece.length)), 0
+    if piece.dim == 0:
+        low, high = max(start, first), min(start + piece.length, first + len(values))
+        if low >= high:
+            return None, 0
+        return values.narrow(0, low - first, high - low), (low - start) * (block.nbytes // piece.length)
+    return values.narrow(piece.dim, start, piece.length), first * (block.nbytes // piece.rows)
