@@ -40,7 +40,14 @@ def signatures_table() -> str:
     return signatures.table(json.loads(signatures.RESULT.read_text(encoding="utf-8")))
 
 
-TABLES = {"steps": steps_table, "settings": settings_table, "signatures": signatures_table}
+def versions_table() -> str:
+    from dsv3_port.lab.versions import markdown
+
+    return markdown()
+
+
+TABLES = {"steps": steps_table, "settings": settings_table, "versions": versions_table,
+          "signatures": signatures_table}
 
 
 def filled(text: str) -> str:

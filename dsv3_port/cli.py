@@ -42,6 +42,7 @@ def make_parser() -> argparse.ArgumentParser:
     _shard(add(commands.shard, "split a published checkpoint into one folder per rank"))
     _infer(add(commands.infer, "continue prompts; every setting is a flag and an environment variable"))
     _bench(add(commands.bench, "measure the ladder on this machine"))
+    _record(add(commands.record, "a signed measurement of this device for data/recorded"))
     _compare(add(commands.compare, "find the first layer in which two models differ"))
     _tutorial(add(commands.tutorial, "execute the notebooks and build the pages"))
     return parser
@@ -66,7 +67,12 @@ def _shard(p: argparse.ArgumentParser) -> None:
     p.add_argument("--plan", default="full", help=PLAN_HELP)
     p.add_argument("--dtype", default="bf16", help="bf16, fp16 or fp32 (default: %(default)s)")
     p.add_argument("--ranks", help="write these only, as in 0-7 or 0,3: several machines share one job")
-    p.add_argument("--dry-run", action="store_true", help="check everything, write nothing")
+    p.add_argument("--jobs", type=int, help="threads (default: one more than cores, 8 at most)")
+    p.add_argument("--dry-run", action="store_true", help="check everything, estimate memory, disk and time, write "
+                   "nothing")
+    p.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True,
+                   help="go on from what an interrupted run wrote (default), or begin unfinished ranks anew")
+    p.add_argument("--verify", action="store_true", help="read everything back and compare the hashes")
     p.add_argument("--json", action="store_true", help="print the report as JSON")
 
 
@@ -104,6 +110,20 @@ def _bench(p: argparse.ArgumentParser) -> None:
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--out", metavar="FILE", help="append the records to this JSON file")
     p.add_argument("--plot", metavar="FILE", help="draw the ladder there (.png or .svg)")
+
+
+def _record(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--device", default="auto", help="auto, cpu, cuda or npu; the host stand-in is refused")
+    p.add_argument("--profile", default="w1", help="a preset (random weights, made once; default: %(default)s)")
+    p.add_argument("--dtype", help="float32, bfloat16 or float16 (default: float32 on cpu, else bfloat16)")
+    p.add_argument("--context", type=int, default=1024, help="cached positions of a decode step (default: %(default)s)")
+    p.add_argument("--batch", type=int, default=1, help="sequences (default: %(default)s)")
+    p.add_argument("--prefill", type=int, default=128, help="tokens of a prompt (default: %(default)s)")
+    p.add_argument("--rounds", type=int, default=9, help="interleaved rounds (default: %(default)s)")
+    p.add_argument("--eager", action="store_true", help="without the compiled full port")
+    p.add_argument("--busy", action="store_true", help="keep what was measured while others used the machine, marked")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--out", metavar="DIR", default="data/recorded", help="folder of the file (default: %(default)s)")
 
 
 def _compare(p: argparse.ArgumentParser) -> None:

@@ -30,7 +30,7 @@ def doctor(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps([c.to_dict() for c in found], indent=1, ensure_ascii=False))
     else:
-        print(tabulate([(c.status, c.name, c.detail + (f"\n→ {c.remedy}" if c.remedy else "")) for c in found],
+        print(tabulate([(f"[{c.status}]", c.name, c.detail + (f"\n→ {c.remedy}" if c.remedy else "")) for c in found],
                        ("", "what", "found"), tablefmt="plain", maxcolwidths=[None, None, 90]))
     return int(any(c.status == FAIL for c in found))
 
@@ -60,14 +60,14 @@ def plan(args: argparse.Namespace) -> int:
         print(tabulate(listed, ("", "step", "title", "notebook", "saves on an NPU"), disable_numparse=True))
         return 0
     check_positive(args, "batch", "seq_len")
-    from .lab.planner import GIB, forecast
+    from .lab.planner import GIB, forecast, smallest_world, world_sizes
 
     is_preset = args.config in PRESETS
     if not is_preset and not Path(args.config).is_dir():
         raise PortError(f"--config: {args.config!r} is neither a checkpoint folder nor one of {', '.join(PRESETS)}")
     config = (DeepseekV3Config.preset if is_preset else DeepseekV3Config.from_pretrained)(args.config)
-    rows = forecast(config, parse_ints(args.world_size, "--world-size"), parse_gib(args.hbm),
-                    [long_dtype(d.strip()) for d in args.dtype.split(",")], args.batch, args.seq_len,
+    hbm, dtypes = parse_gib(args.hbm), [long_dtype(d.strip()) for d in args.dtype.split(",")]
+    rows = forecast(config, parse_ints(args.world_size, "--world-size"), hbm, dtypes, args.batch, args.seq_len,
                     parse_plan(args.plan))
     if args.json:
         print(json.dumps([asdict(r) for r in rows], indent=1))
@@ -82,6 +82,11 @@ def plan(args: argparse.Namespace) -> int:
                      gib(r.kv_expanded_bytes), gib(r.total_bytes), "yes" if r.fits else "no", r.reason) for r in rows],
                    ("cards", "dtype", *parts, "KV latent", "KV expanded", "total", "fits", "why"),
                    stralign="right", disable_numparse=True))
+    divide = world_sizes(config)
+    for dtype in dtypes:
+        least = smallest_world(config, hbm, dtype, args.batch, args.seq_len, parse_plan(args.plan))
+        print(f"{dtype}: " + (f"{least} cards of {args.hbm} are enough" if least else "no number of cards is enough")
+              + f"; the model can be cut over {', '.join(map(str, divide))}")
     return 0
 
 
@@ -91,7 +96,8 @@ def shard(args: argparse.Namespace) -> int:
 
     report = shard_checkpoint(args.model_path, args.output_path, args.world_size, plan=parse_plan(args.plan),
                               dtype=args.dtype, ranks=parse_ints(args.ranks, "--ranks") if args.ranks else None,
-                              dry_run=args.dry_run, progress=not args.json)
+                              jobs=args.jobs, dry_run=args.dry_run, resume=args.resume, verify=args.verify,
+                              progress=not args.json)
     print(json.dumps(report.to_dict(), indent=1) if args.json else report.summary())
     return 0
 
@@ -147,6 +153,21 @@ def bench(args: argparse.Namespace) -> int:
         from .lab.style import save as save_figure
 
         print(f"drawn as {save_figure(ladder(results), args.plot)}")
+    return 0
+
+
+def record(args: argparse.Namespace) -> int:
+    from .lab.record import make_record, save
+
+    check_positive(args, "context", "batch", "prefill", "rounds")
+    made = make_record(args.device, args.profile, dtype=args.dtype, context=args.context, batch=args.batch,
+                       prefill=args.prefill, rounds=args.rounds, compiled=not args.eager, busy=args.busy,
+                       seed=args.seed, command=["dsv3-port", *sys.argv[1:]])
+    print(made.results.table())
+    worst = max(made.sign_off.differences.values())
+    print(f"\nsigned off: logits within {worst:.1e} of upstream (allowed {made.sign_off.bound:.0e} in "
+          f"{made.sign_off.dtype}), {made.sign_off.greedy_tokens} greedy tokens equal in "
+          f"{', '.join(made.sign_off.greedy_models)}\nwritten as {save(made, args.out)}")
     return 0
 
 

@@ -152,8 +152,8 @@ def test_prompt_files(tmp_path):
 def test_plan_prints_a_table_and_json(capsys):
     assert run("plan", "--world-size", "16,32", "--dtype", "bf16") == 0
     table = capsys.readouterr().out
-    assert "KV latent" in table
-    assert len(table.splitlines()) == 5
+    assert "KV latent" in table and "bfloat16: 32 cards of 64GiB are enough" in table
+    assert len(table.splitlines()) == 6
     assert run("plan", "--world-size", "32", "--json") == 0
     assert json.loads(capsys.readouterr().out)[0]["fits"] is True
 

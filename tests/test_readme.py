@@ -6,7 +6,10 @@ import re
 import shlex
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -31,11 +34,61 @@ def test_the_python_example_runs(monkeypatch, capsys):
     assert capsys.readouterr().out.strip()
 
 
+def shell_blocks(file: str = "README.md") -> list[str]:
+    text = (ROOT / file).read_text(encoding="utf-8")
+    return [textwrap.dedent(block) for block in re.findall(r"```shell\n(.*?)```", text, re.DOTALL)]
+
+
+@pytest.mark.parametrize("file", ["README.md", "CONTRIBUTING.md"])
+def test_every_shell_block_is_shell(file):
+    for block in shell_blocks(file):
+        # <this repository> stands for the address, which a copy of the repository cannot know
+        done = subprocess.run(["bash", "-n"], input=block.replace("<this repository>", "ADDRESS"), text=True,
+                              capture_output=True)
+        assert done.returncode == 0, f"{block}\n{done.stderr}"
+
+
+@pytest.mark.parametrize("file", ["README.md", "CONTRIBUTING.md"])
+def test_scripts_that_are_named_exist(file):
+    for path in re.findall(r"(?:python3?|bash) (\S+\.(?:py|sh))", "\n".join(shell_blocks(file))):
+        assert (ROOT / path).is_file(), path
+
+
+def commands() -> list[list[str]]:
+    """Every `dsv3-port ...` and `... -m dsv3_port ...` line, its variables and continuation lines included."""
+    found = []
+    for line in "\n".join(shell_blocks()).replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
+            words = words[1:]
+        if words[:1] == ["dsv3-port"]:
+            found.append(words[1:])
+        elif "dsv3_port" in words:
+            found.append(words[words.index("dsv3_port") + 1:])
+    return found
+
+
 def test_every_command_in_the_readme_parses():
     from dsv3_port.cli import make_parser
 
-    blocks = "\n".join(re.findall(r"```shell\n(.*?)```", TEXT, re.DOTALL))
-    commands = [shlex.split(line, comments=True) for line in blocks.splitlines() if line.startswith("dsv3-port ")]
-    assert len(commands) >= 5
-    for words in commands:
-        make_parser().parse_args(words[1:])
+    assert {words[0] for words in commands()} == {"doctor", "plan", "shard", "infer", "compare", "bench", "record",
+                                                  "hostnpu"}
+    for words in commands():
+        make_parser().parse_args(words)
+
+
+def test_every_variable_before_a_command_is_a_setting():
+    from dsv3_port.engine.settings import TABLE
+
+    used = re.findall(r"^([A-Z_]+)=\S+ dsv3-port", "\n".join(shell_blocks()), re.MULTILINE)
+    assert used and set(used) <= {row.variable for row in TABLE}
+
+
+def test_the_memory_that_the_readme_names_is_the_plans():
+    from dsv3_port.config import DeepseekV3Config
+    from dsv3_port.lab.planner import GIB, forecast
+
+    rows = forecast(DeepseekV3Config.preset("v3-671b"), world_sizes=(8, 32), dtypes=("bfloat16",), hbm_gib=64)
+    eight, many = (round(r.total_bytes / GIB) for r in rows)
+    assert re.search(rf"take {eight} GiB a card on 8 cards and {many} GiB on 32", TEXT)
+    assert [r.fits for r in rows] == [False, True]

@@ -6,63 +6,28 @@ and everything about Ascend is read from package metadata, files and the environ
 
 from __future__ import annotations
 
-import ctypes.util
 import importlib
-import importlib.util
 import os
 import platform
 import shutil
 import sys
 import sysconfig
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from .. import hostnpu
 from ..engine.settings import environment
 from ..errors import PortError
+from . import ascend, npu_smi
+from .ascend import ascendcl, cann_home
+from .findings import FAIL, NA, OK, WARN, Check, numbers, version_of
+from .versions import TORCH as TESTED_TORCH
 
-OK, WARN, FAIL, NA = "OK", "WARN", "FAIL", "N/A"
 PYTHONS = ((3, 10), (3, 13))
 TORCH = (2, 9)
 TRANSFORMERS = ((5, 20), (6, 0))
-TESTED_TORCH = "2.13.0"  # and torch_npu 2.13.0, its pair
 NEED_GIB = 1.0  # random-weight checkpoints, executed notebooks and pages
-_CANN_DEFAULT = "/usr/local/Ascend/ascend-toolkit/latest"
-
-
-@dataclass(frozen=True)
-class Check:
-    """One finding. `status`: OK, WARN (runs, with a loss), FAIL (something will not run), N/A (not needed here)."""
-
-    name: str
-    status: str
-    detail: str
-    remedy: str = ""
-
-    def to_dict(self) -> dict[str, str]:
-        return asdict(self)
-
-
-def version_of(package: str) -> str | None:
-    """Installed version by package metadata; nothing is imported."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def numbers(version: str) -> tuple[int, ...]:
-    """The leading numbers of a version: "2.13.0+cpu" -> (2, 13, 0)."""
-    found: list[int] = []
-    for part in version.split("+")[0].split("."):
-        digits = "".join(c for c in part if c.isdigit()) if part[:1].isdigit() else ""
-        if not digits:
-            break
-        found.append(int(digits))
-    return tuple(found)
 
 
 def import_torch() -> tuple[Any, str]:
@@ -71,25 +36,6 @@ def import_torch() -> tuple[Any, str]:
         return importlib.import_module("torch"), ""
     except Exception as error:  # a backend that fails to load raises whatever its loader raises
         return None, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-
-
-def cann_home() -> str | None:
-    """CANN's folder: what its set_env.sh exports, or the place where its installer puts it."""
-    for name in ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME"):
-        home = environment(name)
-        if home and Path(home).is_dir():
-            return home
-    return _CANN_DEFAULT if Path(_CANN_DEFAULT).is_dir() else None
-
-
-def ascendcl() -> str | None:
-    """Where libascendcl is: on the loader's path, or under CANN's folder."""
-    found = ctypes.util.find_library("ascendcl")
-    home = cann_home()
-    if not found and home:
-        found = next((str(f) for part in ("lib64", "runtime/lib64")
-                      if (f := Path(home) / part / "libascendcl.so").exists()), None)
-    return found
 
 
 def _python() -> Check:
@@ -106,9 +52,12 @@ def _torch(torch: Any, problem: str) -> Check:
         return Check("torch", FAIL, "not installed", f"pip install torch=={TESTED_TORCH}")
     if torch is None:
         remedy = f"reinstall it: pip install --force-reinstall torch=={TESTED_TORCH}"
-        if version_of("torch-npu"):
-            remedy = ("torch_npu loads with torch and found no working CANN: source CANN's set_env.sh, or set "
-                      "TORCH_DEVICE_BACKEND_AUTOLOAD=0, or pip uninstall torch-npu")
+        known = ascend.symptom(problem) if version_of("torch-npu") else None
+        if known:
+            remedy = f"{known.cause}: {known.remedy}"
+        elif version_of("torch-npu"):
+            remedy = ("torch_npu loads with torch: look at the checks of Ascend below; TORCH_DEVICE_BACKEND_AUTOLOAD=0 "
+                      "leaves it out")
         return Check("torch", FAIL, f"{version} is installed and cannot be imported: {problem}", remedy)
     if numbers(version) < TORCH:
         return Check("torch", FAIL, f"{version} is too old", f"pip install torch=={TESTED_TORCH}")
@@ -141,33 +90,6 @@ def _tier(torch: Any) -> Check:
     return Check("device", OK, f"cpu: torch sees neither NPU nor GPU{built}. Results are exact, timings are this CPU's")
 
 
-def _torch_npu() -> Check:
-    version, torch_version = version_of("torch-npu"), version_of("torch")
-    if version is None:
-        if cann_home():
-            return Check("torch_npu", FAIL, "CANN is here, torch_npu is not",
-                         f"pip install torch=={TESTED_TORCH} torch-npu=={TESTED_TORCH}")
-        return Check("torch_npu", NA, "not installed: needed on an Ascend machine only")
-    if torch_version is not None and numbers(version)[:2] != numbers(torch_version)[:2]:
-        return Check("torch_npu", FAIL, f"{version} does not belong to torch {torch_version}",
-                     f"pip install torch=={TESTED_TORCH} torch-npu=={TESTED_TORCH}")
-    if ascendcl() is None:
-        return Check("torch_npu", FAIL, f"{version} without CANN: it breaks `import torch` where it loads by itself",
-                     "install CANN and source its set_env.sh, or set TORCH_DEVICE_BACKEND_AUTOLOAD=0, or "
-                     "pip uninstall torch-npu")
-    return Check("torch_npu", OK, version)
-
-
-def _cann() -> Check:
-    home, library = cann_home(), ascendcl()
-    if library:
-        return Check("CANN", OK, f"{library}" + (f", home {home}" if home else ""))
-    if home:
-        return Check("CANN", FAIL, f"{home} holds no libascendcl.so", "install CANN's toolkit again, then source its "
-                     "set_env.sh")
-    return Check("CANN", NA, "not installed: neither ASCEND_HOME_PATH nor libascendcl was found")
-
-
 def _host_npu() -> Check:
     """The stand-in: which torch_npu it would run, or why it cannot be had."""
     if cann_home() or ascendcl():
@@ -177,13 +99,6 @@ def _host_npu() -> Check:
         return Check("host NPU", NA, found.reason)
     state = "enabled in this process" if found.enabled else "device host-npu, or dsv3_port.hostnpu.enable()"
     return Check("host NPU", OK, f"torch_npu {found.torch_npu} in {found.folder}: {state}")
-
-
-def _mindspeed() -> Check:
-    if importlib.util.find_spec("mindspeed") is not None:
-        return Check("MindSpeed", OK, f"{version_of('mindspeed') or 'installed'}: npu_gmm can be chosen on npu")
-    return Check("MindSpeed", NA, "not installed: torch_npu's npu_grouped_matmul is used on npu instead, PyTorch "
-                 "elsewhere")
 
 
 def _compiler() -> Check:
@@ -249,7 +164,7 @@ def _busy() -> Check:
     return Check("quiet machine", OK, detail)
 
 
-def _guarded(name: str, check: Callable[[], Check]) -> Check:
+def _guarded(name: str, check: Callable[[], Check | list[Check]]) -> Check | list[Check]:
     try:
         return check()
     except Exception as error:  # a doctor that falls over helps nobody
@@ -259,9 +174,14 @@ def _guarded(name: str, check: Callable[[], Check]) -> Check:
 def checks() -> list[Check]:
     """All findings, in the order in which they matter."""
     torch, problem = import_torch()
-    todo: list[tuple[str, Callable[[], Check]]] = [
+    todo: list[tuple[str, Callable[[], Check | list[Check]]]] = [
         ("Python", _python), ("torch", lambda: _torch(torch, problem)), ("transformers", _transformers),
-        ("device", lambda: _tier(torch)), ("torch_npu", _torch_npu), ("CANN", _cann), ("host NPU", _host_npu),
-        ("MindSpeed", _mindspeed), ("C++ compiler", _compiler), ("disk", _disk), ("notebooks", _notebooks),
-        ("embedded model", lambda: _embedded_model(torch)), ("quiet machine", _busy)]
-    return [_guarded(name, check) for name, check in todo]
+        ("device", lambda: _tier(torch)), ("torch_npu", ascend.torch_npu), ("CANN", ascend.cann),
+        ("CANN's set_env.sh", ascend.set_env), ("driver", npu_smi.checks), ("HCCL", ascend.hccl),
+        ("MindSpeed", ascend.mindspeed), ("host NPU", _host_npu), ("C++ compiler", _compiler), ("disk", _disk),
+        ("notebooks", _notebooks), ("embedded model", lambda: _embedded_model(torch)), ("quiet machine", _busy)]
+    found: list[Check] = []
+    for name, check in todo:
+        result = _guarded(name, check)
+        found += result if isinstance(result, list) else [result]
+    return found

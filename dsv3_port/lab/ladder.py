@@ -169,11 +169,13 @@ def _variants(models: Mapping[str, Any], workload: _Decode | _Prefill) -> Iterat
 def bench_ladder(profile: str | Path, *, device: str = "cpu", dtype: str | torch.dtype = "float32",
                  context: int = 1024, batch: int = 1, prefill: int = 128, rounds: int = 7, compiled: bool = False,
                  alone: bool = False, plans: Mapping[str, PortPlan] | None = None, peer: bool = False,
-                 phases: Sequence[str] = ("decode", "prefill"), seed: int = 0, label: str = "") -> Results:
+                 phases: Sequence[str] = ("decode", "prefill"), seed: int = 0, label: str = "",
+                 differences: dict[str, float] | None = None) -> Results:
     """Check equivalence, then time decode at `context` cached tokens and prefill of `prefill` tokens, interleaved.
 
     plans: name -> plan, the first of them is the reference; default `ladder_plans(compiled=, alone=)`.
     peer: transformers' own model beside them. phases: which of the two are timed.
+    differences: receives what the equivalence check found for each variant.
     """
     if unknown := sorted(set(phases) - {"decode", "prefill"}):
         raise PortError(f"unknown phase {unknown[0]!r}; it can be decode or prefill")
@@ -188,7 +190,9 @@ def bench_ladder(profile: str | Path, *, device: str = "cpu", dtype: str | torch
     _compile(models, chosen, "prefill" in phases)
     room = max(context + 1, prefill + STEPS_CHECKED)  # one size throughout: a graph is compiled for each
     first: dict[str, Rows] = {}
-    check_equivalence(models, batch=batch, length=prefill, room=room, seed=seed, first_calls=first)
+    found = check_equivalence(models, batch=batch, length=prefill, room=room, seed=seed, first_calls=first)
+    if differences is not None:
+        differences.update(found)
     mode = {n: "compiled" if n in chosen and chosen[n].graph != "eager" else "eager" for n in models}
     meta = {"profile": name, "dtype": str(kind).removeprefix("torch."), "batch": batch, "mode": mode}
     ids = {n: p.step_ids for n, p in chosen.items()}

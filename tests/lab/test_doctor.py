@@ -6,7 +6,7 @@ import types
 
 import pytest
 
-from dsv3_port.lab import doctor
+from dsv3_port.lab import ascend, doctor
 from dsv3_port.lab.doctor import FAIL, NA, OK, WARN
 
 
@@ -16,14 +16,17 @@ def versions(monkeypatch):
     found = {"torch": "2.13.0+cpu", "transformers": "5.23.0", "jupyterlab": "4", "papermill": "2", "nbconvert": "7",
              "ipykernel": "7"}
     monkeypatch.setattr(doctor, "version_of", found.get)
+    monkeypatch.setattr(ascend, "version_of", found.get)
     return found
 
 
 @pytest.fixture
-def no_cann(monkeypatch):
-    monkeypatch.setattr(doctor, "environment", lambda name, default=None: default)
-    monkeypatch.setattr(doctor, "_CANN_DEFAULT", "/nonexistent")
-    monkeypatch.setattr(doctor.ctypes.util, "find_library", lambda name: None)
+def no_cann(monkeypatch, tmp_path):
+    for module in (doctor, ascend):
+        monkeypatch.setattr(module, "environment", lambda name, default=None: default)
+    monkeypatch.setattr(ascend, "DEFAULT_HOMES", ())
+    monkeypatch.setattr(ascend, "DEVICES", tmp_path)
+    monkeypatch.setattr(ascend.ctypes.util, "find_library", lambda name: None)
 
 
 def torch_like(npu: int | None = None, cuda: bool = False):
@@ -37,7 +40,7 @@ def torch_like(npu: int | None = None, cuda: bool = False):
 def test_every_check_here_has_a_status_and_failures_have_a_remedy():
     found = doctor.checks()
     assert [c.name for c in found[:4]] == ["Python", "torch", "transformers", "device"]
-    assert len({c.name for c in found}) == len(found) == 13
+    assert len({c.name for c in found}) == len(found) == 17
     for check in found:
         assert check.status in (OK, WARN, FAIL, NA)
         assert check.detail
@@ -90,31 +93,6 @@ def test_tier():
     assert doctor._tier(torch_like()).detail.startswith("cpu")
 
 
-def test_torch_npu_and_cann_belong_together(versions, no_cann, monkeypatch, tmp_path):
-    assert doctor._torch_npu().status == NA
-    assert doctor._cann().status == NA
-    versions["torch-npu"] = "2.13.0"
-    assert "breaks `import torch`" in doctor._torch_npu().detail
-    (tmp_path / "lib64").mkdir()
-    monkeypatch.setattr(doctor, "environment",
-                        lambda name, default=None: str(tmp_path) if name == "ASCEND_HOME_PATH" else default)
-    assert doctor._cann().status == FAIL  # a home without its library
-    (tmp_path / "lib64" / "libascendcl.so").touch()
-    assert doctor._cann().status == OK
-    assert doctor._torch_npu().status == OK
-    versions["torch-npu"] = "2.9.0"
-    assert "does not belong to torch" in doctor._torch_npu().detail
-    del versions["torch-npu"]
-    assert "torch_npu is not" in doctor._torch_npu().detail
-
-
-def test_mindspeed_names_what_is_used_instead(monkeypatch):
-    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None)
-    assert "npu_grouped_matmul" in doctor._mindspeed().detail
-    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: object())
-    assert doctor._mindspeed().status == OK
-
-
 def test_compiler_and_headers(monkeypatch, no_cann, tmp_path):
     monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
     assert "none found" in doctor._compiler().detail
@@ -156,7 +134,7 @@ def test_host_npu_says_where_it_is_or_why_not(monkeypatch, no_cann):
     assert found.status == OK and "torch_npu 2.13.0 in /some/folder" in found.detail and "enable()" in found.detail
     monkeypatch.setattr(doctor.hostnpu, "status", lambda: doctor.hostnpu.Status(False, "no compiler", "", "", False))
     assert doctor._host_npu() == doctor.Check("host NPU", NA, "no compiler")
-    monkeypatch.setattr(doctor, "_CANN_DEFAULT", "/")
+    monkeypatch.setattr(ascend, "DEFAULT_HOMES", ("/",))
     assert "never loaded" in doctor._host_npu().detail
 
 
