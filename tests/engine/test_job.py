@@ -179,8 +179,12 @@ def anonymous_bytes() -> int:
     raise AssertionError("no RssAnon in /proc/self/status")
 
 
+M_MMAP_THRESHOLD = -3  # malloc.h
+
+
 def peaks_of_rank(parallel: TensorParallel, tiny: str, folders: list[str]) -> list[tuple[int, int]]:
     """For each folder: largest growth while this rank loads it, and the bytes of the loaded parameters."""
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 128 << 10)  # fixed: glibc raises it and then keeps freed tensors
     load_model(tiny, PLAN, "cpu", "float32", parallel)  # what the libraries themselves take at first use
     found = []
     for folder in folders:

@@ -157,7 +157,7 @@ def test_a_bad_file_of_one_rank_is_the_cause_that_is_told(halves, tmp_path):
     assert code == 2 and out == ""
     assert err.strip().splitlines()[-1].startswith("dsv3-port: rank 1 of 2 failed"), err
     assert "Traceback" not in err  # one sentence and no stack
-    assert "rank 1 of 2 failed" in err and str(file) in err and "split again" in err
+    assert "rank 1 of 2 failed" in err and str(file) in err and "write it again with --ranks 1" in err
     shared = {"WORLD_SIZE": "2", "MASTER_PORT": str(free_port()), "MODEL_DIR": str(broken)}
     ends = [end(rank) for rank in [start(*INFER, RANK_ID=str(r), **shared) for r in range(2)]]
     assert all(code for code, *_ in ends) and str(file) in ends[1][2]
