@@ -81,9 +81,7 @@ def _folder() -> Path:
     reason = library.supported_platform()
     if reason:
         raise PortError(reason)
-    from ..lab.doctor import ascendcl  # late: doctor asks this module in turn
-
-    cann = ascendcl()
+    cann = library.cann()
     if cann:
         raise PortError(f"CANN is installed ({cann}): device npu is a real NPU here, and the stand-in is never loaded "
                         "beside it; install torch_npu as its documentation says")

@@ -6,7 +6,6 @@ torch_npu that does not fit its CANN or driver breaks `import torch` itself. Thr
 
 from __future__ import annotations
 
-import ctypes.util
 import importlib.util
 import os
 import re
@@ -15,11 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..engine.settings import environment
+from ..hostnpu.library import ascendcl, cann_home, cann_library
 from .findings import FAIL, NA, OK, WARN, Check, numbers, version_of
 from .versions import TORCH, install_command, newest_for_cann, pair_of
 
-# where installers put CANN: 8.5 and later, before that
-DEFAULT_HOMES = ("/usr/local/Ascend/cann", "/usr/local/Ascend/ascend-toolkit/latest")
 DEVICES = Path("/dev")
 NONE_HERE = "no Ascend NPU, CANN or torch_npu on this machine"
 
@@ -64,29 +62,6 @@ def symptom(problem: str) -> Symptom | None:
 
 
 # ---- what is there -----------------------------------------------------------------------------------------------
-
-def cann_home() -> str | None:
-    """CANN's folder: what its set_env.sh exports, or the place where its installer puts it."""
-    for name in ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME"):
-        home = environment(name)
-        if home and Path(home).is_dir():
-            return home
-    return next((home for home in DEFAULT_HOMES if Path(home).is_dir()), None)
-
-
-def library(name: str) -> str | None:
-    """Where lib<name>.so is: on the loader's path, or under CANN's folder."""
-    found = ctypes.util.find_library(name)
-    home = cann_home()
-    if not found and home:
-        found = next((str(f) for part in ("lib64", "runtime/lib64", "hccl/lib64")
-                      if (f := Path(home) / part / f"lib{name}.so").exists()), None)
-    return found
-
-
-def ascendcl() -> str | None:
-    return library("ascendcl")
-
 
 def cann_version(home: str) -> str | None:
     """`version=` of the toolkit's install record, which lies in a folder named after the machine."""
@@ -186,7 +161,7 @@ def hccl() -> Check:
     """The library for several cards, and an interface that the environment names for it."""
     if not is_ascend():
         return Check("HCCL", NA, NONE_HERE)
-    if library("hccl") is None:
+    if cann_library("hccl") is None:
         return Check("HCCL", FAIL, "libhccl.so was not found: several cards cannot talk, torch_npu does not load",
                      "install CANN's toolkit (HCCL is part of it), then source its set_env.sh")
     wanted = environment("HCCL_SOCKET_IFNAME")
@@ -198,7 +173,7 @@ def hccl() -> Check:
             return Check("HCCL", FAIL, f"HCCL_SOCKET_IFNAME={wanted} names no interface of {', '.join(have)}",
                          "set it to the interface that the machines share, or unset it on a single machine")
     reach = "" if Path("/etc/hccn.conf").exists() else "; one machine only, as there is no /etc/hccn.conf"
-    return Check("HCCL", OK, f"{library('hccl')}{reach}")
+    return Check("HCCL", OK, f"{cann_library('hccl')}{reach}")
 
 
 def mindspeed() -> Check:

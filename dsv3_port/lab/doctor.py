@@ -19,8 +19,8 @@ from typing import Any
 from .. import hostnpu
 from ..engine.settings import environment
 from ..errors import PortError
+from ..hostnpu import library
 from . import ascend, npu_smi
-from .ascend import ascendcl, cann_home
 from .findings import FAIL, NA, OK, WARN, Check, numbers, version_of
 from .versions import TORCH as TESTED_TORCH
 
@@ -92,7 +92,7 @@ def _tier(torch: Any) -> Check:
 
 def _host_npu() -> Check:
     """The stand-in: which torch_npu it would run, or why it cannot be had."""
-    if cann_home() or ascendcl():
+    if library.cann():
         return Check("host NPU", NA, "CANN is here: the stand-in is never loaded beside it")
     found = hostnpu.status()
     if found.reason:

@@ -131,6 +131,6 @@ def test_command_line(places: list[Path], tmp_path: Path, capsys: pytest.Capture
     monkeypatch.setattr(library, "is_built", lambda torch_npu: False)
     monkeypatch.setattr(library, "supported_platform", lambda: "")
     monkeypatch.setattr(library, "compiler", lambda: "cc")
-    monkeypatch.setattr("dsv3_port.lab.doctor.ascendcl", lambda: None)
+    monkeypatch.setattr(library, "cann", lambda: None)
     assert cli.main(["hostnpu", "install"]) == 0
     assert f"torch_npu {VERSION} in {places[0]}, the stand-in for CANN is compiled at" in capsys.readouterr().out

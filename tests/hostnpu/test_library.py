@@ -12,7 +12,6 @@ import pytest
 from dsv3_port import hostnpu
 from dsv3_port.errors import PortError
 from dsv3_port.hostnpu import library
-from dsv3_port.lab import doctor
 
 needs_compiler = pytest.mark.skipif(sys.platform != "linux" or library.compiler() is None, reason="no C compiler here")
 
@@ -107,7 +106,7 @@ def test_parts_missing_from_torch_npu(tmp_path: Path) -> None:
 def linux(monkeypatch: pytest.MonkeyPatch) -> None:
     """A supported machine without CANN, whatever this one is."""
     monkeypatch.setattr(library, "supported_platform", lambda: "")
-    monkeypatch.setattr(doctor, "ascendcl", lambda: None)
+    monkeypatch.setattr(library, "cann", lambda: None)
     monkeypatch.setattr(hostnpu.importlib.util, "find_spec", lambda name: None)
 
 
@@ -120,7 +119,7 @@ def test_other_platforms(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_cann_is_never_shadowed(linux: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "ascendcl", lambda: "/usr/lib/libascendcl.so")
+    monkeypatch.setattr(library, "cann", lambda: "/usr/lib/libascendcl.so")
     assert "the stand-in is never loaded" in hostnpu.why_not()
     with pytest.raises(PortError, match="CANN is installed"):
         hostnpu.enable()
@@ -143,3 +142,18 @@ def test_loaded_before_enable() -> None:
         with pytest.raises(RuntimeError, match="enable"):
             library.loaded()
     assert ctypes.sizeof(ctypes.c_void_p) == 8
+
+
+def test_where_cann_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The variable that its set_env.sh exports, or the installer's place; a folder without the library is CANN too."""
+    monkeypatch.delenv("ASCEND_HOME_PATH", raising=False)
+    monkeypatch.delenv("ASCEND_TOOLKIT_HOME", raising=False)
+    monkeypatch.setattr(library.ctypes.util, "find_library", lambda name: None)
+    monkeypatch.setattr(library, "CANN_HOMES", (str(tmp_path / "nowhere"),))
+    assert library.cann() is None
+    monkeypatch.setattr(library, "CANN_HOMES", (str(tmp_path),))
+    assert library.cann() == str(tmp_path) and library.ascendcl() is None
+    (tmp_path / "variable" / "lib64").mkdir(parents=True)
+    (tmp_path / "variable" / "lib64" / "libascendcl.so").touch()
+    monkeypatch.setenv("ASCEND_HOME_PATH", str(tmp_path / "variable"))
+    assert library.cann() == library.ascendcl() == str(tmp_path / "variable" / "lib64" / "libascendcl.so")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from dsv3_port.hostnpu import library
 from dsv3_port.lab import ascend, doctor, npu_smi, versions
 from dsv3_port.lab.findings import FAIL, NA, OK, WARN, Check
 
@@ -60,9 +61,10 @@ class Machine:
         for module in (ascend, doctor):
             monkeypatch.setattr(module, "version_of", self.versions.get)
             monkeypatch.setattr(module, "environment", lambda name, default=None: self.environment.get(name, default))
-        monkeypatch.setattr(ascend, "DEFAULT_HOMES", (str(self.home),))
+        monkeypatch.setattr(library, "os", types.SimpleNamespace(environ=self.environment))
+        monkeypatch.setattr(library, "CANN_HOMES", (str(self.home),))
         monkeypatch.setattr(ascend, "DEVICES", self.dev)
-        monkeypatch.setattr(ascend.ctypes.util, "find_library", lambda name: None)
+        monkeypatch.setattr(library.ctypes.util, "find_library", lambda name: None)
         monkeypatch.setattr(ascend.importlib.util, "find_spec", lambda name: None)
         monkeypatch.setattr(ascend.shutil, "which", self.tools.get)
         monkeypatch.setattr(npu_smi.subprocess, "run", lambda *a, **k: self.smi)
@@ -90,7 +92,7 @@ def test_a_complete_machine_is_fine(machine):
 
 
 def test_without_anything_of_ascend_nothing_is_needed(machine, monkeypatch):
-    monkeypatch.setattr(ascend, "DEFAULT_HOMES", ())
+    monkeypatch.setattr(library, "CANN_HOMES", ())
     monkeypatch.setattr(ascend, "DEVICES", machine.home)
     machine.environment.clear()
     machine.tools.clear()
@@ -182,7 +184,7 @@ def test_parts_of_cann_are_missing(machine):
 
 
 def test_cards_without_cann(machine, monkeypatch):
-    monkeypatch.setattr(ascend, "DEFAULT_HOMES", ())
+    monkeypatch.setattr(library, "CANN_HOMES", ())
     machine.environment.clear()
     assert machine.found()["CANN"].status == FAIL
     assert machine.found()["CANN's set_env.sh"].status == NA

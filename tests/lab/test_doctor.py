@@ -6,6 +6,7 @@ import types
 
 import pytest
 
+from dsv3_port.hostnpu import library
 from dsv3_port.lab import ascend, doctor
 from dsv3_port.lab.doctor import FAIL, NA, OK, WARN
 
@@ -24,9 +25,11 @@ def versions(monkeypatch):
 def no_cann(monkeypatch, tmp_path):
     for module in (doctor, ascend):
         monkeypatch.setattr(module, "environment", lambda name, default=None: default)
-    monkeypatch.setattr(ascend, "DEFAULT_HOMES", ())
+    for name in ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(library, "CANN_HOMES", ())
     monkeypatch.setattr(ascend, "DEVICES", tmp_path)
-    monkeypatch.setattr(ascend.ctypes.util, "find_library", lambda name: None)
+    monkeypatch.setattr(library.ctypes.util, "find_library", lambda name: None)
 
 
 def torch_like(npu: int | None = None, cuda: bool = False):
@@ -134,7 +137,7 @@ def test_host_npu_says_where_it_is_or_why_not(monkeypatch, no_cann):
     assert found.status == OK and "torch_npu 2.13.0 in /some/folder" in found.detail and "enable()" in found.detail
     monkeypatch.setattr(doctor.hostnpu, "status", lambda: doctor.hostnpu.Status(False, "no compiler", "", "", False))
     assert doctor._host_npu() == doctor.Check("host NPU", NA, "no compiler")
-    monkeypatch.setattr(ascend, "DEFAULT_HOMES", ("/",))
+    monkeypatch.setattr(library, "CANN_HOMES", ("/",))
     assert "never loaded" in doctor._host_npu().detail
 
 

@@ -1,13 +1,13 @@
 """The whole model as a graph on device npu: GE graph, reduce-overhead and npugraph_ex, against device cpu.
 
 With the CPU's own faster kernels set aside both devices compute with the same ones, and everything is equal to the
-last bit: logits, greedy tokens and caches.
+last bit: logits, greedy tokens and caches. Compiling is what takes time here, so cases are chosen to cover pairs.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import combinations, product
 from typing import Any
 
 import pytest
@@ -15,24 +15,23 @@ import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from dsv3_port import PortPlan, load_model
-from dsv3_port.engine.graph import NPU_BACKENDS, compile_steps, converted_graphs, npu_backend
+from dsv3_port import STEPS, PortPlan
+from dsv3_port.engine.graph import NPU_BACKENDS, compile_steps, converted_graphs, graph_blockers, npu_backend
 from dsv3_port.hostnpu import graphs, tape
 from dsv3_port.model.decoder import DeepseekV3
+from dsv3_port.steps import _FORMS
 from tests.hostnpu.inside import check_ge, check_model
+from tests.hostnpu.inside.short import load
 
-TINY = Path(__file__).parents[3] / "data" / "tiny-dsv3"
 FULL = PortPlan.full()
 LENGTH = 10
-NEEDED = ("gmm_routing", "fixed_kv_cache")  # without these no graph
-FREE = ("mla_low_rank", "one_hot_gate", "merged_mlp", "rope_once", "add_rms_norm", "last_token_head")
-PLANS = {"least": PortPlan.with_steps(*NEEDED),
-         **{f"with {i}": PortPlan.with_steps(*NEEDED, i) for i in FREE},
-         **{f"without {i}": FULL.minus(i) for i in FREE},
-         "tensor parallel of 1": PortPlan.with_steps(*NEEDED, "tensor_parallel"),
-         "torch routing": FULL.replace(npu_routing_kernel=False),
-         "torch routing, split": FULL.minus("merged_mlp").replace(npu_routing_kernel=False),
-         "absorbed prefill": FULL.replace(prefill_attention="absorbed"), "mask 0": FULL.replace(group_mask_value=0.0)}
+NEEDED = ("experts", "cache")  # upstream's forms of these cannot be a graph
+FREE = tuple(field for field in _FORMS if field not in (*NEEDED, "graph"))
+# Two sets of three rows out of five always share one, and none holds the other; with the row of no set that is every
+# pair of forms of any two fields.
+SETS = list(combinations(range(1, 6), 3))
+PLANS = [FULL.replace(**{field: _FORMS[field][row in rows] for field, rows in zip(FREE, SETS, strict=True)})
+         for row in range(6)]
 
 same_kernels = check_model.same_kernels  # an autouse fixture
 
@@ -73,71 +72,77 @@ def assert_equal(got: Run, want: Run) -> None:
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("mode", NPU_BACKENDS)
-def test_full_port(mode: str, dtype: str, batch: int) -> None:
-    steps = 64 if dtype == "bfloat16" else 6
-    want = run(load_model(TINY, FULL, "cpu", dtype), batch, steps)
+# mode, dtype, batch, steps, layers: every pair of mode, dtype and batch; the whole model and 64 tokens in each mode
+@pytest.mark.parametrize(("mode", "dtype", "batch", "steps", "layers"), [
+    ("ge", "float32", 1, 4, 2), ("ge", "bfloat16", 3, 64, 4), ("ge", "float16", 1, 4, 2),
+    ("npugraph_ex", "float32", 3, 4, 2), ("npugraph_ex", "bfloat16", 1, 64, 4), ("npugraph_ex", "float16", 3, 4, 2),
+    ("reduce-overhead", "float32", 1, 4, 2), ("reduce-overhead", "bfloat16", 3, 64, 4),
+    ("reduce-overhead", "float16", 1, 4, 2)])
+def test_full_port(mode: str, dtype: str, batch: int, steps: int, layers: int) -> None:
+    want = run(load(FULL, "cpu", dtype, layers), batch, steps)
     assert tape.tapes is not None
     replayed, breaks = tape.tapes.replayed, dict(counters["graph_break"])
-    got = run(compile_steps(load_model(TINY, FULL, "npu", dtype), mode), batch, steps)
+    got = run(compile_steps(load(FULL, "npu", dtype, layers), mode), batch, steps)
     assert_equal(got, want)
     assert got.graphs == [1, 2, 2]  # one for prefill, one for decode, none later
     assert dict(counters["graph_break"]) == breaks
     assert tape.tapes.replayed - replayed == (0 if mode == "ge" else steps + 1)
 
 
-@pytest.mark.parametrize("name", PLANS)
-def test_every_plan_converts(name: str) -> None:
-    """GE conversion of prefill and decode; the GE graphs themselves, interpreted, give what eager gives."""
-    plan = PLANS[name]
-    want = run(load_model(TINY, plan, "npu", "float32"), 2, 2)
+def test_plans_hold_every_pair_of_forms() -> None:
+    for first, second in combinations(FREE, 2):
+        found = {(getattr(p, first), getattr(p, second)) for p in PLANS}
+        assert found == set(product(_FORMS[first], _FORMS[second]))
+
+
+@pytest.mark.parametrize("row", range(6))
+def test_every_pair_of_forms_converts(row: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the converted GE graphs, interpreted, compute the same; those of the routing in plain torch have operators
+    that the interpreter does not know, and run as FX graphs."""
+    plan = PLANS[row]
+    want = run(load(plan), 2, 2)
+    if plan.npu_routing_kernel:
+        monkeypatch.setattr(graphs.HostGraph, "run", check_ge.interpreter(None))
     with converted_graphs() as found:
-        got = run(compile_steps(load_model(TINY, plan, "npu", "float32"), "ge"), 2, 2)
-    assert_equal(got, want)
+        assert_equal(run(compile_steps(load(plan), "ge"), 2, 2), want)
     assert len(found) == 2 and all(len(graph.op) > 100 for graph in found)
 
 
-def interpreted(plan: PortPlan, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Run:
-    monkeypatch.setattr(graphs.HostGraph, "run", check_ge.interpreter(None))
-    return run(compile_steps(load_model(TINY, plan, "npu", "float32"), "ge", **options), 2, 2)
-
-
-@pytest.mark.parametrize("name", ["least", "without merged_mlp", "absorbed prefill"])
-def test_the_ge_graph_itself_is_right(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    want = run(load_model(TINY, PLANS[name], "npu", "float32"), 2, 2)
-    assert_equal(interpreted(PLANS[name], monkeypatch), want)
+def test_what_does_not_convert_says_why() -> None:
+    """Of all combinations of steps exactly those with upstream's expert loop or cache, and both are refused alike."""
+    ids = [s.id for s in STEPS if s.field != "graph"]
+    for chosen in (c for n in range(len(ids) + 1) for c in combinations(ids, n)):
+        reasons = " ".join(graph_blockers(PortPlan.with_steps(*chosen)))
+        assert [i for i in ("gmm_routing", "fixed_kv_cache") if repr(i) in reasons] == [
+            i for i in ("gmm_routing", "fixed_kv_cache") if i not in chosen]
 
 
 def test_torchairs_view_optimisation_converts_absorbed_prefill_wrongly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Why OPTIONS turns it off. When this fails torchair has been repaired, and the option can go back to True."""
-    plan = PLANS["absorbed prefill"]
-    want = run(load_model(TINY, plan, "npu", "float32"), 2, 2)
-    got = interpreted(plan, monkeypatch, **{"experimental_config.enable_view_optimize": True})
+    plan = FULL.replace(prefill_attention="absorbed")
+    want = run(load(plan), 2, 1)
+    monkeypatch.setattr(graphs.HostGraph, "run", check_ge.interpreter(None))
+    got = run(compile_steps(load(plan), "ge", **{"experimental_config.enable_view_optimize": True}), 2, 1)
     assert (got.logits[0] - want.logits[0]).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("kernel", [True, False], ids=["npu routing", "torch routing"])
-@pytest.mark.parametrize("mode", NPU_BACKENDS)
+@pytest.mark.parametrize(("mode", "kernel"), [("ge", True), ("npugraph_ex", True), ("reduce-overhead", False)])
 def test_dynamic_sizes(mode: str, kernel: bool) -> None:
     plan = FULL.replace(npu_routing_kernel=kernel)
-    model = compile_steps(load_model(TINY, plan, "npu", "float32"), mode, dynamic=True)
-    new = []
-    for length in (9, 14, 21):
+    model, on_cpu, new = compile_steps(load(plan), mode, dynamic=True), load(plan, "cpu"), []
+    for length in (9, 14):
         got = run(model, 2, 2, length)
-        assert_equal(got, run(load_model(TINY, plan, "cpu", "float32"), 2, 2, length))
+        assert_equal(got, run(on_cpu, 2, 2, length))
         new.append(got.graphs)
-    assert new[0] == [1, 2, 2]
     # npu_moe_init_routing's active_num is an int: a prefill graph for each length, one decode graph for all
-    assert new[1:] == ([[1, 1, 1]] * 2 if kernel else [[0, 0, 0]] * 2)
+    assert new == [[1, 2, 2], [1, 1, 1] if kernel else [0, 0, 0]]
 
 
 @pytest.mark.parametrize("mode", ["npugraph_ex", "reduce-overhead"])
 def test_another_cache_is_captured_again_and_a_known_one_is_not(mode: str) -> None:
-    model, tapes = compile_steps(load_model(TINY, FULL, "npu", "float32"), mode), tape.tapes
+    model, tapes = compile_steps(load(FULL), mode), tape.tapes
     assert tapes is not None
-    want = run(load_model(TINY, FULL, "cpu", "float32"), 2, 3)
+    want = run(load(FULL, "cpu"), 2, 3)
     cache = model.new_cache(2, LENGTH + 3)
     captured = []
     for here in (cache, cache, model.new_cache(2, LENGTH + 3)):
@@ -150,3 +155,4 @@ def test_another_cache_is_captured_again_and_a_known_one_is_not(mode: str) -> No
 
 def test_aclgraph_means_npugraph_ex_here() -> None:
     assert npu_backend("aclgraph") == "npugraph_ex"
+    assert set(NPU_BACKENDS) == {"ge", "npugraph_ex", "reduce-overhead"}
