@@ -143,13 +143,14 @@ def _import(folder: Path) -> None:
             import torch_npu  # noqa: F401
     finally:
         sys.path.remove(str(folder))
-    from . import collectives, graphs, kernels, launched, operators
+    from . import collectives, graphs, kernels, launched, on_import, operators
 
     kernels.install()
     operators.install()
     launched.install()
     collectives.install()
-    graphs.install()
+    graphs.install_tapes()
+    on_import.after_import("torch_npu.dynamo.torchair", own_signals, graphs.install_engine)
 
 
 @contextlib.contextmanager

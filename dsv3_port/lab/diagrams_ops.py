@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from matplotlib.ticker import MaxNLocator
 
@@ -21,16 +21,41 @@ _KINDS = {  # first match decides
 }
 
 
+_GE_KINDS = {  # operator types of a GE graph
+    "NPU operator": ("RmsNorm", "AddRmsNorm", "AddRmsNormCast", "RotaryMul", "InterleaveRope", "SwiGlu",
+                     "GroupedMatmul", "MoeInitRouting", "MoeComputeExpertTokens", "MoeFinalizeRoutingV2",
+                     "MoeGatingTopK", "Scatter", "FusedInferAttentionScore"),
+    "matrix product": ("MatMul", "BatchMatMul"),
+    "sort, gather, scatter": ("TopKV2", "Sort", "GatherV2", "GatherElements", "ScatterElements", "Cumsum"),
+    "copy, transpose, cast": ("Cast", "Transpose", "ConcatV2", "SplitV", "Identity", "Fill", "Range", "BroadcastTo",
+                              "StridedSliceV2", "ZerosLike", "OnesLike", "TensorMove"),
+    "reduction, softmax": ("ReduceSum", "ReduceMean", "SoftmaxV2", "ReduceMax"),
+}
+
+
+@styled
 @styled
 def op_census(counts_by_variant: Mapping[str, Mapping[str, int]]) -> LabFigure:
     """Operators launched by each variant (from measure.count_ops), stacked by kind; shorter means less host work."""
+    return _census(counts_by_variant, _KINDS, str.startswith, "operators launched by one call (views not counted)")
+
+
+@styled
+def ge_census(counts_by_variant: Mapping[str, Mapping[str, int]], what: str = "decode step") -> LabFigure:
+    """Operators of converted GE graphs (npu_graphs.kernels_of), stacked by kind: what the graph engine gets."""
+    return _census(counts_by_variant, _GE_KINDS, lambda op, names: op in names,
+                   f"operators in the GE graph of one {what} (constants and changes of shape not counted)")
+
+
+def _census(counts_by_variant: Mapping[str, Mapping[str, int]], table: Mapping[str, tuple[str, ...]],
+            belongs: Callable[[str, tuple[str, ...]], bool], label: str) -> LabFigure:
     if not counts_by_variant:
         raise PortError("op_census: no counts given")
-    kinds = [*_KINDS, "elementwise"]
+    kinds = [*table, "elementwise"]
     grouped = {name: dict.fromkeys(kinds, 0) for name in counts_by_variant}
     for name, counts in counts_by_variant.items():
         for op, count in counts.items():
-            kind = next((k for k, starts in _KINDS.items() if op.startswith(starts)), "elementwise")
+            kind = next((k for k, names in table.items() if belongs(op, names)), "elementwise")
             grouped[name][kind] += count
     fig, (ax,) = figure(size=(9.5, 1.7 + 0.5 * len(grouped)))
     totals = {name: sum(parts.values()) for name, parts in grouped.items()}
@@ -48,9 +73,9 @@ def op_census(counts_by_variant: Mapping[str, Mapping[str, int]]) -> LabFigure:
     ax.set_yticks(range(len(grouped)), [title_of(n) for n in grouped])
     ax.set_ylim(len(grouped) - 0.45, -0.55)
     ax.set_xlim(0, widest * 1.08)
-    ax.set_xlabel("operators launched by one call (views not counted)")
+    ax.set_xlabel(label)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.tick_params(axis="y", length=0)
     fig.legend(loc="outside upper center", ncols=3)
-    return finish(fig, "Stacked bars of operators launched: "
+    return finish(fig, f"Stacked bars of {label}: "
                   + "; ".join(f"{title_of(n)} {t}" for n, t in totals.items()) + ".")

@@ -6,6 +6,8 @@ model must be on device npu (`hostnpu.enable()`, or a real one).
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,25 +21,61 @@ from ..engine.runner import load_model
 from ..errors import PortError
 from ..model.decoder import DeepseekV3
 from ..steps import STEPS, PortPlan
+from .show import Shown, banner
 
 # no kernel behind them: inputs, constants, outputs, and changes of shape alone
 BOOKKEEPING = frozenset(("Data", "Const", "NetOutput", "Reshape", "Squeeze", "Unsqueeze", "Shape", "RefData"))
+FULL = "full port"
 
 
-def rungs() -> dict[str, PortPlan]:
-    """The ladder's rungs that can be one graph, by the step that was added last."""
-    plans = {s.id: PortPlan.upto(s.id).replace(graph="eager") for s in STEPS if s.field != "graph"}
-    return {name: plan for name, plan in plans.items() if not graph_blockers(plan)}
+@dataclass(frozen=True)
+class HostNpu(Shown):
+    """What `host_npu` shows; true where the host NPU is there."""
+
+    ready: bool = False
+
+    def __bool__(self) -> bool:
+        return self.ready
 
 
-def ge_census(path: str | Path, plan: PortPlan, *, dtype: str = "bfloat16", batch: int = 2, length: int = 12
-              ) -> dict[str, dict[str, int]]:
+def host_npu() -> HostNpu:
+    """Enable the host NPU for a notebook: its banner, or one sentence why that part is left out here."""
+    from .. import hostnpu
+
+    try:
+        hostnpu.enable()
+    except PortError as error:
+        return HostNpu("", f"The part of this page that runs on the host NPU is left out here: {error}.")
+    shown = banner("host-npu")
+    return HostNpu(shown.html, shown.markdown, True)
+
+
+def load(path: str | Path, plan: PortPlan, device: str = "npu", dtype: str = "bfloat16", layers: int | None = None
+         ) -> DeepseekV3:
+    """`load_model`, eager; `layers` keeps only the first ones. Two of the embedded model are a dense one and an MoE
+    one: everything that a graph is made of, in half the time to compile it."""
+    model = load_model(path, plan.replace(graph="eager"), device, dtype)
+    if layers is not None:
+        model.model.layers = model.model.layers[:layers]
+        model.config = dataclasses.replace(model.config, num_hidden_layers=layers)
+    return model
+
+
+def forms() -> dict[str, PortPlan]:
+    """The full port, and without each step that a graph can do without (on one card tensor_parallel changes none)."""
+    full = PortPlan.full().replace(graph="eager")
+    plans = {f"without {s.id}": full.minus(s.id) for s in STEPS if s.field not in ("graph", "tensor_parallel")}
+    return {FULL: full, **{name: plan for name, plan in plans.items() if not graph_blockers(plan)}}
+
+
+def ge_census(path: str | Path, plan: PortPlan, *, dtype: str = "bfloat16", batch: int = 2, length: int = 12,
+              layers: int | None = 2) -> dict[str, dict[str, int]]:
     """{"prefill": {GE operator type: how many}, "decode": ...} of torchair's conversion, most frequent first.
 
     path: a checkpoint folder. Prefill of [batch, length] tokens, decode with a cache of length + 2 positions.
     """
     torch._dynamo.reset()
-    model = compile_steps(load_model(path, plan.replace(graph="eager"), "npu", dtype), "ge")
+    model = compile_steps(load(path, plan, dtype=dtype, layers=layers), "ge")
     with converted_graphs() as found:
         _two_calls(model, batch, length)
     if len(found) != 2:
@@ -47,18 +85,39 @@ def ge_census(path: str | Path, plan: PortPlan, *, dtype: str = "bfloat16", batc
     return {"prefill": counts[0], "decode": counts[1]}
 
 
-def ladder_census(path: str | Path, phase: str = "decode", **shape: Any) -> dict[str, dict[str, int]]:
-    """{rung: {operator type: how many}} without BOOKKEEPING: what is left are kernels to launch."""
-    return {name: {kind: n for kind, n in ge_census(path, plan, **shape)[phase].items() if kind not in BOOKKEEPING}
-            for name, plan in rungs().items()}
+def kernels_of(census: Mapping[str, int]) -> dict[str, int]:
+    """A ge_census of one phase without BOOKKEEPING: what is left are kernels to run."""
+    return {kind: n for kind, n in census.items() if kind not in BOOKKEEPING}
 
 
 def census_rows(census: Mapping[str, Mapping[str, int]]) -> tuple[list[str], list[tuple[str, ...]]]:
-    """A ladder_census as (header, rows) for show.table: operator types down, rungs across, the total last."""
+    """{form: {operator type: how many}} as (header, rows) for show.table: types down, forms across, the total last."""
     kinds = sorted({k for counts in census.values() for k in counts}, key=lambda k: (-max(
         counts.get(k, 0) for counts in census.values()), k))
     rows = [(kind, *(str(counts.get(kind, "")) for counts in census.values())) for kind in kinds]
     return ["GE operator", *census], [*rows, ("all", *(str(sum(counts.values())) for counts in census.values()))]
+
+
+_FX = re.compile(r"^## FX Code: (.*?) = torch\.ops\.(\w+)\.(\w+)\.", re.M)
+_GE = re.compile(r"= ge\.(\w+)\(")
+
+
+def fx_beside_ge(dump: str, first: str = "", last: str = "") -> list[dict[str, str]]:
+    """Rows of torchair's graph_dump "py": each FX operator with the GE operators that its converter made of it.
+
+    dump: the text of export_graph's graph.py. first, last: FX operators (`npu_moe_init_routing`) to begin and end at.
+    """
+    found = list(_FX.finditer(dump))
+    ends = [m.start() for m in found[1:]] + [len(dump)]
+    rows = [{"FX node": m[1].split(":")[0], "FX operator": f"{m[2]}.{m[3]}",
+             "GE operators": ", ".join(_GE.findall(dump[m.end() : end])) or "(none)"}
+            for m, end in zip(found, ends, strict=True)]
+    names = [row["FX operator"].partition(".")[2] for row in rows]
+    for name in (first, last):
+        if name and name not in names:
+            raise PortError(f"this dump has no FX operator {name!r}")
+    start = names.index(first) if first else 0
+    return rows[start : names.index(last, start) + 1 if last else None]
 
 
 def _two_calls(model: DeepseekV3, batch: int, length: int) -> Any:
@@ -89,7 +148,7 @@ def launches(path: str | Path, plan: PortPlan, *, dtype: str = "bfloat16", batch
     """Host calls of one decode step: {"eager": kernels launched one by one, "graph": replays, "in it": recorded}."""
     from ..hostnpu import kernels
 
-    eager = load_model(path, plan.replace(graph="eager"), "npu", dtype)
+    eager = load(path, plan, dtype=dtype)
     cache = _two_calls(eager, batch, length)
     ids = torch.zeros(batch, 1, dtype=torch.int64, device=eager.device)
     before = kernels.calls["kernel"]
@@ -107,7 +166,7 @@ def capture(path: str | Path, plan: PortPlan, *, dtype: str = "bfloat16", batch:
     if not hostnpu.enabled() or tape.tapes is None:
         raise PortError("capture: only the host stand-in shows what a captured graph holds; hostnpu.enable() first")
     torch._dynamo.reset()
-    model = compile_steps(load_model(path, plan.replace(graph="eager"), "npu", dtype), "aclgraph")
+    model = compile_steps(load(path, plan, dtype=dtype), "aclgraph")
     known = set(tape.tapes.graphs)
     cache = _two_calls(model, batch, length)
     caches = {t.data_ptr(): t.nbytes for layer in cache.buffers for t in layer}

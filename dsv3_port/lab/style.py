@@ -76,7 +76,8 @@ _TITLES = {s.id: f"{s.number} {s.title}" for s in STEPS}
 
 def title_of(variant: str) -> str:
     """How a variant is written on a picture: a step's id becomes its number and title."""
-    return f"only {title_of(variant[5:])}" if variant.startswith("only ") else _TITLES.get(variant, variant)
+    word, _, rest = variant.partition(" ")
+    return f"{word} {title_of(rest)}" if word in ("only", "without") else _TITLES.get(variant, variant)
 
 
 def ink_on(colour: str) -> str:

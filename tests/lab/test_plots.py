@@ -50,6 +50,8 @@ FIGURES = {
     "step_bars": lambda: plots.step_bars(ladder_results(), UPSTREAM, "mla_low_rank"),
     "cost_curve": lambda: plots.cost_curve(curve_results()),
     "op_census": lambda: plots.op_census({"upstream": {"aten.mm": 39, "aten.mul": 61}, "full": {"npu_swiglu": 5}}),
+    "ge_census": lambda: plots.ge_census({"full port": {"MatMul": 39, "Scatter": 4, "ScatterElements": 2, "Add": 6},
+                                          "without mla_low_rank": {"SwiGlu": 5}}),
     "memory_bars": lambda: plots.memory_bars(forecast(V3, (3, 8, 32), plan=PortPlan.full()), 64),
     "kv_cache": lambda: plots.kv_cache_to_scale(V3, 131072),
     "shard": lambda: plots.shard_picture(CONFIG, None, 4),
@@ -100,6 +102,15 @@ def test_nothing_is_clipped(drawn):
 def test_timings_of_the_stand_in_are_refused(draw):
     with pytest.raises(PortError, match="host stand-in"):
         draw(ladder_results(tier="host-npu"))
+
+
+def test_ge_operators_are_told_apart_by_their_whole_name():
+    """Scatter writes the cache, ScatterElements is a scatter."""
+    text = FIGURES["ge_census"]()
+    counts = {c.get_label(): [int(bar.get_width()) for bar in c] for c in text.axes[0].containers}
+    sizes = {k: v[0] for k, v in counts.items() if not k.startswith("_")}
+    assert sizes == {"NPU operator": 4, "matrix product": 39, "sort, gather, scatter": 2,
+                     "copy, transpose, cast": 0, "reduction, softmax": 0, "elementwise": 6}
 
 
 def test_timing_plots_name_device_dtype_versions():

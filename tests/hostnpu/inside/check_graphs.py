@@ -72,11 +72,11 @@ def assert_equal(got: Run, want: Run) -> None:
         assert torch.equal(a, b)
 
 
-# mode, dtype, batch, steps, layers: every pair of mode, dtype and batch; the whole model and 64 tokens in each mode
+# every pair of mode, dtype and batch; 64 tokens in each mode, and all layers once
 @pytest.mark.parametrize(("mode", "dtype", "batch", "steps", "layers"), [
     ("ge", "float32", 1, 4, 2), ("ge", "bfloat16", 3, 64, 4), ("ge", "float16", 1, 4, 2),
-    ("npugraph_ex", "float32", 3, 4, 2), ("npugraph_ex", "bfloat16", 1, 64, 4), ("npugraph_ex", "float16", 3, 4, 2),
-    ("reduce-overhead", "float32", 1, 4, 2), ("reduce-overhead", "bfloat16", 3, 64, 4),
+    ("npugraph_ex", "float32", 3, 4, 2), ("npugraph_ex", "bfloat16", 1, 64, 2), ("npugraph_ex", "float16", 3, 4, 2),
+    ("reduce-overhead", "float32", 1, 4, 2), ("reduce-overhead", "bfloat16", 3, 64, 2),
     ("reduce-overhead", "float16", 1, 4, 2)])
 def test_full_port(mode: str, dtype: str, batch: int, steps: int, layers: int) -> None:
     want = run(load(FULL, "cpu", dtype, layers), batch, steps)
@@ -126,7 +126,7 @@ def test_torchairs_view_optimisation_converts_absorbed_prefill_wrongly(monkeypat
     assert (got.logits[0] - want.logits[0]).abs().max() > 0.1
 
 
-@pytest.mark.parametrize(("mode", "kernel"), [("ge", True), ("npugraph_ex", True), ("reduce-overhead", False)])
+@pytest.mark.parametrize(("mode", "kernel"), [("ge", True), ("npugraph_ex", False)])
 def test_dynamic_sizes(mode: str, kernel: bool) -> None:
     plan = FULL.replace(npu_routing_kernel=kernel)
     model, on_cpu, new = compile_steps(load(plan), mode, dynamic=True), load(plan, "cpu"), []

@@ -1,4 +1,4 @@
-"""Golden files of the GE conversion, and the counts of lab/npu_graphs.py.
+"""The golden file of the GE conversion, and the counts of lab/npu_graphs.py.
 
 A changed conversion shows here. To accept it: python -m tests.hostnpu.inside.check_npu_graphs, and read the diff.
 """
@@ -11,26 +11,38 @@ from pathlib import Path
 import pytest
 
 from dsv3_port import PortPlan, hostnpu
+from dsv3_port.engine.graph import export_graph
+from dsv3_port.errors import PortError
 from dsv3_port.lab import npu_graphs
+from tests.hostnpu.inside import short
 
 TINY = Path(__file__).parents[3] / "data" / "tiny-dsv3"
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden.json"
 
 
-@pytest.mark.parametrize("rung", npu_graphs.rungs())
-def test_conversion_is_the_golden_one(rung: str) -> None:
-    wanted = json.loads((GOLDEN / f"{rung}.json").read_text(encoding="utf-8"))
-    assert npu_graphs.ge_census(TINY, npu_graphs.rungs()[rung]) == wanted
+@pytest.fixture(scope="module")
+def golden() -> dict[str, dict[str, dict[str, int]]]:
+    found: dict[str, dict[str, dict[str, int]]] = json.loads(GOLDEN.read_text(encoding="utf-8"))
+    return found
 
 
-def test_steps_show_in_the_census() -> None:
-    census = {p.stem: json.loads(p.read_text(encoding="utf-8"))["decode"] for p in GOLDEN.glob("*.json")}
-    assert set(census) == set(npu_graphs.rungs())
-    assert "AddRmsNorm" not in census["rope_once"] and census["add_rms_norm"]["AddRmsNorm"] > 0
-    assert census["rope_once"]["Cos"] < census["fixed_kv_cache"]["Cos"]
-    header, rows = npu_graphs.census_rows(census)
-    assert header == ["GE operator", *census] and rows[-1][0] == "all"
-    assert [int(n) for n in rows[-1][1:]] == [sum(c.values()) for c in census.values()]
+@pytest.mark.parametrize("form", npu_graphs.forms())
+def test_conversion_is_the_golden_one(form: str, golden: dict[str, dict[str, dict[str, int]]]) -> None:
+    assert npu_graphs.ge_census(TINY, npu_graphs.forms()[form]) == golden[form]
+
+
+def test_steps_show_in_the_census(golden: dict[str, dict[str, dict[str, int]]]) -> None:
+    assert list(golden) == list(npu_graphs.forms()) and len(golden) == 7
+    census = {form: npu_graphs.kernels_of(phases["decode"]) for form, phases in golden.items()}
+    full = census.pop(npu_graphs.FULL)
+    gone = {form.removeprefix("without "): sum(counts.values()) - sum(full.values()) for form, counts in census.items()}
+    assert gone.pop("last_token_head") == 0  # decode has one position only
+    assert all(gone[s] > 0 for s in ("merged_mlp", "rope_once", "add_rms_norm")), gone
+    assert census["without one_hot_gate"]["ScatterElements"] == 1 and "ScatterElements" not in full
+    assert "AddRmsNorm" not in census["without add_rms_norm"] and full["AddRmsNorm"] > 0
+    assert census["without rope_once"]["Cos"] == 2 and full["Cos"] == 1  # a layer, a step
+    header, rows = npu_graphs.census_rows({"full": full, **census})
+    assert header == ["GE operator", "full", *census] and rows[-1][:2] == ("all", str(sum(full.values())))
 
 
 def test_launches_and_captured_memory() -> None:
@@ -46,11 +58,34 @@ def test_memory_grows_with_the_padded_length() -> None:
     assert memory[8] < memory[16] < memory[32]
 
 
+def test_fx_beside_ge(tmp_path: Path) -> None:
+    files = export_graph(short.load(PortPlan.full(), dtype="bfloat16"), tmp_path)
+    rows = npu_graphs.fx_beside_ge(files["graph.py"].read_text(encoding="utf-8"), "npu_moe_init_routing",
+                                   "npu_moe_finalize_routing")
+    found = {row["FX operator"]: row["GE operators"] for row in rows}
+    assert found["npu.npu_moe_init_routing"] == "MoeInitRouting" and found["npu.npu_swiglu"] == "SwiGlu"
+    assert found["npu.npu_grouped_matmul"].endswith("GroupedMatmul")
+    assert rows[-1]["GE operators"] == "MoeFinalizeRoutingV2"
+    with pytest.raises(PortError, match="no FX operator 'npu_no_such'"):
+        npu_graphs.fx_beside_ge(files["graph.py"].read_text(encoding="utf-8"), "npu_no_such")
+
+
+def test_a_notebook_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = npu_graphs.host_npu()
+    assert here and "host stand-in" in here.markdown and "never shown" in here.markdown
+
+    def refuse() -> None:
+        raise PortError("no C compiler")
+
+    monkeypatch.setattr(hostnpu, "enable", refuse)
+    missing = npu_graphs.host_npu()
+    assert not missing and "left out here: no C compiler." in missing.markdown
+
+
 def write() -> None:
     hostnpu.enable()
-    for name, plan in npu_graphs.rungs().items():
-        text = json.dumps(npu_graphs.ge_census(TINY, plan), indent=1)
-        (GOLDEN / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+    text = json.dumps({name: npu_graphs.ge_census(TINY, plan) for name, plan in npu_graphs.forms().items()}, indent=1)
+    GOLDEN.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
