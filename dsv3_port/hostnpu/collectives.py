@@ -21,6 +21,7 @@ from . import kernels, library
 DTYPES = (torch.int8, torch.int16, torch.int32, torch.float16, torch.float32, torch.int64, torch.uint64, torch.uint8,
           torch.uint16, torch.uint32, torch.float64, torch.bfloat16)
 REDUCTIONS: tuple[Any, ...] = (dist.ReduceOp.SUM, dist.ReduceOp.PRODUCT, dist.ReduceOp.MAX, dist.ReduceOp.MIN)
+REDUCTION_NAMES = ("sum", "prod", "max", "min")  # as GE calls them
 ALL_REDUCE, BROADCAST, ALL_GATHER, REDUCE_SCATTER, ALL_TO_ALL, BARRIER = range(6)  # the enum of cann_host.c
 HCCL_E_INTERNAL = 4
 TIMEOUT = datetime.timedelta(minutes=5)
@@ -74,6 +75,32 @@ def _move(kind: int, group: Any, size: int, rank: int, send: int, recv: int, cou
         mine = _tensor(send, count * size, dtype).clone()
         parts = [part[rank * count : (rank + 1) * count] for part in _gathered(group, mine, size)]
         _tensor(recv, count * size, dtype).copy_(torch.cat(parts))
+
+
+def named(name: str) -> Any:
+    """The gloo group behind an HCCL communicator of this process; None where no process group has that name."""
+    if name in _groups:
+        return _groups[name]
+    if not dist.is_initialized():
+        return None
+    for group in list(dist.distributed_c10d._world.pg_map):
+        rank, hccl = dist.get_rank(group), None
+        if rank >= 0 and dist.get_backend(group) == "hccl":
+            backend: Any = group._get_backend(torch.device("npu"))
+            hccl = backend.get_hccl_comm_name(dist.get_rank(), init_comm=False)
+        if hccl == name:
+            return _group(name, dist.get_world_size(group), rank)
+    return None
+
+
+def all_reduce(group: Any, x: Tensor, reduction: str) -> Tensor:
+    """x [...] of every rank, combined: "sum", "prod", "max" or "min". x is not changed."""
+    return _reduced(group, x.clone(memory_format=torch.contiguous_format), REDUCTION_NAMES.index(reduction))
+
+
+def all_gather(group: Any, x: Tensor) -> Tensor:
+    """x [n, ...] of every rank -> [W n, ...] in rank order."""
+    return torch.cat(_gathered(group, x.contiguous(), group.size()))
 
 
 def _on_collective(kind: int, name: bytes, size: int, rank: int, send: int, recv: int, count: int, dtype: int,

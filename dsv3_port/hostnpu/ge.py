@@ -1,19 +1,20 @@
-"""An interpreter for converted GE graphs: what torchair hands to the graph engine, executed on the CPU.
+"""Converted GE graphs: what torchair hands to the graph engine, read from memory or from a file.
 
 Running the FX graph cannot show a wrong conversion (a transpose flag, swapped inputs, an attribute); running the
-GraphDef can. `read` takes a ModelDef or GraphDef (serialised, `.air`, or pbtxt), `run` executes it operator by operator
-from the table in ge_ops.py. Storage formats are tags here: values lie in plain order.
+GraphDef can. `read` takes a ModelDef or GraphDef (serialised, `.air`, or pbtxt) and ge_run.py executes it. Storage
+formats are tags here: values lie in plain order.
 """
 
 from __future__ import annotations
 
 import heapq
 import importlib.util
+import math
+import re
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,36 @@ import torch
 from torch import Tensor
 
 from ..errors import PortError
-from .ge_ops import OPERATORS, GraphError, flops
+from .ge_table import OPERATORS, GraphError
 from .install import find
 
 _PROTO = "torchair._ge_concrete_graph.ge_ir_by_protoc_3_19_pb2"
-# of the message enum DataType; the attributes of operators number types otherwise (ge_ops.GE_TYPES)
+# of the message enum DataType; the attributes of operators number types otherwise (ge_table.GE_TYPES)
 _PROTO_TYPES = {1: torch.float32, 2: torch.float16, 3: torch.int8, 4: torch.uint8, 5: torch.int16, 7: torch.int32,
                 8: torch.int64, 10: torch.uint64, 11: torch.bool, 12: torch.float64, 27: torch.bfloat16}
 # bookkeeping of torchair that has no meaning for the values
 _NOTES = frozenset(("_input_name_key", "_input_name_value", "_output_name_key", "_output_name_value",
                     "_readable_value", "_inputs_all_sym", "_origin_data_name", "_fx_tensor_name",
-                    "_enable_storage_format_spread"))
+                    "_enable_storage_format_spread", "_force_unknown_shape"))
+INPUTS = ("Data", "RefData")
+Edge = tuple[str, int]  # a node, and the number of its output
+# "Tensor(dtype=torch.float32, shape=torch.Size([2, s0])", as torchair notes it: names are sizes known at run time only
+_META = re.compile(r"Tensor\(dtype=torch\.(\w+), shape=torch\.Size\(\[([^\]]*)\]\)")
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What the graph says of one output. None in `shape`: a size that is known at run time only."""
+
+    dtype: torch.dtype
+    shape: tuple[int | None, ...]
+
+    def kept(self, value: Tensor) -> bool:
+        return (value.dtype == self.dtype and value.dim() == len(self.shape)
+                and all(b is None or a == b for a, b in zip(value.shape, self.shape, strict=True)))
+
+    def __str__(self) -> str:
+        return f"{self.dtype} [{', '.join('?' if n is None else str(n) for n in self.shape)}]"
 
 
 @dataclass
@@ -40,11 +60,12 @@ class Node:
 
     name: str
     type: str
-    inputs: list[tuple[str, int] | None]
+    inputs: list[Edge | None]
     names: list[str]  # of the inputs, in the operator's definition
     control: list[str]  # nodes that must have run before
-    outputs: list[str]
+    promises: list[Promise | None]  # one for each output; None where the graph says nothing
     attributes: dict[str, Any]
+    origin: str  # its name before dynamo_export renamed it
 
 
 @dataclass
@@ -55,24 +76,17 @@ class Graph:
     def count(self) -> dict[str, int]:
         return dict(Counter(node.type for node in self.nodes).most_common())
 
+    @property
+    def inputs(self) -> list[Node]:
+        """Data and RefData, by their index."""
+        return sorted((n for n in self.nodes if n.type in INPUTS), key=lambda n: n.attributes.get("index", 0))
 
-@dataclass(frozen=True)
-class Record:
-    """What one execution of a node moved and computed."""
+    @property
+    def unknown(self) -> list[str]:
+        """Operator types that the interpreter does not have."""
+        from . import ge_npu, ge_ops  # noqa: F401  # they fill the table
 
-    name: str
-    type: str
-    shapes: list[tuple[int, ...]]
-    dtypes: list[torch.dtype]
-    nbytes: int  # read and written
-    flops: int
-
-
-@dataclass
-class Run:
-    outputs: list[Tensor]
-    records: list[Record] = field(default_factory=list)
-    peak: int = 0  # most bytes of intermediate values held at once, views counted by their storage
+        return sorted({n.type for n in self.nodes} - OPERATORS.keys() - {*INPUTS, "Const", "NetOutput"})
 
 
 def messages() -> Any:
@@ -154,24 +168,41 @@ def _constant(name: str, message: Any) -> Tensor:
     if dtype is None:
         raise GraphError(f"node {name}: constant of proto type {message.desc.dtype} is not known")
     if not message.data:
+        if math.prod(shape):
+            raise GraphError(f"node {name}: a constant of {shape} has no data in the file")
         return torch.empty(shape, dtype=dtype)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # bytes cannot be written; nobody does: Scatter takes graph inputs only
         return torch.frombuffer(message.data, dtype=dtype).view(shape)
 
 
+def _promise(kind: str, described: Any) -> Promise | None:
+    """torchair describes inputs in the message itself; what it knows of other outputs it leaves as a note."""
+    if kind in INPUTS:
+        dtype = _PROTO_TYPES.get(described.dtype)
+        return Promise(dtype, tuple(None if n < 0 else n for n in described.shape.dim)) if dtype else None
+    found = _META.search(described.attr["_meta"].s.decode()) if "_meta" in described.attr else None
+    if found is None or "(" in found[2]:  # Max(1, s0): how many sizes there are cannot be read off
+        return None
+    sizes = [n.strip() for n in found[2].split(",") if n.strip()]
+    return Promise(getattr(torch, found[1]), tuple(int(n) if n.isdecimal() else None for n in sizes))
+
+
 def _node(op: Any) -> Node:
-    inputs: list[tuple[str, int] | None] = []
+    inputs: list[Edge | None] = []
     control = []
     for edge in op.input:
         source, _, number = edge.rpartition(":")
         if number == "-1":
             control.append(source)
+        elif edge and not (source and number.isdecimal()):
+            raise GraphError(f"node {op.name}: its input {edge!r} is not NODE:NUMBER")
         else:
             inputs.append((source, int(number)) if edge else None)
     attributes = {key: _value(op.name, key, op.attr[key]) for key in op.attr if key not in _NOTES}
+    origin = op.attr["_origin_data_name"].s.decode() if "_origin_data_name" in op.attr else op.name
     return Node(op.name, op.type, inputs, [d.name for d in op.input_desc], control,
-                [d.name for d in op.output_desc], attributes)
+                [_promise(op.type, d) for d in op.output_desc], attributes, origin)
 
 
 def _ordered(nodes: list[Node]) -> list[Node]:
@@ -202,68 +233,3 @@ def _ordered(nodes: list[Node]) -> list[Node]:
     if len(order) != len(nodes):
         raise GraphError("the edges of the graph form a cycle")
     return order
-
-
-def run(graph: Graph, inputs: Sequence[Tensor], records: bool = False) -> Run:
-    """Execute on CPU tensors. inputs[i] feeds the Data node with index i, and is written where a Scatter refers to it.
-
-    Each value is freed after its last use. GraphError (a PortError) names the node that is unknown or fails.
-    """
-    last = {edge: i for i, node in enumerate(graph.nodes) for edge in node.inputs if edge}
-    values: dict[tuple[str, int], Tensor] = {}
-    done = Run([])
-    held: Counter[int] = Counter()  # storage address -> values on it
-    sizes: dict[int, int] = {}
-    borrowed = {t.untyped_storage().data_ptr() for t in inputs}
-    for i, node in enumerate(graph.nodes):
-        fed = [values[edge] if edge else None for edge in node.inputs]
-        if node.type == "NetOutput":
-            done.outputs = [t for t in fed if t is not None]
-            continue
-        results = _execute(node, fed, inputs)
-        if records and node.type not in ("Data", "RefData", "Const"):
-            done.records.append(_record(node, fed, results))
-        for number, result in enumerate(results):
-            edge = (node.name, number)
-            if edge in last:
-                values[edge] = result
-                address = result.untyped_storage().data_ptr()
-                if node.type != "Const" and address not in borrowed:
-                    held[address] += 1
-                    sizes[address] = result.untyped_storage().nbytes()
-        done.peak = max(done.peak, sum(sizes.values()))
-        for edge in {e for e in node.inputs if e and last[e] == i}:
-            address = values.pop(edge).untyped_storage().data_ptr()
-            if address in held:
-                held[address] -= 1
-                if held[address] == 0:
-                    del held[address], sizes[address]
-    return done
-
-
-def _execute(node: Node, fed: list[Tensor | None], inputs: Sequence[Tensor]) -> list[Tensor]:
-    if node.type in ("Data", "RefData"):
-        index = node.attributes.get("index", 0)
-        if not index < len(inputs):
-            raise GraphError(f"node {node.name}: the graph has no input {index}; {len(inputs)} were given")
-        return [inputs[index]]
-    if node.type == "Const":
-        return [node.attributes["value"]]
-    operator = OPERATORS.get(node.type)
-    if operator is None:
-        raise GraphError(f"node {node.name}: operator {node.type} is not known to the interpreter")
-    try:
-        results = operator(node.names, fed, node.attributes)
-    except GraphError as error:
-        raise GraphError(f"node {node.name} ({node.type}): {error}") from error
-    except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:
-        raise GraphError(f"node {node.name} ({node.type}) cannot be computed: {error}") from error
-    if len(results) != len(node.outputs):
-        raise GraphError(f"node {node.name} ({node.type}) declares {len(node.outputs)} outputs, not {len(results)}")
-    return results
-
-
-def _record(node: Node, fed: list[Tensor | None], results: list[Tensor]) -> Record:
-    moved = sum(t.nbytes for t in (*fed, *results) if t is not None)
-    return Record(node.name, node.type, [tuple(t.shape) for t in results], [t.dtype for t in results], moved,
-                  flops(node.type, node.attributes, fed, results))

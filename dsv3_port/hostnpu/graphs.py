@@ -1,13 +1,15 @@
-"""torchair on the host NPU: everything of it is real but the engine, which runs the FX graph instead of the GE graph.
+"""torchair on the host NPU: everything of it is real but the engine.
 
-The FX graph that runs is the one after torchair's passes, from which the GE graph was converted; input processing,
-storage formats, references between outputs and inputs, dumps and export are torchair's own. What this cannot find is
-a wrong conversion (a transpose flag, an attribute): the GE graph itself is looked at, not executed.
+Input processing, storage formats, references between outputs and inputs, dumps and export are torchair's own. In the
+engine's place, by DSV3_GE_ENGINE: "fx" (default) runs the FX graph after torchair's passes, from which the GE graph was
+converted; "interpret" executes the converted GE graph itself (ge_run.py) and so finds a wrong conversion (a transpose
+flag, an attribute), which the FX graph cannot show.
 """
 
 from __future__ import annotations
 
 import functools
+import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,9 +18,20 @@ from typing import Any
 import torch
 
 from ..errors import PortError
-from . import kernels, tape
+from . import ge, ge_run, kernels, tape
+
+ENGINE_VARIABLE = "DSV3_GE_ENGINE"
+ENGINES = ("fx", "interpret")
 
 _current = threading.local()  # .call: (GeConcreteGraph, its arguments) of the call that is running
+
+
+def engine() -> str:
+    """What runs GE graphs in this process, one of ENGINES."""
+    name = os.environ.get(ENGINE_VARIABLE) or ENGINES[0]
+    if name not in ENGINES:
+        raise PortError(f"{ENGINE_VARIABLE} is {name!r}; it can be {' or '.join(ENGINES)}")
+    return name
 
 
 class HostGraph:
@@ -28,10 +41,11 @@ class HostGraph:
         self.name = name
         self.ge: Any = None  # torchair's GeGraph, with the protobuf message GraphDef in it
         self.options: dict[str, str] = {}
+        self.interpreted: ge.Graph | None = None
 
     def load(self, ge_graph: Any, options: dict[str, str] | None = None) -> None:
         ge_graph.SerializeToString()  # what the engine would be handed
-        self.ge, self.options = ge_graph, dict(options or {})
+        self.ge, self.options, self.interpreted = ge_graph, dict(options or {}), None
 
     def compile(self) -> None:
         if self.ge is None:
@@ -42,17 +56,39 @@ class HostGraph:
 
     def run(self, inputs: Sequence[Any], assigned_outputs: Sequence[Any] = (), stream: Any = None) -> list[Any]:
         """Outputs in the GE graph's order. assigned_outputs: for each output the input that it is, or None."""
+        if engine() == "interpret":
+            return self._interpret(inputs, assigned_outputs)
         owner, args = getattr(_current, "call", None) or (None, ())
         if owner is None or owner.graph._executor is not self or owner.fx_graph is None:
             raise PortError("this GE graph comes from torchair's cache (cache_compile), which keeps no FX graph, and "
-                            "the host stand-in runs FX graphs: compile it in this process, or use npugraph_ex's "
-                            "cache_compile, which works here")
+                            f"the host stand-in runs FX graphs: set {ENGINE_VARIABLE}=interpret, compile it in this "
+                            "process, or use npugraph_ex's cache_compile, which works here")
         with torch.no_grad():
             results = owner.fx_graph(*args)
-        outputs = [*assigned_outputs] + [None] * (len(self.ge.attr["_output_dtypes"].list.i) - len(assigned_outputs))
+        outputs = self._slots(assigned_outputs)
         for fx_index, ge_index in owner._fx_outputs_mapping.items():
             if outputs[ge_index] is None:
                 outputs[ge_index] = results[fx_index]
+        return outputs
+
+    def _slots(self, assigned: Sequence[Any]) -> list[Any]:
+        """One for each output of the GE graph."""
+        return [*assigned] + [None] * (len(self.ge.attr["_output_dtypes"].list.i) - len(assigned))
+
+    def _interpret(self, inputs: Sequence[Any], assigned_outputs: Sequence[Any]) -> list[Any]:
+        if self.interpreted is None:
+            self.interpreted = ge.read(self.ge)
+        kernels.recorder.flush()
+        found = ge_run.run(self.interpreted, [kernels.to_host(t) for t in inputs]).outputs
+        outputs = self._slots(assigned_outputs)
+        if len(found) != len(outputs):
+            raise PortError(f"{self.interpreted.name}: NetOutput gives {len(found)} outputs, torchair waits for "
+                            f"{len(outputs)}")
+        for i, (value, destination) in enumerate(zip(found, outputs, strict=True)):
+            if destination is None:
+                outputs[i] = value.contiguous().to("npu")
+            elif value.data_ptr() != destination.data_ptr():  # otherwise the graph wrote it there itself
+                kernels.alias(destination).copy_(value)
         return outputs
 
 

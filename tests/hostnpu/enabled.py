@@ -6,6 +6,9 @@ into the ordinary process when it looks through this folder.
 
 from __future__ import annotations
 
+import os
+
 from dsv3_port import hostnpu
 
+os.environ.setdefault("DSV3_GE_ENGINE", "interpret")  # the converted graph itself, wherever a test runs a GE graph
 hostnpu.enable()

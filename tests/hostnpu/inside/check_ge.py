@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,95 +14,263 @@ import torchair
 from torch import Tensor
 
 from dsv3_port import PortPlan, load_model
-from dsv3_port.hostnpu import ge, graphs, kernels
-from dsv3_port.hostnpu.ge_ops import GraphError
+from dsv3_port.engine.graph import compile_steps
+from dsv3_port.errors import PortError
+from dsv3_port.hostnpu import ge, ge_run, graphs, kernels
+from dsv3_port.hostnpu.ge_table import GraphError
+from dsv3_port.model.decoder import DeepseekV3
 
 TINY = Path(__file__).parents[3] / "data" / "tiny-dsv3"
-PLANS = {"full": PortPlan.full(), "absorbed prefill": PortPlan.full().replace(prefill_attention="absorbed"),
-         "two steps": PortPlan.with_steps("gmm_routing", "fixed_kv_cache"),
-         "split": PortPlan.full().replace(mlp="split", group_mask="scatter")}
-# head_matmul of several queries: x.transpose(0, 1).reshape(...) is in the GraphDef as a Reshape of SplitV's output
-# alone, while the FX graph's result is right. Cause not found yet (torchair's conversion or a pass of it).
-LOST_TRANSPOSE = pytest.mark.xfail(strict=True, raises=AssertionError,
-                                   reason="absorbed prefill: no Transpose before head_matmul's Reshape")
-Change = Callable[[ge.Graph], None]
+FULL = PortPlan.full()
+ABSORBED = FULL.replace(prefill_attention="absorbed")
+Change = Callable[[Any], None]  # of a GraphDef
 
 
-def steps(plan: PortPlan, dtype: str, monkeypatch: pytest.MonkeyPatch, compiled: bool, change: Change | None = None,
-          count: int = 4) -> tuple[list[Tensor], list[Tensor]]:
+@dataclass(repr=False)
+class Step:
+    """One call of a GE graph: its message, its inputs before and after the FX graph ran in its place, its outputs."""
+
+    message: Any
+    inputs: list[Tensor]
+    after: list[Tensor]
+    outputs: list[Tensor]
+    assigned: dict[int, int]  # output -> the input into which torchair lets the engine put it
+
+    def interpret(self, change: Change | None = None) -> tuple[list[Tensor], ge_run.Run]:
+        """Inputs after the interpreted (and changed) graph ran, and its results."""
+        message = type(self.message)()
+        message.CopyFrom(self.message)
+        if change:
+            change(message)
+        inputs = [t.clone() for t in self.inputs]
+        done = ge_run.run(ge.read(message), inputs, records=True)
+        for output, place in self.assigned.items():
+            inputs[place].copy_(done.outputs[output])
+        return inputs, done
+
+    def equal(self, change: Change | None = None) -> bool:
+        inputs, done = self.interpret(change)
+        return all(torch.equal(a, b) for a, b in zip(done.outputs + inputs, self.outputs + self.after, strict=True))
+
+
+def host(values: Any) -> list[Tensor]:
+    return [kernels.to_host(t).clone() for t in values]
+
+
+@pytest.fixture(scope="module")
+def steps() -> dict[str, Step]:
+    """Prefill of a ragged batch and a decode step of the full port, carried out by their FX graphs."""
+    found: list[Step] = []
+    run = graphs.HostGraph.run
+
+    def keep(self: Any, inputs: Any, assigned_outputs: Any = (), stream: Any = None) -> list[Any]:
+        before = host(inputs)
+        outputs = run(self, inputs, assigned_outputs, stream)
+        places = {id(t): i for i, t in enumerate(inputs)}
+        assigned = {i: places[id(t)] for i, t in enumerate(assigned_outputs) if t is not None}
+        found.append(Step(self.ge._proto, before, host(inputs), host(outputs), assigned))
+        return outputs
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(graphs.ENGINE_VARIABLE, "fx")
+        patch.setattr(graphs.HostGraph, "run", keep)
+        greedy(compile_steps(load_model(TINY, FULL, "npu", "float32"), "ge"), 1)
+    return dict(zip(("prefill", "decode"), found, strict=True))
+
+
+def greedy(model: DeepseekV3, count: int) -> tuple[list[Tensor], list[Tensor]]:
     """Logits of a prefill and `count` decode steps by the greedy token, and the caches after them."""
-    model = load_model(TINY, plan, "npu", dtype=dtype)
-    if compiled:
-        torch._dynamo.reset()
-        monkeypatch.setattr(graphs.HostGraph, "run", interpreter(change))
-        model.run_step = torch.compile(model.step, fullgraph=True, dynamic=False, backend=torchair.get_npu_backend())
-    cache, ids = model.new_cache(2, 8 + count), torch.arange(12).view(2, 6).npu()
-    logits = []
-    for _ in range(count + 1):
-        logits.append(model(ids, None, cache).cpu())
-        ids = logits[-1][:, -1:].argmax(-1).npu()
+    ids, mask = torch.arange(12).view(2, 6).npu(), torch.ones(2, 6, dtype=torch.long)
+    mask[0, :2] = 0
+    cache, given = model.new_cache(2, 6 + count), mask.npu()
+    logits = [model(ids, given, cache).cpu()]
+    for _ in range(count):
+        logits.append(model(logits[-1][:, -1:].argmax(-1).npu(), None, cache).cpu())
     return logits, [t.cpu() for layer in cache.buffers for t in layer]
 
 
-def interpreter(change: Change | None) -> Any:
-    read: dict[int, ge.Graph] = {}
-
-    def run(self: Any, inputs: Any, assigned_outputs: Any = (), stream: Any = None) -> list[Tensor]:
-        if id(self) not in read:
-            read[id(self)] = ge.read(self.ge)
-            if change:
-                change(read[id(self)])
-        found = ge.run(read[id(self)], [kernels.alias(t) for t in inputs]).outputs
-        given = [*assigned_outputs] + [None] * (len(found) - len(assigned_outputs))
-        for value, destination in zip(found, given, strict=True):
-            if destination is not None and value.data_ptr() != destination.data_ptr():
-                kernels.alias(destination).copy_(value)
-        return [v.clone().npu() if d is None else d for v, d in zip(found, given, strict=True)]
-
-    return run
+def interpreter(change: None = None) -> Any:
+    """The interpreting engine as a HostGraph.run, whatever DSV3_GE_ENGINE says."""
+    return graphs.HostGraph._interpret
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("plan", [pytest.param(p, marks=LOST_TRANSPOSE) if p == "absorbed prefill" else p
-                                  for p in PLANS])
-def test_equal_to_eager(plan: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted, cache = steps(PLANS[plan], dtype, monkeypatch, False)
-    got, written = steps(PLANS[plan], dtype, monkeypatch, True)
-    limit = 1e-5 if dtype == "float32" else 5e-2
-    for a, b in zip(got + written, wanted + cache, strict=True):
-        assert (a.float() - b.float()).abs().max() <= limit * b.float().abs().max()
+# ---- equality -------------------------------------------------------------------------------------------------------
+
+def test_64_steps_equal_eager_to_the_last_bit() -> None:
+    """The interpreter and the eager host NPU multiply with the same kernels. check_graphs.py does the same in bfloat16,
+    and with every plan."""
+    assert graphs.engine() == "interpret"
+    logits, cache = greedy(load_model(TINY, FULL, "npu", "float32"), 64)
+    got, written = greedy(compile_steps(load_model(TINY, FULL, "npu", "float32"), "ge"), 64)
+    assert all(torch.equal(a, b) for a, b in zip(got + written, logits + cache, strict=True))
 
 
-def node(graph: ge.Graph, kind: str) -> ge.Node:
-    return next(n for n in graph.nodes if n.type == kind)
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="torchair 2.13.0 loses the Transpose before head_matmul")
+def test_view_optimisation_of_torchair() -> None:
+    """Its own default; OPTIONS of engine/graph.py turns it off. The FX graph shows nothing of the lost Transpose."""
+    torch._dynamo.reset()
+    logits, _ = greedy(load_model(TINY, ABSORBED, "npu", "float32"), 0)
+    model = load_model(TINY, ABSORBED, "npu", "float32")
+    model.run_step = torch.compile(model.step, fullgraph=True, dynamic=False, backend=torchair.get_npu_backend())
+    got, _ = greedy(model, 0)
+    assert (got[0] - logits[0]).abs().max() <= 1e-5 * logits[0].abs().max()
 
 
-def set_attribute(kind: str, key: str, value: Any) -> Change:
-    def change(graph: ge.Graph) -> None:
-        node(graph, kind).attributes[key] = value
+def test_graphs_equal_their_fx_graphs(steps: dict[str, Step]) -> None:
+    assert all(step.equal() for step in steps.values()) and steps["decode"].assigned
+    assert any(not torch.equal(a, b) for a, b in zip(steps["decode"].inputs, steps["decode"].after, strict=True))
+
+
+# ---- a wrong conversion is caught -----------------------------------------------------------------------------------
+
+def nodes(message: Any, kind: str) -> list[Any]:
+    return [op for op in message.op if op.type == kind]
+
+
+def transposed_square(message: Any) -> None:
+    """A product with a square weight (o_proj) fits when the weight is turned over, and all shapes stay as they were."""
+    sizes = {op.name: list(op.output_desc[0].shape.dim) for op in nodes(message, "Data")}
+    turned = {op.name for op in nodes(message, "Transpose") if sizes.get(op.input[0][:-2]) == [256, 256]}
+    next(op for op in nodes(message, "BatchMatMul") if op.input[1][:-2] in turned).attr["adj_x2"].b = True
+
+
+def attribute(kind: str, key: str, field: str, value: Any, place: int = 0) -> Change:
+    return lambda message: setattr(nodes(message, kind)[place].attr[key], field, value)
+
+
+def swap(kind: str, a: int, b: int) -> Change:
+    def change(message: Any) -> None:
+        edges = next(op.input for op in nodes(message, kind) if op.input[a] != op.input[b])
+        edges[a], edges[b] = edges[b], edges[a]
 
     return change
 
 
-def swap(graph: ge.Graph) -> None:
-    inputs = node(graph, "RotaryMul").inputs
-    inputs[1], inputs[2] = inputs[2], inputs[1]
+def constant(kind: str, place: int, flip: Callable[[list[int]], list[int]]) -> Change:
+    """Change the constant that input `place` of the first `kind` comes from."""
+    def change(message: Any) -> None:
+        name = nodes(message, kind)[0].input[place].split(":")[0]
+        tensor = next(op for op in message.op if op.name == name).attr["value"].t
+        values = torch.frombuffer(bytearray(tensor.data), dtype=torch.int64).tolist()
+        tensor.data = torch.tensor(flip(values)).numpy().tobytes()
+
+    return change
+
+
+def other_output(message: Any) -> None:
+    """AddRmsNorm's sum in the place of its normed value, which has the same shape."""
+    name = nodes(message, "AddRmsNorm")[0].name
+    for op in message.op:
+        for i, edge in enumerate(op.input):
+            if edge == f"{name}:0":
+                op.input[i] = f"{name}:2"
+
+
+def written_elsewhere(message: Any) -> None:
+    """The second layer's cache in the first layer's place."""
+    first, second = nodes(message, "Scatter")[:2]
+    first.input[0] = second.input[0]
 
 
 MUTATIONS: dict[str, Change] = {
-    "transpose flag": set_attribute("MatMul", "transpose_x2", True), "swapped cos and sin": swap,
-    "epsilon": set_attribute("AddRmsNorm", "epsilon", 1e-2), "axis": set_attribute("SwiGlu", "dim", 0),
-    "group_list_type": set_attribute("GroupedMatmul", "group_list_type", 1),
-    "unknown attribute": set_attribute("RmsNorm", "mode", 1), "unknown operator": lambda g: setattr(
-        node(g, "RmsNorm"), "type", "LayerNorm")}
+    "transpose flag": attribute("MatMul", "transpose_x2", "b", True),
+    "transpose flag of a square weight": transposed_square,
+    "transpose flag of experts": attribute("GroupedMatmul", "transpose_weight", "b", True),
+    "adjoint flag": attribute("BatchMatMul", "adj_x2", "b", True),
+    "swapped cos and sin": swap("RotaryMul", 1, 2), "swapped operands of Sub": swap("Sub", 0, 1),
+    "swapped indices and rows": swap("MoeInitRouting", 1, 2), "swapped halves": swap("ConcatV2", 0, 1),
+    "epsilon": attribute("AddRmsNorm", "epsilon", "f", 1e-3), "epsilon of RmsNorm": attribute(
+        "RmsNorm", "epsilon", "f", 1e-5),
+    "axis of SwiGlu": attribute("SwiGlu", "dim", "i", 0), "axis of GatherElements": attribute(
+        "GatherElements", "dim", "i", 0),
+    "axis of Scatter": attribute("Scatter", "axis", "i", 1), "perm": constant("Transpose", 1, lambda p: p[::-1]),
+    "group_list_type": attribute("GroupedMatmul", "group_list_type", "i", 1),
+    "num_experts": attribute("MoeComputeExpertTokens", "num_experts", "i", 15),
+    "smallest instead of largest": attribute("TopKV2", "largest", "b", False),
+    "keep_dims": attribute("ReduceSum", "keep_dims", "b", True), "dst_type": attribute("Cast", "dst_type", "i", 1),
+    "another output": other_output, "another cache": written_elsewhere}
 
 
 @pytest.mark.parametrize("name", MUTATIONS)
-def test_a_wrong_conversion_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted, _ = steps(PLANS["full"], "float32", monkeypatch, False, count=0)
+def test_a_wrong_conversion_is_caught(name: str, steps: dict[str, Step]) -> None:
     try:
-        got, _ = steps(PLANS["full"], "float32", monkeypatch, True, MUTATIONS[name], count=0)
+        assert not steps["prefill"].equal(MUTATIONS[name])
     except GraphError as error:
         assert "node " in str(error)
-        return
-    assert not (got[0] - wanted[0]).abs().max() <= 1e-5 * wanted[0].abs().max()
+
+
+def rename(kind: str, name: str) -> Change:
+    return lambda message: setattr(nodes(message, kind)[0], "type", name)
+
+
+def extra_input(message: Any) -> None:
+    op = nodes(message, "SwiGlu")[0]
+    op.input.append(op.input[0])
+    op.input_desc.add().name = "mask"
+
+
+def missing_input(message: Any) -> None:
+    nodes(message, "RmsNorm")[0].input[1] = ""
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    (rename("RmsNorm", "LayerNorm"), "node RmsNorm: operator LayerNorm is not known"),
+    (attribute("RmsNorm", "mode", "i", 1), r"node RmsNorm \(RmsNorm\): attribute mode is not known"),
+    (attribute("TopKV2", "sort_policy", "i", 0), "node TopKV2 .*sort_policy is 0"),
+    (extra_input, "node SwiGlu .*input mask is not known"), (missing_input, "node RmsNorm .*gamma is not fed"),
+    (lambda m: m.op.add(type="NoOp", name="x", input=["y:0"]), "node x: its input y is not in the graph"),
+    (lambda m: nodes(m, "MatMul")[0].input.append("NetOutput:-1"), "form a cycle"),
+    (lambda m: nodes(m, "Data")[0].attr["index"].__setattr__("i", 999), "has no input 999")])
+def test_nothing_is_guessed(change: Change, words: str, steps: dict[str, Step]) -> None:
+    with pytest.raises(GraphError, match=words):
+        steps["prefill"].interpret(change)
+
+
+# ---- the run itself -------------------------------------------------------------------------------------------------
+
+def test_records_and_memory(steps: dict[str, Step]) -> None:
+    step = steps["decode"]
+    _, done = step.interpret()
+    by_name = {r.name: r for r in done.records}
+    head = [r for r in done.records if r.flops][-1]
+    assert head.shapes == ((2, 1, 1024),) and head.flops == 2 * 2 * 1024 * 256
+    assert head.nbytes == 4 * (2 * 256 + 256 * 1024 + 2 * 1024)
+    experts = next(r for r in done.records if r.type == "GroupedMatmul")
+    assert experts.flops == 2 * 8 * 256 * 128  # 2 tokens, 4 experts each
+    assert experts.nbytes < 4 * 16 * 256 * 128 and by_name["Scatter"].nbytes < 2000
+    assert 0 < done.peak < 100_000 < sum(t.nbytes for t in step.inputs)
+    assert done.seconds > 0 and not done.surprises
+
+
+def by_hand(*ops: dict[str, Any]) -> ge.Graph:
+    message = ge.messages().GraphDef()
+    for op in ops:
+        node = message.op.add(name=op["name"], type=op["type"], input=op.get("input", []))
+        for name in op.get("names", []):
+            node.input_desc.add().name = name
+        for name in op.get("outputs", ["y"]):
+            node.output_desc.add().name = name
+        for key, value in op.get("attr", {}).items():
+            node.attr[key].i = value
+    return ge.read(message)
+
+
+def test_a_view_of_a_cache_keeps_what_it_held_before_the_write() -> None:
+    """In GE a Squeeze or Transpose before the write has a value of its own; here it is a view until then."""
+    graph = by_hand({"name": "cache", "type": "RefData"}, {"name": "new", "type": "Data", "attr": {"index": 1}},
+                    {"name": "old", "type": "Squeeze", "input": ["cache:0"], "names": ["x"]},
+                    {"name": "write", "type": "Assign", "input": ["cache:0", "new:0", "old:-1"],
+                     "names": ["ref", "value"], "outputs": ["ref"]},
+                    {"name": "out", "type": "NetOutput", "input": ["old:0", "write:0", "cache:0"], "outputs": []})
+    cache = torch.zeros(1, 2)
+    old, written, same = ge_run.run(graph, [cache, torch.ones(1, 2)]).outputs
+    assert old.tolist() == [0, 0] and cache.tolist() == [[1, 1]]
+    assert written.data_ptr() == same.data_ptr() == cache.data_ptr()
+
+
+def test_engine_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(graphs.ENGINE_VARIABLE)
+    assert graphs.engine() == "fx"
+    monkeypatch.setitem(os.environ, graphs.ENGINE_VARIABLE, "ge")
+    with pytest.raises(PortError, match="DSV3_GE_ENGINE is 'ge'; it can be fx or interpret"):
+        graphs.engine()
