@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from ..model.cache import Cache
 from ..model.decoder import DeepseekV3
 from ..steps import STEPS, PortPlan
 from ..weights.layout import targets
+from .census import count_ops, peak_memory
 from .equivalence import STEPS_CHECKED, Rows, check_equivalence
 from .measure import Results, measure
 from .peer import peer_model
@@ -170,12 +172,14 @@ def bench_ladder(profile: str | Path, *, device: str = "cpu", dtype: str | torch
                  context: int = 1024, batch: int = 1, prefill: int = 128, rounds: int = 7, compiled: bool = False,
                  alone: bool = False, plans: Mapping[str, PortPlan] | None = None, peer: bool = False,
                  phases: Sequence[str] = ("decode", "prefill"), seed: int = 0, label: str = "",
-                 differences: dict[str, float] | None = None) -> Results:
+                 differences: dict[str, float] | None = None,
+                 counted: dict[str, dict[str, float]] | None = None) -> Results:
     """Check equivalence, then time decode at `context` cached tokens and prefill of `prefill` tokens, interleaved.
 
     plans: name -> plan, the first of them is the reference; default `ladder_plans(compiled=, alone=)`.
     peer: transformers' own model beside them. phases: which of the two are timed.
-    differences: receives what the equivalence check found for each variant.
+    differences: receives what the equivalence check found for each variant. counted: receives `operators` of one call,
+    `kv_bytes` and `peak_bytes` (lab/census.py) of each eager variant.
     """
     if unknown := sorted(set(phases) - {"decode", "prefill"}):
         raise PortError(f"unknown phase {unknown[0]!r}; it can be decode or prefill")
@@ -200,12 +204,29 @@ def bench_ladder(profile: str | Path, *, device: str = "cpu", dtype: str | torch
     for phase in phases:
         workload = (_Decode(models, batch, context, seed) if phase == "decode" else
                     _Prefill(models, batch, prefill, room, seed))
+        if counted is not None:
+            counted.update(_counts(workload, mode))
         size = {"context": context} if phase == "decode" else {"tokens": prefill}
         results += measure(dict(_variants(models, workload)), rounds=rounds, device=where, prepare=workload.prepare,
                            min_seconds=DECODE_SAMPLE if phase == "decode" else 0.0,
                            label=label or f"ladder {name} {phase}", step_ids=ids, meta=meta | size | {"phase": phase})
     return Results([dataclasses.replace(r, first_call_seconds=getattr(first[r.name], f"seconds_{r.phase}"))
                     if r.mode == "compiled" else r for r in results])
+
+
+def _counts(workload: _Decode | _Prefill, mode: Mapping[str, str]) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, float]] = {}
+    for name in workload.models:
+        facts = found[name] = {}
+        if isinstance(cache := workload.caches.get(name), Cache):
+            facts["kv_bytes"] = float(cache.nbytes)
+        if mode[name] == "eager":
+            call = partial(workload.call, name)
+            workload.prepare(name, 0)
+            facts["operators"] = float(sum(count_ops(call).values()))
+            workload.prepare(name, 0)
+            facts["peak_bytes"] = float(peak_memory(call, str(workload.models[name].device)))
+    return found
 
 
 def _compile(models: dict[str, Any], plans: Mapping[str, PortPlan], prefill: bool) -> None:

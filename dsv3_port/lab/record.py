@@ -116,7 +116,7 @@ def make_record(device: str = "auto", profile: str = "w1", *, dtype: str | None 
     name = str(kind).removeprefix("torch.")
     made = Recorded(
         format=1, tier=info["tier"], device_name=info["device_name"], date=info["date"],
-        command=shlex.join(command), host=_host(), versions=info["versions"] | _ascend(info["tier"]),
+        command=shlex.join(command), host=this_host(), versions=info["versions"] | _ascend(info["tier"]),
         settings=_settings(), repeats=rounds, records=list(results),
         sign_off=SignOff(name, TOLERANCE[name], differences, models, tokens))
     return check(made, "this record")
@@ -132,7 +132,7 @@ def _same_text(device: str) -> tuple[list[str], int]:
     return list(models), sum(len(g.token_ids) for g in written)
 
 
-def _host() -> Host:
+def this_host() -> Host:
     return Host(platform.system(), platform.machine(), psutil.cpu_count() or 1,
                 round(psutil.virtual_memory().total / 2**30, 1))
 

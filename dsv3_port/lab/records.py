@@ -52,6 +52,7 @@ class Record:
     batch: int = 0
     context: int = 0  # cached positions at a decode step
     tokens: int = 0  # prompt length of a prefill
+    top: int = 0  # experts chosen for each token, where that was varied
     label: str = ""  # what was run: a command, a notebook
     busy: bool = False  # other processes used the CPU meanwhile
     busy_share: float = 0.0  # share of all cores that they used
@@ -158,7 +159,8 @@ class Results:
         """The newest record of every case, where the same case was measured again."""
         newest: dict[tuple[object, ...], Record] = {}
         for r in self.records:
-            key = (r.name, r.phase, r.mode, r.tier, r.device_name, r.dtype, r.profile, r.batch, r.context, r.tokens)
+            key = (r.name, r.phase, r.mode, r.tier, r.device_name, r.dtype, r.profile, r.batch, r.context, r.tokens,
+                   r.top)
             newest.pop(key, None)
             newest[key] = r
         return Results(list(newest.values()))

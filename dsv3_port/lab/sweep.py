@@ -79,11 +79,13 @@ class _Calls:
 
 
 def sweep(models: Mapping[str, DeepseekV3], sizes: Sequence[int], *, phase: str = "decode", batch: int = 1,
-          room: int | None = None, rounds: int = 5, seed: int = 0, profile: str = "", label: str = "") -> Results:
+          room: int | None = None, rounds: int = 5, seed: int = 0, profile: str = "", label: str = "",
+          differences: dict[str, float] | None = None) -> Results:
     """Time each model at every size: cached positions for "decode", tokens of the prompt for "prefill".
 
     The models are checked against the first one before anything is timed. room: max_length of the caches, default
-    just enough; a fixed cache is attended to over all of it. profile names the weights in the records.
+    just enough; a fixed cache is attended to over all of it. profile names the weights in the records. differences:
+    receives what the check found for each model, the largest where it holds something already.
     """
     if phase not in ("decode", "prefill"):
         raise PortError(f"unknown phase {phase!r}; it can be decode or prefill")
@@ -91,7 +93,9 @@ def sweep(models: Mapping[str, DeepseekV3], sizes: Sequence[int], *, phase: str 
         raise PortError(f"sweep: sizes must be positive, not {list(sizes)}")
     if room is not None and room <= max(sizes):
         raise PortError(f"sweep: room {room} leaves no place behind {max(sizes)} positions")
-    check_equivalence(models, batch=batch, seed=seed)
+    found = check_equivalence(models, batch=batch, seed=seed)
+    if differences is not None:
+        differences.update({n: max(d, differences.get(n, 0.0)) for n, d in found.items()})
     first = next(iter(models.values()))
     meta: dict[str, Any] = {"profile": profile, "dtype": str(first.dtype).removeprefix("torch."), "batch": batch,
                             "phase": phase}

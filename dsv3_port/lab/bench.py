@@ -1,0 +1,172 @@
+"""What `ci/bench.py` leaves in data/recorded: one file for each part and device, cases that can be measured anew one
+by one.
+
+A case is one comparison at one size: interleaved samples, what was counted beside them, how far each variant's logits
+lay from the reference's in the same run, and what could not run, with the reason.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from ..errors import PortError
+from .measure import device_info
+from .record import Host, this_host
+from .records import FAIR, UPSTREAM, Record, Results
+
+Part = Literal["ladder", "peer", "limit", "scaling", "imports"]
+FULL, COMPILED = "last_token_head", "ge_graph"
+PEERS = "transformers, "  # how the names of peer_forms begin
+
+
+@dataclass(frozen=True)
+class Case:
+    """One comparison. `facts`: variant -> what was counted, as operators, kv_bytes, peak_bytes, work, fraction."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    key: str  # as in w1-float32-decode-b1-c1024
+    date: str
+    command: str
+    rounds: Annotated[int, Field(ge=1)]
+    records: Annotated[list[Record], Field(min_length=1)]
+    bound: float = 0.0  # of the differences; 0: nothing to compare
+    differences: dict[str, float] = field(default_factory=dict)
+    facts: dict[str, dict[str, float]] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)  # variant -> why it could not run
+
+    @property
+    def results(self) -> Results:
+        return Results(list(self.records))
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One file: bench-<part>-<tier>.json."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    format: Literal[1]
+    part: Part
+    tier: Literal["cpu", "cuda", "npu"]
+    device_name: str
+    host: Host
+    cases: list[Case]
+
+    def case(self, key: str) -> Case:
+        found = [c for c in self.cases if c.key == key]
+        if not found:
+            raise PortError(f"no case {key!r} in part {self.part}; there are {', '.join(c.key for c in self.cases)}")
+        return found[0]
+
+
+_SCHEMA = TypeAdapter(Bench)
+
+
+def path_of(folder: str | Path, part: str, tier: str) -> Path:
+    return Path(folder) / f"bench-{part}-{tier}.json"
+
+
+def check(case: Case, what: str) -> Case:
+    """What the schema cannot say: every timed variant agreed with the reference, and has all its rounds."""
+    if bad := [n for n, d in case.differences.items() if not d <= case.bound]:
+        raise PortError(f"{what}: {bad[0]!r} differs from the reference by {case.differences[bad[0]]:.1e}")
+    if case.bound and (missing := {r.name for r in case.records} - case.differences.keys()):
+        raise PortError(f"{what}: {sorted(missing)[0]!r} was timed and never checked")
+    if any(len(r.samples) != case.rounds for r in case.records):
+        raise PortError(f"{what}: not every variant has {case.rounds} samples")
+    if odd := sorted({r.tier for r in case.records} & {"host-npu"}):
+        raise PortError(f"{what}: times of {odd[0]} are never kept")
+    return case
+
+
+def load(file: str | Path) -> Bench:
+    """Read and check one file."""
+    try:
+        found = _SCHEMA.validate_python(json.loads(Path(file).read_text(encoding="utf-8")))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise PortError(f"{file}: {' → '.join(map(str, first['loc']))}: {first['msg']}") from error
+    except (OSError, ValueError) as error:
+        raise PortError(f"{file}: no results of ci/bench.py: {error}") from error
+    for case in found.cases:
+        check(case, f"{file}: {case.key}")
+        if {(r.tier, r.device_name) for r in case.records} != {(found.tier, found.device_name)}:
+            raise PortError(f"{file}: {case.key}: records of another device than {found.device_name} ({found.tier})")
+    return found
+
+
+def load_all(folder: str | Path) -> list[Bench]:
+    return [load(f) for f in sorted(Path(folder).glob("bench-*.json"))]
+
+
+def save(folder: str | Path, part: Part, device: str, cases: Mapping[str, Case]) -> Path:
+    """Put cases in the part's file, in the place of those of the same key."""
+    info = device_info(device)
+    if info["tier"] == "host-npu":
+        raise PortError("the host stand-in is no NPU: its times are never kept")
+    file = path_of(folder, part, info["tier"])
+    old = load(file) if file.is_file() else Bench(1, part, info["tier"], info["device_name"], this_host(), [])
+    if old.device_name != info["device_name"]:
+        raise PortError(f"{file} was measured on {old.device_name}, this is {info['device_name']}: give another --out")
+    kept = {c.key: c for c in old.cases} | {k: check(c, k) for k, c in cases.items()}
+    whole = asdict(old) | {"cases": [asdict(kept[k]) for k in sorted(kept)]}
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part_file = file.with_name(file.name + ".part")
+        part_file.write_text(_text(whole), encoding="utf-8")
+        os.replace(part_file, file)
+    except OSError as error:
+        raise PortError(f"{file}: cannot be written: {error.strerror or error}") from error
+    return file
+
+
+def _text(bench: dict[str, Any]) -> str:
+    """JSON with one record a line: a case stays readable, and a diff shows what was measured anew."""
+    lines: dict[str, str] = {}
+    for case in bench["cases"]:
+        for i, record in enumerate(case["records"]):
+            mark = f"@{len(lines)}@"
+            record["samples"] = [float(f"{s:.5g}") for s in record["samples"]]
+            lines[mark] = json.dumps(record, ensure_ascii=False)
+            case["records"][i] = mark
+    text = json.dumps(bench, indent=1, ensure_ascii=False)
+    for mark, line in lines.items():
+        text = text.replace(f'"{mark}"', line)
+    return text + "\n"
+
+
+def peers_of(case: Case) -> list[str]:
+    return [r.name for r in case.records if r.name.startswith(PEERS) or r.name == "transformers"]
+
+
+def best_peer(case: Case) -> str | None:
+    """The fastest of transformers' forms in this run."""
+    names = peers_of(case)
+    return min(names, key=lambda n: case.results.get(n).median) if names else None
+
+
+def speed_rows(found: list[Bench]) -> list[tuple[str, ...]]:
+    """README's rows: case, the compiled full port, and how many times faster than each of the others it is."""
+    rows: list[tuple[str, ...]] = []
+    for bench in found:
+        if bench.part != "peer":
+            continue
+        for case in bench.cases:
+            results, names = case.results, case.results.names
+            ours = COMPILED if COMPILED in names else FULL
+            best = best_peer(case)
+
+            def factor(name: str | None, results: Results = results, ours: str = ours) -> str:
+                return str(results.ratio(name, ours)) if name in results.names and name else "–"
+
+            rows.append((case.key, bench.tier, f"{1e3 * results.get(ours).median:.2f} ms", factor(UPSTREAM),
+                         factor(FAIR), factor("transformers, as loaded"), factor(best), best or "–"))
+    return rows
