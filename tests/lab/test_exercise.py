@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import re
+from pathlib import Path
+
 import pytest
 
 from dsv3_port.errors import PortError
 from dsv3_port.lab.exercise import EXERCISES, check, of_notebook
 
+NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("0[1-9]_*.ipynb"))
 MISTAKES = [(e.id, name) for e in EXERCISES.values() for name in e.wrong]
 
 
@@ -56,3 +61,24 @@ def test_other_mask_values_that_work_are_accepted():
 
 def test_error_of_the_answer_is_the_hint():
     assert "ZeroDivisionError" in check("04.mask_value", lambda scores, keep: 1 / 0).text
+
+
+def cells_of(file: Path, tag: str) -> list[str]:
+    cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
+    return ["".join(c["source"]) for c in cells if tag in c["metadata"].get("tags", [])]
+
+
+@pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda f: f.stem)
+def test_notebook_shows_its_exercises(file):
+    """One to three, easier ones first, with their titles and minutes, the check's id, and the tested solution."""
+    parts = cells_of(file, "exercise")
+    asked = [EXERCISES[i] for i in re.findall(r"check\(\"([\w.]+)\"", "\n".join(parts))]
+    assert sorted(e.id for e in asked) == [e.id for e in of_notebook(file.stem)] and 1 <= len(asked) <= 3
+    assert [e.difficulty for e in asked] == sorted(e.difficulty for e in asked)
+    texts = [text for text in parts if text.startswith("##")]
+    assert len(texts) == len(asked)
+    for exercise, text in zip(asked, texts, strict=True):
+        assert exercise.title in text and f"{exercise.minutes} minutes" in text
+    assert [s.strip() for s in cells_of(file, "solution")] == [e.folded() for e in asked]
+    card = cells_of(file, "card")[0]
+    assert f"{sum(e.minutes for e in asked)} minutes ({len(asked)})" in card

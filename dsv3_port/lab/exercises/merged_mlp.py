@@ -1,4 +1,4 @@
-"""Exercises of 05_merged_mlp."""
+"""Exercises of 05_merged_mlp: the order of merging and cutting (names: merged_names.py, loading: strict_fill.py)."""
 
 from __future__ import annotations
 
