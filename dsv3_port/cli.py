@@ -133,6 +133,11 @@ def _compare(p: argparse.ArgumentParser) -> None:
     p.add_argument("--plan-b", default="upstream", help="likewise for b (default: %(default)s)")
     p.add_argument("--device", default="auto", help=DEVICE_HELP)
     p.add_argument("--dtype", help="float32, bfloat16 or float16 (default: float32 on cpu, else bfloat16)")
+    for which in "ab":
+        p.add_argument(f"--device-{which}", metavar="DEVICE", help=f"of {which} alone")
+        p.add_argument(f"--dtype-{which}", metavar="DTYPE", help=f"of {which} alone")
+        p.add_argument(f"--ranks-{which}", type=int, default=0, metavar="N", help=f"run {which} over N ranks (default: "
+                       "as its folder was split, else 1)")
     p.add_argument("--prompt", action="append", help="text to run through both (default: random tokens)")
     p.add_argument("--tokens", type=int, default=24, help="random tokens, two rows of them (default: %(default)s)")
     p.add_argument("--rtol", type=float, help="largest difference over the largest value (default: by dtype)")

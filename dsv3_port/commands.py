@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from .arguments import check_positive, check_target, long_dtype, parse_gib, parse_ints, parse_plan, read_prompts
 from .errors import PortError
-from .steps import STEPS, PortPlan
+from .steps import STEPS
 
 if TYPE_CHECKING:
     from .lab.tutorial import NotebookRun
@@ -175,28 +175,31 @@ def compare(args: argparse.Namespace) -> int:
     import torch
 
     check_positive(args, "tokens")
-    from .engine.runner import load_model, pick_device
+    from .config import DeepseekV3Config
+    from .engine.runner import pick_device
     from .engine.tokenizer import encode, load_tokenizer, pad_left
-    from .lab.compare import compare_models
-    from .lab.peer import peer_model
+    from .lab.sides import PEER, Side, compare_sides, default_dtype
 
-    device = pick_device(args.device)
-    a = load_model(args.a, parse_plan(args.plan_a), device, args.dtype)
-    if args.b == "transformers":
-        b: Any = peer_model(load_model(args.a, PortPlan.upstream(), device, args.dtype))
-    else:
-        b = load_model(args.b or args.a, parse_plan(args.plan_b), device, args.dtype)
+    def side(path: str, plan: str, device: str | None, dtype: str | None, ranks: int, peer: bool = False) -> Side:
+        where = pick_device(device or args.device)
+        return Side(path, parse_plan(plan), str(where), dtype or args.dtype or default_dtype(where), ranks, peer)
+
+    peer = args.b == PEER
+    path_b = args.a if peer or not args.b else args.b
+    a = side(args.a, args.plan_a, args.device_a, args.dtype_a, args.ranks_a)
+    b = side(path_b, args.plan_b, args.device_b, args.dtype_b, args.ranks_b, peer)
     mask = None
     if args.prompt:
         tokenizer = load_tokenizer(args.a)
-        ids, mask = pad_left(encode(tokenizer, args.prompt), tokenizer.pad_token_id or 0, device=device)
+        ids, mask = pad_left(encode(tokenizer, args.prompt), tokenizer.pad_token_id or 0)
     else:
         generator = torch.Generator().manual_seed(args.seed)
-        ids = torch.randint(a.config.vocab_size, (2, args.tokens), generator=generator).to(device)
-    names = (f"{args.a} ({args.plan_a})", args.b if args.b == "transformers" else f"{args.b or args.a} ({args.plan_b})")
-    report = compare_models(a, b, ids, mask, args.rtol, names)
-    print(report)
-    return 0 if report.ok else 1
+        ids = torch.randint(DeepseekV3Config.from_pretrained(args.a).vocab_size, (2, args.tokens), generator=generator)
+    names = tuple(f"{s.path} (" + ", ".join((PEER if s.peer else plan, s.dtype, *(
+        [f"{s.ranks} ranks"] if s.ranks > 1 else []))) + ")" for s, plan in ((a, args.plan_a), (b, args.plan_b)))
+    reports = compare_sides(a, b, ids, mask, args.rtol, (names[0], names[1]))
+    print("\n\n".join(map(str, reports)))
+    return 0 if all(r.ok for r in reports) else 1
 
 
 def tutorial(args: argparse.Namespace) -> int:

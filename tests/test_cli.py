@@ -203,6 +203,9 @@ def test_compare_says_whether_two_plans_agree(capsys):
     assert "agree at all" in capsys.readouterr().out
     assert run("compare", TINY, "--device", "cpu", "--tokens", "6", "--rtol", "1e-12") == 1
     assert "part at" in capsys.readouterr().out
+    assert run("compare", TINY, "--device", "cpu", "--tokens", "6", "--plan-b", "full", "--dtype-a", "bf16") != 2
+    assert "data/tiny-dsv3 (full, bf16)" in capsys.readouterr().out.replace(TINY, "data/tiny-dsv3")
+    assert run("compare", TINY, "transformers", "--ranks-b", "2") == 2
 
 
 def test_shard_dry_run_writes_nothing(tmp_path, capsys):

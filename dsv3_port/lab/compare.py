@@ -1,6 +1,7 @@
 """Where do two models part? Both run the same tokens; every checkpoint on the way is compared, in order.
 
-Works between plans of dsv3_port and against transformers' DeepseekV3ForCausalLM, whose modules have the same names.
+Works between plans of dsv3_port and against transformers' DeepseekV3ForCausalLM, whose modules have the same names;
+between devices, dtypes and numbers of ranks through lab/sides.py, which records each side where it runs.
 A stage is OK, DIFF (above the tolerance), SHAPE (not comparable) or MISSING (in one model only).
 """
 
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -185,14 +186,23 @@ def compare_models(a: nn.Module, b: nn.Module, input_ids: Tensor, attention_mask
     if rtol is None:
         kinds = [str(next(m.parameters()).dtype).removeprefix("torch.") for m in (a, b)]
         rtol = max(TOLERANCE.get(k, TOLERANCE["float32"]) for k in kinds)
-    left = record_stages(a, _forward(a, input_ids, attention_mask))
-    right = record_stages(b, _forward(b, input_ids, attention_mask))
-    shape = (input_ids.shape[0], input_ids.shape[1])
+    left, right = (stages_of(m, input_ids, attention_mask) for m in (a, b))
+    return compare_stages(left, right, attention_mask, tuple(input_ids.shape), rtol, names)
+
+
+def stages_of(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = None) -> dict[str, Tensor]:
+    """Stage -> its output for input_ids [B, S], by the eager step, on the CPU."""
+    return record_stages(model, _forward(model, input_ids, attention_mask))
+
+
+def compare_stages(left: Mapping[str, Tensor], right: Mapping[str, Tensor], attention_mask: Tensor | None,
+                   shape: tuple[int, ...], rtol: float, names: tuple[str, str] = ("a", "b")) -> Report:
+    """Two recordings of `stages_of` for the same ids of `shape` [B, S], from whatever processes or devices."""
     rows = []
     for name in sorted(left.keys() | right.keys(), key=_order):
         if name not in left or name not in right:
             rows.append(Row(name, "MISSING", detail=f"only in {names[0] if name in left else names[1]}"))
             continue
-        x, y = (_comparable(name, side[name], attention_mask, shape) for side in (left, right))
+        x, y = (_comparable(name, side[name], attention_mask, (shape[0], shape[1])) for side in (left, right))
         rows.append(_compare(name, x, y, rtol))
     return Report(rows, rtol, names)

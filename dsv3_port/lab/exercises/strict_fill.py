@@ -80,8 +80,9 @@ _FILLS: dict[str, tuple[Fill, str]] = {
                 "The dict holds new tensors, the model still its old ones: a forward pass reads the parameter that was "
                 "there before. Copy into it, param.copy_(tensor)."),
 }
-_BAD_GIFTS = {"missing": {"b": None}, "extra": {"c": torch.ones(2)}, "mismatch skipped": {"a": torch.ones(2, 4)},
-              "broadcast": {"a": torch.ones(1, 4)}, "reshaped": {"a": torch.arange(12.0).view(4, 3)}}
+_BAD_GIFTS: dict[str, dict[str, Tensor | None]] = {
+    "missing": {"b": None}, "extra": {"c": torch.ones(2)}, "mismatch skipped": {"a": torch.ones(2, 4)},
+    "broadcast": {"a": torch.ones(1, 4)}, "reshaped": {"a": torch.arange(12.0).view(4, 3)}}
 
 
 def _gift() -> dict[str, Tensor]:
