@@ -10,14 +10,16 @@ import base64
 import mimetypes
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timezone
+from functools import cache
 from html import escape
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from jinja2 import Environment, FileSystemLoader
+from jupyter_core.paths import jupyter_path
 from latex2mathml.converter import convert
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
@@ -26,6 +28,7 @@ from traitlets.config import Config
 
 from .. import __version__
 from ..steps import STEPS
+from .course import Notebook
 
 TEMPLATES = Path(__file__).with_name("templates")
 
@@ -87,13 +90,14 @@ class _Renderer(IPythonRenderer):
 
 
 class PageExporter(HTMLExporter):
-    """HTMLExporter with the package's template and renderer."""
+    """HTMLExporter with the package's renderer and one of its templates, "page" or "slides"."""
 
-    def __init__(self, notebooks_dir: Path, pages_dir: Path) -> None:
+    def __init__(self, notebooks_dir: Path, pages_dir: Path, template: str = "page") -> None:
         hide = {"enabled": True, "remove_input_tags": {"hide-input"}, "remove_cell_tags": {"injected-parameters"}}
         merge = {"enabled": True}  # a progress bar is one line that is written over, not a line for each state
         super().__init__(config=Config({"TagRemovePreprocessor": hide, "CoalesceStreamsPreprocessor": merge}),
-                         template_name="page", embed_images=True, extra_template_basedirs=[str(TEMPLATES)])
+                         template_name=template, embed_images=True, extra_template_basedirs=[str(TEMPLATES)],
+                         extra_template_paths=[str(TEMPLATES)])
         self.notebooks_dir, self.pages_dir = notebooks_dir, pages_dir
 
     def default_filters(self) -> Any:
@@ -106,30 +110,42 @@ class PageExporter(HTMLExporter):
         return MarkdownWithMath(renderer=renderer).render(source)
 
 
+@cache
+def dark_colours() -> str:
+    """JupyterLab's dark theme as nbconvert ships it, for readers whose system is dark."""
+    found = next((folder / "nbconvert/templates/lab/static/theme-dark.css" for folder in map(Path, jupyter_path())
+                  if (folder / "nbconvert/templates/lab/static/theme-dark.css").is_file()), None)
+    return found.read_text(encoding="utf-8") if found else ""
+
+
 def write_page(nb: NotebookNode, name: str, pages_dir: Path, notebooks_dir: Path, *, previous: str = "",
                following: str = "") -> Path:
     """pages_dir/NAME.html of an executed notebook that stands in notebooks_dir."""
     pages_dir.mkdir(parents=True, exist_ok=True)
     resources = {"metadata": {"name": name, "path": str(notebooks_dir)},
-                 "course": {"previous": previous, "next": following}}
+                 "course": {"previous": previous, "next": following, "dark": dark_colours()}}
     text, _ = PageExporter(notebooks_dir, pages_dir).from_notebook_node(nb, resources)
     file = pages_dir / f"{name}.html"
     file.write_text(text, encoding="utf-8")
     return file
 
 
-def write_index(out_dir: Path, titles: Mapping[str, str], runs: Sequence[Any], where: str) -> Path:
-    """out_dir/index.html: every notebook of `titles` (name -> title) with its NotebookRun, if it has one."""
+def write_index(out_dir: Path, notebooks: Sequence[Notebook], runs: Sequence[Any], where: str) -> Path:
+    """out_dir/index.html: every notebook with what it says about itself, and with its NotebookRun, if it has one."""
     by_name = {run.name: run for run in runs}
-    cards = [{"title": title, "run": by_name.get(name), "steps": [s for s in STEPS if s.notebook == name]}
-             for name, title in titles.items()]
-    shown = [by_name[name] for name in titles if name in by_name]
+    cards = [{"about": n, "run": by_name.get(n.name), "steps": [s for s in STEPS if s.notebook == n.name],
+              "slides": f"slides/{n.name}.html" if (out_dir / "slides" / f"{n.name}.html").is_file() else ""}
+             for n in notebooks]
+    shown = [by_name[n.name] for n in notebooks if n.name in by_name]
     results = out_dir / "results"
-    pictures = {f.stem: f"results/{f.name}" for kind in ("png", "svg") for f in sorted(results.glob(f"ladder*.{kind}"))}
+    found = [f.name for kind in ("png", "svg") for f in sorted(results.glob(f"ladder*.{kind}"))]
+    pictures = sorted(dict.fromkeys(found), key=lambda name: (len(name), name))  # the one sequence before the batch
+    guide = [(f"guide/{f.stem}.html", f.stem) for f in sorted((out_dir / "guide").glob("*.html"))]
     page = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True).get_template("index.html").render(
-        cards=cards, done=len(shown), failed=sum(run.status != "ok" for run in shown), where=where,
-        seconds=sum(run.seconds for run in shown), pictures=list(pictures.values()), version=__version__,
-        date=datetime.now(timezone.utc).strftime("%Y-%m-%d"))
+        cards=cards, done=len(shown), failed=sum(run.status != "ok" for run in shown), where=where, guide=guide,
+        reading=sum(n.reading_minutes for n in notebooks), exercises=sum(n.exercise_minutes for n in notebooks),
+        seconds=sum(run.seconds for run in shown), pictures=[f"results/{name}" for name in pictures],
+        version=__version__, date=datetime.now(timezone.utc).strftime("%Y-%m-%d"))
     file = out_dir / "index.html"
     file.write_text(page, encoding="utf-8")
     return file

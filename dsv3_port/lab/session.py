@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,6 +85,7 @@ def start(profile: str = "tiny", device: str = "auto", results_dir: str | Path =
     if profile not in PROFILES:
         raise PortError(f"unknown profile {profile!r}; it can be {', '.join(PROFILES)}")
     root = repo_root()
+    warnings.filterwarnings("ignore", message="IProgress not found")  # transformers' bars are text without ipywidgets
     torch.manual_seed(seed)
     folder = root / results_dir  # an absolute results_dir stays itself
     folder.mkdir(parents=True, exist_ok=True)

@@ -100,9 +100,9 @@ class Diff:
         heads = (_head(f"before: {self.before.name}", self.before.place)
                  + _head(f"after: {self.after.name}", self.after.place))
         label = html.escape(f"step {self.step.number}, {self.step.title}: source before and after", quote=True)
-        return (f'<div role="figure" aria-label="{label}" style="display:grid;grid-template-columns:minmax(0,1fr) '
-                f'minmax(0,1fr);border:{_RULE};border-radius:4px;overflow:hidden;margin:.5em 0">'
-                f"{heads}{''.join(cells)}</div>")
+        return (f'<div role="figure" aria-label="{label}" tabindex="0" style="overflow-x:auto;border:{_RULE};'
+                'border-radius:4px;margin:.5em 0"><div style="display:grid;min-width:44rem;grid-template-columns:'
+                f'minmax(0,1fr) minmax(0,1fr)">{heads}{"".join(cells)}</div></div>')
 
     def _repr_markdown_(self) -> str:
         return f"```diff\n{self}\n```"

@@ -1,8 +1,9 @@
 """Run the course: every notebook in order, each in a kernel of its own, and the pages that show what came out.
 
 Kernels start in the notebooks' folder, as JupyterLab starts them, and always with the Python that runs this code,
-whatever kernels are registered on the machine. Output layout: executed/NAME.ipynb, pages/NAME.html, index.html,
-results/ (what the notebooks measured), runs.json (one entry a notebook, kept over runs of single notebooks).
+whatever kernels are registered on the machine. Output layout: executed/NAME.ipynb, pages/NAME.html,
+slides/NAME.html, index.html, results/ (what the notebooks measured), runs.json (one entry a notebook, kept over runs of
+single notebooks).
 """
 
 from __future__ import annotations
@@ -32,8 +33,10 @@ from tqdm import tqdm
 
 from ..engine.runner import pick_device
 from ..errors import PortError
+from .course import read_notebook
 from .measure import device_info
 from .pages import write_index, write_page
+from .slides import write_slides
 
 KNOWN = ("profile", "device", "seed")
 TIMEOUT = 900  # seconds for one cell
@@ -137,11 +140,12 @@ def run_tutorial(notebooks_dir: str | Path, out_dir: str | Path, *, profile: str
             run, nb = run_notebook(file, out, parameters, timeout, label if progress else "")
             around = {"previous": names[at - 1] if at else "", "following": (names + [""])[at + 1]}
             write_page(nb, file.stem, out / "pages", notebooks, **around)
+            write_slides(nb, file.stem, out / "slides", notebooks)
             runs[run.name] = run
             _write_runs(out, runs)
             info = device_info(where)
             line = f"{info['device_name']} (tier {info['tier']}), torch {info['versions']['torch']}, profile {profile}"
-            write_index(out, {f.stem: title_of(f) for f in course}, list(runs.values()), line)
+            write_index(out, [read_notebook(f) for f in course], list(runs.values()), line)
             if on_done is not None:
                 on_done(run)
     except OSError as error:
@@ -247,12 +251,3 @@ def _why_dead(exit_code: int | None) -> str:
     reason = {"SIGKILL": ", most often because the machine ran out of memory",
               "SIGSEGV": ", a crash in native code"}.get(name, "")
     return f" by {name}{reason}"
-
-
-def title_of(file: Path) -> str:
-    """The notebook's first heading, or its name."""
-    for cell in nbformat.read(file, as_version=4).cells:
-        for line in cell.source.splitlines() if cell.cell_type == "markdown" else ():
-            if line.startswith("# "):
-                return line[2:].strip()
-    return file.stem

@@ -12,6 +12,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from dsv3_port import PortError
 from dsv3_port.lab import pages, tutorial
+from dsv3_port.lab.course import read_notebook
 
 PARAMETERS = 'profile = "tiny"\ndevice = "auto"\nresults_dir = "results"\nseed = 0'
 PROFILE = "profile: tiny\ndevice: cpu\nseed: 7\n"
@@ -176,6 +177,6 @@ def test_a_formula_that_cannot_be_converted_stays_legible(monkeypatch):
 def test_title_is_the_first_heading(course):
     write, root = course
     write("00_a")
-    assert tutorial.title_of(root / "notebooks" / "00_a.ipynb") == "The title of 00_a"
+    assert read_notebook(root / "notebooks" / "00_a.ipynb").title == "The title of 00_a"
     nbformat.write(new_notebook(cells=[new_code_cell("# no heading")]), root / "notebooks" / "01_b.ipynb")
-    assert tutorial.title_of(root / "notebooks" / "01_b.ipynb") == "01_b"
+    assert read_notebook(root / "notebooks" / "01_b.ipynb").title == "01_b"
