@@ -55,7 +55,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("experimental_config.enable_view_optimize", "", "", False,
            "True (torchair's own value) merges chains of views; in 2.13.0 it loses the Transpose before head_matmul in "
            "absorbed prefill, and with one expert a card it makes a Transpose kernel of a weight's view",
-           "tests/hostnpu/inside/check_graphs.py; hicann/cann-learning-hub: blogs/inference/"
+           "tests/hostnpu/inside/check_ge.py; hicann/cann-learning-hub: blogs/inference/"
            "vllm_ascend_inference_optimization"),
     Option("", "clone_output", "debug.aclgraph.enable_output_clone", True,
            "logits are copied out of the graph's memory, which the next replay overwrites",
@@ -252,6 +252,7 @@ def export_graph(model: DeepseekV3, folder: str | Path, *, length: int = 1, batc
                                    export_name="step", dynamic=False, config=config)
             for dumped in where.glob(f"dynamo_optimized_graph_*_pid_{os.getpid()}_*.{kind}"):
                 dumped.replace(where / f"graph.{kind}")
+    (where / "dynamo.pbtxt").unlink(missing_ok=True)  # the graph once more, its constants as text: three times step.air
     files = {name: where / name for name in ("step.air", "graph.pbtxt", "graph.py", "options.json")}
     missing = [name for name, path in files.items() if not path.is_file()]
     if missing:

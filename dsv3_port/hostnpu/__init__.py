@@ -17,6 +17,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,7 +140,9 @@ def _import(folder: Path) -> None:
     # where `import torch` would find torch_npu without the stand-in and fail.
     sys.path.append(str(folder))
     try:
-        with own_signals(), contextlib.redirect_stdout(io.StringIO()):  # it prints that ASCEND_HOME_PATH is not set
+        # it prints that ASCEND_HOME_PATH is not set, and warns in a notebook of the TASK_QUEUE_ENABLE that enable() set
+        with own_signals(), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*TASK_QUEUE_ENABLE")
             import torch_npu  # noqa: F401
     finally:
         sys.path.remove(str(folder))

@@ -44,7 +44,7 @@ def op_census(counts_by_variant: Mapping[str, Mapping[str, int]]) -> LabFigure:
 def ge_census(counts_by_variant: Mapping[str, Mapping[str, int]], what: str = "decode step") -> LabFigure:
     """Operators of converted GE graphs (npu_graphs.kernels_of), stacked by kind: what the graph engine gets."""
     return _census(counts_by_variant, _GE_KINDS, lambda op, names: op in names,
-                   f"operators in the GE graph of one {what} (constants and changes of shape not counted)")
+                   f"operators in the GE graph of one {what} (no constants, no reshapes)")
 
 
 def _census(counts_by_variant: Mapping[str, Mapping[str, int]], table: Mapping[str, tuple[str, ...]],

@@ -6,15 +6,21 @@ model must be on device npu (`hostnpu.enable()`, or a real one).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
+import os
 import re
+import sys
+import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from ..engine.graph import compile_steps, converted_graphs, graph_blockers
 from ..engine.runner import load_model
@@ -22,6 +28,7 @@ from ..errors import PortError
 from ..model.decoder import DeepseekV3
 from ..steps import STEPS, PortPlan
 from .show import Shown, banner
+from .style import title_of
 
 # no kernel behind them: inputs, constants, outputs, and changes of shape alone
 BOOKKEEPING = frozenset(("Data", "Const", "NetOutput", "Reshape", "Squeeze", "Unsqueeze", "Shape", "RefData"))
@@ -44,10 +51,39 @@ def host_npu() -> HostNpu:
 
     try:
         hostnpu.enable()
+        with _no_stderr():  # the allocator's first call writes a line about padding there, past Python
+            torch.empty(1, device="npu")
+        _hide_torchairs_warnings()
     except PortError as error:
         return HostNpu("", f"The part of this page that runs on the host NPU is left out here: {error}.")
     shown = banner("host-npu")
     return HostNpu(shown.html, shown.markdown, True)
+
+
+def _hide_torchairs_warnings() -> None:
+    """At every compilation: that weights must keep their address, which they do. torchair puts a filter of its own in
+    front of everybody's, so a filter does not keep them off the page."""
+    show = warnings.showwarning
+
+    @functools.wraps(show)
+    def others(message: Any, category: Any, filename: str, *args: Any, **kwargs: Any) -> None:
+        if "torch_npu" not in Path(filename).parts:
+            show(message, category, filename, *args, **kwargs)
+
+    if not hasattr(show, "__wrapped__"):
+        warnings.showwarning = others
+
+
+@contextlib.contextmanager
+def _no_stderr() -> Iterator[None]:
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nothing:
+            os.dup2(nothing.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def load(path: str | Path, plan: PortPlan, device: str = "npu", dtype: str = "bfloat16", layers: int | None = None
@@ -80,14 +116,37 @@ def ge_census(path: str | Path, plan: PortPlan, *, dtype: str = "bfloat16", batc
         _two_calls(model, batch, length)
     if len(found) != 2:
         raise PortError(f"prefill and decode should be two GE graphs, torchair made {len(found)}")
-    counts = [dict(sorted(Counter(op.type for op in graph.op).items(), key=lambda item: (-item[1], item[0])))
-              for graph in found]
-    return {"prefill": counts[0], "decode": counts[1]}
+    return {"prefill": count(found[0]), "decode": count(found[1])}
+
+
+def count(graph: Any) -> dict[str, int]:
+    """{operator type: how many} of a graph that `converted_graphs` collected, most frequent first."""
+    return dict(sorted(Counter(op.type for op in graph.op).items(), key=lambda item: (-item[1], item[0])))
 
 
 def kernels_of(census: Mapping[str, int]) -> dict[str, int]:
     """A ge_census of one phase without BOOKKEEPING: what is left are kernels to run."""
     return {kind: n for kind, n in census.items() if kind not in BOOKKEEPING}
+
+
+def decode_census(path: str | Path) -> dict[str, dict[str, int]]:
+    """{form: {operator type: how many}} of one decode step, for each of `forms` that changes it; no bookkeeping."""
+    chosen = {name: plan for name, plan in forms().items() if plan.lm_head == PortPlan.full().lm_head}
+    return {name: kernels_of(ge_census(path, plan)["decode"])
+            for name, plan in tqdm(chosen.items(), desc="convert", unit="graph", leave=False, delay=2.0,
+                                   file=sys.stdout)}
+
+
+def census_changes(census: Mapping[str, Mapping[str, int]]) -> list[dict[str, str | int]]:
+    """What each step takes out of the graph and puts in, from a census of `forms`; a row for each step."""
+    full = Counter(census[FULL])
+
+    def text(counts: Counter[str]) -> str:
+        return ", ".join(f"{n} {kind}" for kind, n in counts.most_common()) or "nothing"
+
+    return [{"step": title_of(name.removeprefix("without ")), "operators without it": sum(counts.values()),
+             "with it": sum(full.values()), "goes": text(Counter(counts) - full), "comes": text(full - Counter(counts))}
+            for name, counts in census.items() if name != FULL]
 
 
 def census_rows(census: Mapping[str, Mapping[str, int]]) -> tuple[list[str], list[tuple[str, ...]]]:
@@ -142,23 +201,27 @@ class Captured:
     def nbytes(self) -> int:
         return sum(self.buffers.values())
 
+    def row(self, name: str) -> dict[str, str | int]:
+        """For show.table."""
+        return {"graph": name, "launches in one replay": sum(self.launches.values()),
+                "static buffers": len(self.buffers), "KiB": f"{self.nbytes / 1024:.0f}",
+                "first address": f"{min(self.buffers):#x}", "last": f"{max(self.buffers):#x}"}
 
-def launches(path: str | Path, plan: PortPlan, *, dtype: str = "bfloat16", batch: int = 2, length: int = 12
-             ) -> dict[str, int]:
-    """Host calls of one decode step: {"eager": kernels launched one by one, "graph": replays, "in it": recorded}."""
+
+def eager_launches(path: str | Path, plan: PortPlan, *, dtype: str = "bfloat16", batch: int = 2, length: int = 12
+                   ) -> int:
+    """Kernels that the host launches one by one in one eager decode step on the host stand-in."""
     from ..hostnpu import kernels
 
-    eager = load(path, plan, dtype=dtype)
-    cache = _two_calls(eager, batch, length)
-    ids = torch.zeros(batch, 1, dtype=torch.int64, device=eager.device)
+    model = load(path, plan, dtype=dtype)
+    cache = _two_calls(model, batch, length)
     before = kernels.calls["kernel"]
-    eager(ids, cache=cache)
-    return {"eager": kernels.calls["kernel"] - before, "graph": 1,
-            "in it": sum(capture(path, plan, dtype=dtype, batch=batch, length=length)[-1].launches.values())}
+    model(torch.zeros(batch, 1, dtype=torch.int64, device=model.device), cache=cache)
+    return kernels.calls["kernel"] - before
 
 
-def capture(path: str | Path, plan: PortPlan, *, dtype: str = "bfloat16", batch: int = 2, length: int = 12
-            ) -> list[Captured]:
+def capture(path: str | Path, plan: PortPlan, *, dtype: str = "bfloat16", batch: int = 2, length: int = 12,
+            layers: int | None = None) -> list[Captured]:
     """Capture prefill and decode as aclgraph and show the two tapes: [prefill, decode]."""
     from .. import hostnpu
     from ..hostnpu import tape
@@ -166,7 +229,7 @@ def capture(path: str | Path, plan: PortPlan, *, dtype: str = "bfloat16", batch:
     if not hostnpu.enabled() or tape.tapes is None:
         raise PortError("capture: only the host stand-in shows what a captured graph holds; hostnpu.enable() first")
     torch._dynamo.reset()
-    model = compile_steps(load(path, plan, dtype=dtype), "aclgraph")
+    model = compile_steps(load(path, plan, dtype=dtype, layers=layers), "aclgraph")
     known = set(tape.tapes.graphs)
     cache = _two_calls(model, batch, length)
     caches = {t.data_ptr(): t.nbytes for layer in cache.buffers for t in layer}
@@ -181,4 +244,6 @@ def _captured(entries: list[Any], caches: dict[int, int]) -> Captured:
 
 def memory_per_length(path: str | Path, plan: PortPlan, lengths: tuple[int, ...], **shape: Any) -> dict[int, int]:
     """{padded prompt length: bytes that the captured prefill keeps}: every length is a capture of its own."""
-    return {length: capture(path, plan, length=length, **shape)[0].nbytes for length in lengths}
+    return {length: capture(path, plan, length=length, **shape)[0].nbytes
+            for length in tqdm(lengths, desc="capture", unit="graph", leave=False, delay=2.0,
+                                   file=sys.stdout)}

@@ -93,7 +93,7 @@ def sweep(models: Mapping[str, DeepseekV3], sizes: Sequence[int], *, phase: str 
         raise PortError(f"sweep: sizes must be positive, not {list(sizes)}")
     if room is not None and room <= max(sizes):
         raise PortError(f"sweep: room {room} leaves no place behind {max(sizes)} positions")
-    found = check_equivalence(models, batch=batch, seed=seed)
+    found = check_equivalence(models, batch=batch, room=room, seed=seed)  # the timed room: graphs are made for one
     if differences is not None:
         differences.update({n: max(d, differences.get(n, 0.0)) for n, d in found.items()})
     first = next(iter(models.values()))

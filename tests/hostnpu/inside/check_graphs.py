@@ -20,7 +20,7 @@ from dsv3_port.engine.graph import NPU_BACKENDS, compile_steps, converted_graphs
 from dsv3_port.hostnpu import graphs, tape
 from dsv3_port.model.decoder import DeepseekV3
 from dsv3_port.steps import _FORMS
-from tests.hostnpu.inside import check_ge, check_model
+from tests.hostnpu.inside import check_model
 from tests.hostnpu.inside.short import load
 
 FULL = PortPlan.full()
@@ -89,6 +89,10 @@ def test_full_port(mode: str, dtype: str, batch: int, steps: int, layers: int) -
     assert tape.tapes.replayed - replayed == (0 if mode == "ge" else steps + 1)
 
 
+def test_ge_graphs_are_interpreted_here() -> None:
+    assert graphs.engine() == "interpret"
+
+
 def test_plans_hold_every_pair_of_forms() -> None:
     for first, second in combinations(FREE, 2):
         found = {(getattr(p, first), getattr(p, second)) for p in PLANS}
@@ -96,13 +100,10 @@ def test_plans_hold_every_pair_of_forms() -> None:
 
 
 @pytest.mark.parametrize("row", range(6))
-def test_every_pair_of_forms_converts(row: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And the converted GE graphs, interpreted, compute the same; those of the routing in plain torch have operators
-    that the interpreter does not know, and run as FX graphs."""
+def test_every_pair_of_forms_converts(row: int) -> None:
+    """And the converted GE graphs themselves compute the same: enabled.py has them interpreted."""
     plan = PLANS[row]
     want = run(load(plan), 2, 2)
-    if plan.npu_routing_kernel:
-        monkeypatch.setattr(graphs.HostGraph, "run", check_ge.interpreter(None))
     with converted_graphs() as found:
         assert_equal(run(compile_steps(load(plan), "ge"), 2, 2), want)
     assert len(found) == 2 and all(len(graph.op) > 100 for graph in found)
@@ -115,15 +116,6 @@ def test_what_does_not_convert_says_why() -> None:
         reasons = " ".join(graph_blockers(PortPlan.with_steps(*chosen)))
         assert [i for i in ("gmm_routing", "fixed_kv_cache") if repr(i) in reasons] == [
             i for i in ("gmm_routing", "fixed_kv_cache") if i not in chosen]
-
-
-def test_torchairs_view_optimisation_converts_absorbed_prefill_wrongly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Why OPTIONS turns it off. When this fails torchair has been repaired, and the option can go back to True."""
-    plan = FULL.replace(prefill_attention="absorbed")
-    want = run(load(plan), 2, 1)
-    monkeypatch.setattr(graphs.HostGraph, "run", check_ge.interpreter(None))
-    got = run(compile_steps(load(plan), "ge", **{"experimental_config.enable_view_optimize": True}), 2, 1)
-    assert (got.logits[0] - want.logits[0]).abs().max() > 0.1
 
 
 @pytest.mark.parametrize(("mode", "kernel"), [("ge", True), ("npugraph_ex", False)])
