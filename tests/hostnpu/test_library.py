@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import ctypes
 import subprocess
 import sys
@@ -157,3 +158,35 @@ def test_where_cann_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "variable" / "lib64" / "libascendcl.so").touch()
     monkeypatch.setenv("ASCEND_HOME_PATH", str(tmp_path / "variable"))
     assert library.cann() == library.ascendcl() == str(tmp_path / "variable" / "lib64" / "libascendcl.so")
+
+
+def test_beside_a_gpu(linux: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch_npu refuses a second kind of accelerator; nothing is loaded before that is said."""
+    if hostnpu.enabled():
+        pytest.skip("enabled in this process already")
+    monkeypatch.setattr(hostnpu, "_folder", lambda: tmp_path)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    with pytest.raises(PortError, match="sees a GPU.*CUDA_VISIBLE_DEVICES="):
+        hostnpu.enable()
+    assert library._loaded is None and hostnpu._failure == ""
+
+
+# ---- the rest of the suite, and the house ----------------------------------------------------------------------------
+
+def test_elsewhere_the_tests_are_skipped_and_say_why() -> None:
+    """As on macOS: what needs torch_npu is not run, and nothing fails."""
+    code = ("import platform, sys, pytest\nplatform.system = lambda: 'Darwin'\n"
+            "sys.exit(pytest.main(['-q', '-rs', '-p', 'no:cacheprovider', 'tests/hostnpu/test_collectives.py', "
+            "'tests/hostnpu/test_inside.py', 'tests/hostnpu/test_enable.py']))")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout + done.stderr
+    assert "no host NPU here: torch_npu is built for Linux on x86_64 and aarch64 only, and this is Dar" in done.stdout
+
+
+def test_imports_run_downwards() -> None:
+    """The house: hostnpu stands on ops and errors, and on nothing above."""
+    for file in Path(library.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.level == 2:
+                assert (node.module or "").split(".")[0] in ("errors", "ops"), f"{file.name}:{node.lineno}"
+            assert not (isinstance(node, ast.ImportFrom) and (node.module or "").startswith("dsv3_port")), file.name

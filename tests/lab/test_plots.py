@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import io
 import random
+import types
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from dsv3_port.errors import PortError
 from dsv3_port.lab import plots
 from dsv3_port.lab.diagrams import cited
 from dsv3_port.lab.planner import forecast
+from dsv3_port.lab.rank_plots import step_split
 from dsv3_port.lab.records import FAIR, PEER, UPSTREAM, Results
 from dsv3_port.lab.style import GREY, SMALL, VERMILLION
 from dsv3_port.steps import STEPS, PortPlan
@@ -98,7 +100,8 @@ def test_nothing_is_clipped(drawn):
 
 
 @pytest.mark.parametrize("draw", [
-    plots.ladder, lambda r: plots.step_bars(r, UPSTREAM, "mla_low_rank"), lambda r: plots.cost_curve(r, "batch")])
+    plots.ladder, lambda r: plots.step_bars(r, UPSTREAM, "mla_low_rank"), lambda r: plots.cost_curve(r, "batch"),
+    lambda r: step_split(types.SimpleNamespace(results=r, worlds={}))])
 def test_timings_of_the_stand_in_are_refused(draw):
     with pytest.raises(PortError, match="host stand-in"):
         draw(ladder_results(tier="host-npu"))
