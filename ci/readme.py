@@ -1,4 +1,7 @@
-"""Write README's tables from the code that they describe; `--check` only compares (exit code 1 if they differ)."""
+"""Write the tables of README and of the instructor guide from the code that they describe.
+
+`--check` only compares (exit code 1 if they differ).
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,16 @@ def steps_table() -> str:
         link = f"[{s.notebook}](notebooks/{s.notebook}.ipynb)"
         rows.append(f"| {s.number} | `{s.id}`: {s.title} | {s.title_zh} | {link} | "
                     f"{forms} | {s.stays_equal} | {s.saves} |")
+    return "\n".join(rows)
+
+
+def steps_table_zh() -> str:
+    from dsv3_port.steps import STEPS
+
+    rows = ["| | 步骤 | 名称 | 笔记本 | 之前 → 之后 |", "|---|---|---|---|---|"]
+    for s in STEPS:
+        forms = f"`{s.before.split(':')[1]}` → `{s.after.split(':')[1]}`"
+        rows.append(f"| {s.number} | {s.title_zh} | `{s.id}` | [{s.notebook}](notebooks/{s.notebook}.ipynb) | {forms} |")
     return "\n".join(rows)
 
 
@@ -46,33 +59,46 @@ def versions_table() -> str:
     return markdown()
 
 
+def exercises_table() -> str:
+    from dsv3_port.lab.exercise import EXERCISES
+
+    rows = ["| exercise | title | ●○○ | minutes | usual wrong answers |", "|---|---|---|---|---|"]
+    for e in EXERCISES.values():
+        rows.append(f"| {e.id} | {e.title} | {'●' * e.difficulty}{'○' * (3 - e.difficulty)} | {e.minutes} | "
+                    f"{', '.join(e.wrong)} |")
+    return "\n".join(rows)
+
+
 TABLES = {"steps": steps_table, "settings": settings_table, "versions": versions_table,
-          "signatures": signatures_table}
+          "signatures": signatures_table, "steps-zh": steps_table_zh, "exercises": exercises_table}
+FILES = {"README.md": ("steps", "settings", "versions", "signatures"),
+         "README.zh-CN.md": ("steps-zh",), "notebooks/workshop/instructor.md": ("exercises",)}
 
 
-def filled(text: str) -> str:
-    """README with every marked table as the code has it now."""
-    for name, make in TABLES.items():
+def filled(text: str, file: str) -> str:
+    """The file's text with every marked table as the code has it now."""
+    for name in FILES[file]:
         pattern = rf"(<!-- {name}:begin[^>]*-->\n).*?(<!-- {name}:end -->)"
         found = re.search(pattern, text, flags=re.DOTALL)
         if found is None:
-            raise SystemExit(f"README.md: the marks {name}:begin and {name}:end are missing")
-        text = f"{text[: found.start()]}{found[1]}{make()}\n{found[2]}{text[found.end() :]}"
+            raise SystemExit(f"{file}: the marks {name}:begin and {name}:end are missing")
+        text = f"{text[: found.start()]}{found[1]}{TABLES[name]()}\n{found[2]}{text[found.end() :]}"
     return text
 
 
 def main(argv: list[str]) -> int:
     sys.path.insert(0, str(ROOT))
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    new = filled(text)
-    if "--check" in argv:
-        if new != text:
-            print("README.md: its tables differ from the code; run `python ci/readme.py`", file=sys.stderr)
-            return 1
-        return 0
-    readme.write_text(new, encoding="utf-8")
-    return 0
+    code = 0
+    for name in FILES:
+        file = ROOT / name
+        text = file.read_text(encoding="utf-8")
+        new = filled(text, name)
+        if "--check" not in argv:
+            file.write_text(new, encoding="utf-8")
+        elif new != text:
+            print(f"{name}: its tables differ from the code; run `python ci/readme.py`", file=sys.stderr)
+            code = 1
+    return code
 
 
 if __name__ == "__main__":

@@ -35,6 +35,8 @@ def make_parser() -> argparse.ArgumentParser:
 
     p = add(commands.doctor, "what this machine has, and what will run on it", needs_torch=False)
     p.add_argument("--json", action="store_true", help="print JSON")
+    p.add_argument("--room", action="store_true", help="also try what a course needs, without a network: text, a "
+                   "kernel, a compiled step, two ranks (about a minute)")
     p = add(commands.hostnpu, "the real torch_npu on a machine without NPU and CANN: install it, or say what there is")
     p.add_argument("action", choices=("install", "status"), help="install: torch_npu of torch's version, 150 MB, into "
                    "a folder of its own; status: whether device host-npu can be used, and why not")

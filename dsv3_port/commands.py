@@ -27,6 +27,10 @@ def doctor(args: argparse.Namespace) -> int:
     from .lab.doctor import FAIL, checks
 
     found = checks()
+    if args.room:
+        from .lab import room
+
+        found += room.checks()
     if args.json:
         print(json.dumps([c.to_dict() for c in found], indent=1, ensure_ascii=False))
     else:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+FILES = ["README.md", "README.zh-CN.md", "CONTRIBUTING.md", "notebooks/workshop/instructor.md"]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -20,8 +21,10 @@ def test_tables_are_those_of_the_code():
     assert done.returncode == 0, done.stderr
 
 
-def test_every_local_link_exists():
-    links = [m for m in re.findall(r"\]\(([^)#]+)\)", TEXT) if "://" not in m]
+@pytest.mark.parametrize("file", ["README.md", "README.zh-CN.md"])
+def test_every_local_link_exists(file):
+    text = (ROOT / file).read_text(encoding="utf-8")
+    links = [m for m in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text) if "://" not in m]
     assert len(links) > 10
     missing = [link for link in links if not (ROOT / link).exists()]
     assert not missing
@@ -39,7 +42,7 @@ def shell_blocks(file: str = "README.md") -> list[str]:
     return [textwrap.dedent(block) for block in re.findall(r"```shell\n(.*?)```", text, re.DOTALL)]
 
 
-@pytest.mark.parametrize("file", ["README.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize("file", FILES)
 def test_every_shell_block_is_shell(file):
     for block in shell_blocks(file):
         # <this repository> stands for the address, which a copy of the repository cannot know
@@ -48,16 +51,16 @@ def test_every_shell_block_is_shell(file):
         assert done.returncode == 0, f"{block}\n{done.stderr}"
 
 
-@pytest.mark.parametrize("file", ["README.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize("file", FILES)
 def test_scripts_that_are_named_exist(file):
     for path in re.findall(r"(?:python3?|bash) (\S+\.(?:py|sh))", "\n".join(shell_blocks(file))):
         assert (ROOT / path).is_file(), path
 
 
-def commands() -> list[list[str]]:
+def commands(file: str = "README.md") -> list[list[str]]:
     """Every `dsv3-port ...` and `... -m dsv3_port ...` line, its variables and continuation lines included."""
     found = []
-    for line in "\n".join(shell_blocks()).replace("\\\n", " ").splitlines():
+    for line in "\n".join(shell_blocks(file)).replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
         while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
             words = words[1:]
@@ -73,8 +76,14 @@ def test_every_command_in_the_readme_parses():
 
     assert {words[0] for words in commands()} == {"doctor", "plan", "shard", "infer", "compare", "bench", "record",
                                                   "hostnpu"}
-    for words in commands():
+    for words in [*commands(), *commands("README.zh-CN.md"), *commands("notebooks/workshop/instructor.md")]:
         make_parser().parse_args(words)
+
+
+def test_the_chinese_readme_has_the_same_example_and_is_chinese():
+    chinese = (ROOT / "README.zh-CN.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    assert example in chinese and sum("\u4e00" <= c <= "\u9fff" for c in chinese) > 1000
 
 
 def test_every_variable_before_a_command_is_a_setting():

@@ -24,6 +24,7 @@ from latex2mathml.converter import convert
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbformat import NotebookNode
+from nbformat.v4 import new_markdown_cell, new_notebook
 from traitlets.config import Config
 
 from .. import __version__
@@ -128,6 +129,12 @@ def write_page(nb: NotebookNode, name: str, pages_dir: Path, notebooks_dir: Path
     file = pages_dir / f"{name}.html"
     file.write_text(text, encoding="utf-8")
     return file
+
+
+def write_guide(folder: Path, guide_dir: Path) -> list[Path]:
+    """guide_dir/NAME.html of every Markdown file in `folder`: the workshop's pages."""
+    return [write_page(new_notebook(cells=[new_markdown_cell(file.read_text(encoding="utf-8"))]), file.stem, guide_dir,
+                       folder) for file in sorted(folder.glob("*.md"))]
 
 
 def write_index(out_dir: Path, notebooks: Sequence[Notebook], runs: Sequence[Any], where: str) -> Path:

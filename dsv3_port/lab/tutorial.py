@@ -2,8 +2,8 @@
 
 Kernels start in the notebooks' folder, as JupyterLab starts them, and always with the Python that runs this code,
 whatever kernels are registered on the machine. Output layout: executed/NAME.ipynb, pages/NAME.html,
-slides/NAME.html, index.html, results/ (what the notebooks measured), runs.json (one entry a notebook, kept over runs of
-single notebooks).
+slides/NAME.html, guide/NAME.html (workshop), index.html, results/ (what the notebooks measured), runs.json (one entry a
+notebook, kept over runs of single notebooks).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from ..engine.runner import pick_device
 from ..errors import PortError
 from .course import read_notebook
 from .measure import device_info
-from .pages import write_index, write_page
+from .pages import write_guide, write_index, write_page
 from .slides import write_slides
 
 KNOWN = ("profile", "device", "seed")
@@ -133,6 +133,7 @@ def run_tutorial(notebooks_dir: str | Path, out_dir: str | Path, *, profile: str
     names = [f.stem for f in course]
     try:
         runs = _prepare(out, fresh=not only)
+        write_guide(notebooks / "workshop", out / "guide")
         bar = tqdm(todo, desc="notebooks", unit="notebook", file=sys.stdout, disable=None if progress else True)
         for file in bar:
             at = names.index(file.stem)
