@@ -31,7 +31,8 @@ def steps_table_zh() -> str:
     rows = ["| | 步骤 | 名称 | 笔记本 | 之前 → 之后 |", "|---|---|---|---|---|"]
     for s in STEPS:
         forms = f"`{s.before.split(':')[1]}` → `{s.after.split(':')[1]}`"
-        rows.append(f"| {s.number} | {s.title_zh} | `{s.id}` | [{s.notebook}](notebooks/{s.notebook}.ipynb) | {forms} |")
+        link = f"[{s.notebook}](notebooks/{s.notebook}.ipynb)"
+        rows.append(f"| {s.number} | {s.title_zh} | `{s.id}` | {link} | {forms} |")
     return "\n".join(rows)
 
 
