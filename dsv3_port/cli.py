@@ -40,7 +40,7 @@ def make_parser() -> argparse.ArgumentParser:
     p = add(commands.hostnpu, "the real torch_npu on a machine without NPU and CANN: install it, or say what there is")
     p.add_argument("action", choices=("install", "status"), help="install: torch_npu of torch's version, 150 MB, into "
                    "a folder of its own; status: whether device host-npu can be used, and why not")
-    _plan(add(commands.plan, "memory per card, from config.json alone; or the steps of the port"))
+    _plan(add(commands.plan, "memory per card, from config.json alone; a forecast of times; or the steps of the port"))
     _shard(add(commands.shard, "split a published checkpoint into one folder per rank"))
     _infer(add(commands.infer, "continue prompts; every setting is a flag and an environment variable"))
     _bench(add(commands.bench, "measure the ladder on this machine"))
@@ -59,6 +59,9 @@ def _plan(p: argparse.ArgumentParser) -> None:
     p.add_argument("--batch", type=int, default=1, help="sequences in the KV cache (default: %(default)s)")
     p.add_argument("--seq-len", type=int, default=4096, help="positions of each (default: %(default)s)")
     p.add_argument("--plan", default="full", help=PLAN_HELP)
+    p.add_argument("--forecast", metavar="CARD", nargs="?", const="a3", help="times instead: the roofline FORECAST of "
+                   "each step of the ladder in bfloat16 on a2, a2-280t or a3 (default), as ranges")
+    p.add_argument("--prefill", type=int, default=1024, help="a forecast's prompt (default: %(default)s)")
     p.add_argument("--json", action="store_true", help="print JSON")
 
 

@@ -70,6 +70,8 @@ def plan(args: argparse.Namespace) -> int:
     if not is_preset and not Path(args.config).is_dir():
         raise PortError(f"--config: {args.config!r} is neither a checkpoint folder nor one of {', '.join(PRESETS)}")
     config = (DeepseekV3Config.preset if is_preset else DeepseekV3Config.from_pretrained)(args.config)
+    if args.forecast:
+        return _plan_times(args, config)
     hbm, dtypes = parse_gib(args.hbm), [long_dtype(d.strip()) for d in args.dtype.split(",")]
     rows = forecast(config, parse_ints(args.world_size, "--world-size"), hbm, dtypes, args.batch, args.seq_len,
                     parse_plan(args.plan))
@@ -91,6 +93,34 @@ def plan(args: argparse.Namespace) -> int:
         least = smallest_world(config, hbm, dtype, args.batch, args.seq_len, parse_plan(args.plan))
         print(f"{dtype}: " + (f"{least} cards of {args.hbm} are enough" if least else "no number of cards is enough")
               + f"; the model can be cut over {', '.join(map(str, divide))}")
+    return 0
+
+
+def _plan_times(args: argparse.Namespace, config: Any) -> int:
+    """The roofline forecast of every rung, a column for each number of cards and phase."""
+    from tabulate import tabulate
+
+    from .lab.forecast_plots import assumptions_text
+    from .lab.roofline import CARDS, forecast_ladder
+    from .steps import step
+
+    check_positive(args, "prefill")
+    worlds = parse_ints(args.world_size, "--world-size")
+    found = {w: forecast_ladder(config, args.forecast, world_size=w, batch=args.batch, context=args.seq_len,
+                                prompt=args.prefill) for w in worlds}
+    if args.json:
+        print(json.dumps([f.to_dict() for rows in found.values() for f in rows], indent=1))
+        return 0
+    rungs = list(dict.fromkeys(f.rung for f in found[worlds[0]]))
+    heads = [f"{phase}, {w} ranks" for phase in ("prefill", "decode") for w in worlds]
+    rows = [(step(rung).number, step(rung).title, *(f"{f.total.low * 1e3:.1f} to {f.total.high * 1e3:.1f}"
+             for phase in ("prefill", "decode") for w in worlds for f in found[w]
+             if f.rung == rung and f.phase == phase)) for rung in rungs]
+    card = CARDS[args.forecast]
+    print(f"FORECAST, nothing measured: ms a step of {args.config} in bfloat16 on {card.name}; prefill of "
+          f"{args.prefill} tokens, decode of batch {args.batch} with {args.seq_len} cached")
+    print(tabulate(rows, ("", "step", *heads), stralign="right", disable_numparse=True))
+    print(f"Assumed: {assumptions_text()}.\nRates: {card.source}. Whether it fits: without --forecast.")
     return 0
 
 

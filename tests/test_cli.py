@@ -65,6 +65,7 @@ BAD = {
     "no notebooks": (["tutorial", "--notebooks", "data"], "no notebooks here"),
     "preset": (["plan", "--config", "v4"], "'v4'"),
     "cards": (["plan", "--world-size", "eight"], "--world-size"),
+    "card of a forecast": (["plan", "--forecast", "h100"], "a2, a2-280t, a3"),
     "memory": (["plan", "--hbm", "lots"], "--hbm"),
     "ranks": (["shard", "--model-path", TINY, "--output-path", "x", "--world-size", "2", "--ranks", "0-"], "--ranks"),
     "world size": (["shard", "--model-path", TINY, "--output-path", "x", "--world-size", "3"], "3 ranks"),
@@ -156,6 +157,20 @@ def test_plan_prints_a_table_and_json(capsys):
     assert len(table.splitlines()) == 6
     assert run("plan", "--world-size", "32", "--json") == 0
     assert json.loads(capsys.readouterr().out)[0]["fits"] is True
+
+
+def test_plan_forecasts_times(capsys):
+    from dsv3_port import STEPS
+
+    args = ("plan", "--config", TINY, "--forecast", "a2", "--world-size", "1,2", "--seq-len", "64", "--prefill", "16")
+    assert run(*args) == 0
+    first, _, _, *rows, assumed, rates = capsys.readouterr().out.splitlines()
+    assert first.startswith("FORECAST, nothing measured") and "Ascend 910B" in first
+    assert len(rows) == len(STEPS) and all(row.count(" to ") == 4 for row in rows)
+    assert assumed.startswith("Assumed: 60% to 85%") and "msmodeling" in rates
+    assert run(*args, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert len(found) == 4 * len(STEPS) and all(f["forecast"] for f in found)
 
 
 def test_steps_are_those_of_the_registry(capsys):

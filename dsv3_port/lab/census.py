@@ -20,6 +20,16 @@ _FREE = {"aten._unsafe_view", "aten._reshape_alias", "aten.detach", "aten.alias"
          "aten.sym_size", "aten.sym_stride", "aten.sym_numel", "aten.sym_storage_offset"}
 
 
+def op_name(func: Any) -> str:
+    """`aten.add` for any overload of it."""
+    return str(func.name().split(".")[0].replace("::", "."))
+
+
+def is_launch(func: Any) -> bool:
+    """Whether a kernel stands behind a dispatched operator."""
+    return not func.is_view and op_name(func) not in _FREE
+
+
 class _Counter(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
@@ -34,8 +44,8 @@ class _Counter(TorchDispatchMode):
             result = func.decompose(*args, **kwargs)
         if result is not NotImplemented:
             return result
-        name = func.name().split(".")[0].replace("::", ".")
-        if not func.is_view and name not in _FREE:
+        name = op_name(func)
+        if is_launch(func):
             self.counts[name] += 1
         return func(*args, **kwargs)
 

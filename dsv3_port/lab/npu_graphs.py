@@ -27,11 +27,10 @@ from ..engine.runner import load_model
 from ..errors import PortError
 from ..model.decoder import DeepseekV3
 from ..steps import STEPS, PortPlan
+from .ge_layers import BOOKKEEPING
 from .show import Shown, banner
 from .style import title_of
 
-# no kernel behind them: inputs, constants, outputs, and changes of shape alone
-BOOKKEEPING = frozenset(("Data", "Const", "NetOutput", "Reshape", "Squeeze", "Unsqueeze", "Shape", "RefData"))
 FULL = "full port"
 
 

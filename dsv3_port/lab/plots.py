@@ -17,6 +17,7 @@ from .diagrams import cited_figures, kv_cache_to_scale, memory_bars
 from .diagrams_ops import ge_census, op_census
 from .diagrams_routing import expert_load, group_mask, routing_picture
 from .diagrams_shard import shard_picture
+from .forecast_plots import forecast_checks, forecast_ladder, forecast_parts
 from .records import FAIR, PEER, Ratio, Record, Results, seconds_text
 from .style import (
     BLUE,
@@ -38,8 +39,9 @@ from .style import (
     title_of,
 )
 
-__all__ = ["cited_figures", "cost_curve", "expert_load", "fit_exponent", "ge_census", "group_mask", "kv_cache_to_scale",
-           "ladder", "memory_bars", "op_census", "routing_picture", "save", "shard_picture", "step_bars"]
+__all__ = ["cited_figures", "cost_curve", "expert_load", "fit_exponent", "forecast_checks", "forecast_ladder",
+           "forecast_parts", "ge_census", "group_mask", "kv_cache_to_scale", "ladder", "memory_bars", "op_census",
+           "routing_picture", "save", "shard_picture", "step_bars"]
 
 SPREAD = "bars: medians, whiskers: quartiles"
 

@@ -68,11 +68,16 @@ def shared_scores(q: Tensor, rows: Tensor) -> Tensor:
     return q @ rows.transpose(1, 2)
 
 
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """The attention of an NPU here: operator by operator, the softmax in float32."""
+    scores = (q @ k.transpose(-1, -2)).float() * scale
+    return (scores if mask is None else scores + mask).softmax(-1).to(q.dtype) @ v
+
+
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     """softmax(scale q k^T + mask) v. q [B, N, S, D], k [B, N, L, D], v [B, N, L, Dv], mask added to the scores."""
     if q.device.type == "npu":
-        scores = (q @ k.transpose(-1, -2)).float() * scale
-        return (scores if mask is None else scores + mask).softmax(-1).to(q.dtype) @ v
+        return plain_attention(q, k, v, mask, scale)
     if mask is not None and mask.dtype != q.dtype:
         mask = mask.clamp(min=torch.finfo(q.dtype).min).to(q.dtype)  # float32's lowest number would become -inf
     return F.scaled_dot_product_attention(q, k, v, mask, scale=scale)
