@@ -168,8 +168,10 @@ def main(argv: list[str] | None = None) -> int:
                   file=sys.stderr)
             return 2
     files = [f for v in args.versions.split(",") for f in folder.glob(f"torch_npu-{v}-*.whl")]
-    if not files:
-        print(f"ci/signatures.py: no wheel of torch_npu {args.versions} in {folder}", file=sys.stderr)
+    missing = [v for v in args.versions.split(",") if not list(folder.glob(f"torch_npu-{v}-*.whl"))]
+    if missing:
+        print(f"ci/signatures.py: no wheel of torch_npu {', '.join(missing)} in {folder}; --versions names others",
+              file=sys.stderr)
         return 2
     ours = json.loads((ROOT / "tests/ops/schemas.json").read_text(encoding="utf-8"))
     names = operators()

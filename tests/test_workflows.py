@@ -97,6 +97,18 @@ def test_every_command_of_the_npu_run_exists() -> None:
     assert seen == {"doctor", "tutorial", "shard", "infer", "record"}
 
 
+def test_the_environment_is_found_also_under_set_u(tmp_path: Path) -> None:
+    """CANN's own script reads variables that are not set; the driver's libraries come last, and once."""
+    (tmp_path / "cann").mkdir()
+    (tmp_path / "cann" / "set_env.sh").write_text('export ASCEND_HOME_PATH=here LD_LIBRARY_PATH=cann:$NOT_SET\n')
+    driver = tmp_path / "driver" / "lib64" / "driver"
+    driver.mkdir(parents=True)
+    script = "set -u; unset LD_LIBRARY_PATH ASCEND_HOME_PATH; for i in 1 2; do source ci/npu/environment.sh; done; "
+    done = call("bash", "-c", script + "echo $ASCEND_HOME_PATH $LD_LIBRARY_PATH $-", ASCEND_ROOT=str(tmp_path))
+    home, path, flags = done.stdout.split()
+    assert home == "here" and path == f"cann::{driver}" and "u" in flags, done.stderr
+
+
 def test_bad_arguments_are_refused() -> None:
     assert call("bash", "ci/npu/run.sh", "--devise", "npu").returncode == 2
     assert call("bash", "ci/npu/run.sh", "--out").returncode != 0
@@ -112,7 +124,7 @@ def test_a_failing_step_does_not_stop_the_others_and_is_told(tmp_path: Path) -> 
     done = call("bash", "ci/npu/run.sh", "--out", str(out), PATH=f"{tmp_path}:{os.environ['PATH']}", CARDS="2")
     assert done.returncode == 1
     assert "failed: notebooks-1 notebooks-all; logs are in" in done.stdout
-    assert done.stdout.count("ok  ") == 9 and "record" in (out / "record.log").read_text(encoding="utf-8")
+    assert done.stdout.count("ok  ") == 11 and "record" in (out / "record.log").read_text(encoding="utf-8")
 
 
 def test_same_tokens(tmp_path: Path) -> None:

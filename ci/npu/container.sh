@@ -6,10 +6,6 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 image=${IMAGE:-dsv3-port-npu}
 
-if [ "${BUILD:-1}" = 1 ]; then
-    docker build -f ci/npu/Dockerfile -t "$image" .
-fi
-
 devices=()
 for device in /dev/davinci[0-9]* /dev/davinci_manager /dev/devmm_svm /dev/hisi_hdc; do
     if [ -e "$device" ]; then
@@ -20,6 +16,10 @@ if [ ${#devices[@]} -eq 0 ]; then
     echo "container.sh: no /dev/davinci*: this machine has no NPU, or its driver is not installed" >&2
     exit 2
 fi
+if [ "${BUILD:-1}" = 1 ]; then
+    docker build -f ci/npu/Dockerfile -t "$image" .
+fi
+
 mounts=()
 for path in /usr/local/Ascend/driver /usr/local/dcmi /usr/local/bin/npu-smi /usr/local/sbin/npu-smi \
     /etc/ascend_install.info /etc/hccn.conf; do

@@ -71,8 +71,10 @@ text 1 --model-dir data/tiny-dsv3
 text ge --model-dir data/tiny-dsv3 --exe-mode dynamo
 text aclgraph --model-dir data/tiny-dsv3 --exe-mode dynamo --enable-aclgraph 1
 text all --model-dir "$out/tiny-ranks"
+text all-ge --model-dir "$out/tiny-ranks" --exe-mode dynamo
+text all-aclgraph --model-dir "$out/tiny-ranks" --exe-mode dynamo --enable-aclgraph 1
 step same-tokens python3 ci/npu/same_tokens.py "$out/text-1.json" "$out/text-ge.json" "$out/text-aclgraph.json" \
-    "$out/text-all.json"
+    "$out/text-all.json" "$out/text-all-ge.json" "$out/text-all-aclgraph.json"
 step record dsv3-port record --device "$device" --out "$out"
 
 if [ ${#failed[@]} -gt 0 ]; then

@@ -24,7 +24,7 @@ from ..model.decoder import DeepseekV3
 from ..parallel import SINGLE, Address, TensorParallel, joined, run_ranks
 from ..steps import PortPlan
 from ..weights.layout import targets
-from ..weights.shard import is_sharded, layout_of, read_manifest
+from ..weights.manifest import check_fits, is_sharded, read_manifest
 from .report import JobReport, RankMemory, rank_memory
 from .runner import Caches, Generation, generate, load_model, pick_device, warm_up
 from .settings import Settings
@@ -85,13 +85,7 @@ def check_job(job: Job) -> Job:
         if "world_size" not in s.origin and s.world_size != manifest["world_size"]:
             origin = {**s.origin, "world_size": "the folder's manifest"}
             s = replace(s, world_size=manifest["world_size"], origin=origin)
-        if manifest["world_size"] != s.world_size:
-            raise PortError(f"{folder}: written for world size {manifest['world_size']}, WORLD_SIZE is {s.world_size} "
-                            f"({s.origin['world_size']}): set it to {manifest['world_size']}, or split again with "
-                            f"`dsv3-port shard --world-size {s.world_size}`")
-        if manifest["layout"] != layout_of(plan):
-            raise PortError(f"{folder}: written for the forms {manifest['layout']}, the plan asks for "
-                            f"{layout_of(plan)}; choose that plan, or split again with --plan")
+        check_fits(folder, manifest, s.world_size, plan, asked=s.origin.get("world_size", ""))
     elif s.world_size > 1:
         if not plan.tensor_parallel:
             raise PortError(f"world size {s.world_size} needs the step 'tensor_parallel' in the plan")

@@ -124,6 +124,19 @@ def _read(file: Path) -> dict[str, Any]:
     return dict(manifest)
 
 
+def check_fits(path: str | Path, manifest: dict[str, Any], world_size: int, plan: PortPlan, asked: str = "") -> None:
+    """PortError where the folder was written for other ranks or forms. asked: who set the world size, for the message.
+    """
+    written = manifest["world_size"]
+    if written != world_size:
+        by = f" ({asked})" if asked else ""
+        raise PortError(f"{path}: written for world size {written}, WORLD_SIZE is {world_size}{by}: set it to {written}, "
+                        f"or split again with `dsv3-port shard --world-size {world_size}`")
+    if manifest["layout"] != layout_of(plan):
+        raise PortError(f"{path}: written for the forms {manifest['layout']}, the plan asks for {layout_of(plan)}; "
+                        "choose that plan, or split again with --plan")
+
+
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """The lock on the manifest; its folder may vanish at any time, removed by the host that completed the job."""

@@ -17,7 +17,7 @@ from ..model.decoder import DeepseekV3, build
 from ..parallel import TensorParallel
 from ..steps import PortPlan
 from .layout import Target, targets
-from .manifest import MANIFEST, differences, layout_of, rank_folder, read_manifest, read_rank_manifest
+from .manifest import MANIFEST, check_fits, differences, rank_folder, read_manifest, read_rank_manifest
 from .rank_files import Block, RankPlan
 from .ranks import tensor_hash
 
@@ -33,12 +33,7 @@ def load_shard(path: str | Path, plan: PortPlan, parallel: TensorParallel, devic
     everything once more and compares the hashes.
     """
     manifest = read_manifest(path)
-    if manifest["world_size"] != parallel.world_size:
-        raise PortError(f"{path}: written for world size {manifest['world_size']}, this run has {parallel.world_size}; "
-                        f"start {manifest['world_size']} ranks or split again with --world-size {parallel.world_size}")
-    if manifest["layout"] != layout_of(plan):
-        raise PortError(f"{path}: written for the forms {manifest['layout']}, the plan asks for {layout_of(plan)}; "
-                        "choose that plan or split again with --plan")
+    check_fits(path, manifest, parallel.world_size, plan)
     folder = Path(path) / rank_folder(parallel.rank, parallel.world_size)
     check_rank(folder, manifest, parallel.rank)
     if check_hashes:

@@ -193,7 +193,7 @@ def test_refusals(tmp_path):
         shard_checkpoint(TINY, out, 2, dtype="fp32")
     with pytest.raises(PortError, match="another world size"):
         shard_checkpoint(TINY, out, 4)
-    with pytest.raises(PortError, match="written for world size 2, this run has 1"):
+    with pytest.raises(PortError, match="written for world size 2, WORLD_SIZE is 1: set it to 2"):
         load_model(out, device="cpu")
     with pytest.raises(PortError, match="written for the forms"):
         load_model(out, PortPlan.with_steps("tensor_parallel"), "cpu", parallel=TensorParallel(0, 2))
