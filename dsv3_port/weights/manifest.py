@@ -130,8 +130,8 @@ def check_fits(path: str | Path, manifest: dict[str, Any], world_size: int, plan
     written = manifest["world_size"]
     if written != world_size:
         by = f" ({asked})" if asked else ""
-        raise PortError(f"{path}: written for world size {written}, WORLD_SIZE is {world_size}{by}: set it to {written}, "
-                        f"or split again with `dsv3-port shard --world-size {world_size}`")
+        raise PortError(f"{path}: written for world size {written}, WORLD_SIZE is {world_size}{by}: set it to "
+                        f"{written}, or split again with `dsv3-port shard --world-size {world_size}`")
     if manifest["layout"] != layout_of(plan):
         raise PortError(f"{path}: written for the forms {manifest['layout']}, the plan asks for {layout_of(plan)}; "
                         "choose that plan, or split again with --plan")
