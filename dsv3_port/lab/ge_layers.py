@@ -1,8 +1,8 @@
 """Operators of the converted GE graph per layer, recorded: how many a model with any number of layers has.
 
-data/recorded/ge_layers.json holds them for each rung that can be one graph, by difference of three models that
-torchair converted on the host NPU (lab/npu_graphs.layer_census; `python -m tests.hostnpu.inside.check_layers` writes
-the file). Counts do not depend on widths, so those of the embedded model hold for the published one.
+data/recorded/ge_layers.json holds them for each rung that can be one graph, by difference of three models that torchair
+converted on the host NPU (`python -m tests.hostnpu.inside.check_layers` writes the file). Counts do not depend on
+widths, so those of small models hold for the published one.
 """
 
 from __future__ import annotations

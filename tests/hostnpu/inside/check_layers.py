@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from dsv3_port import DeepseekV3Config, PortPlan, hostnpu, load_model
+from dsv3_port import STEPS, DeepseekV3Config, PortPlan, hostnpu, load_model
+from dsv3_port.engine.graph import graph_blockers
 from dsv3_port.hostnpu import kernels
 from dsv3_port.lab import ge_layers, npu_graphs
 from dsv3_port.lab.step_work import step_work
@@ -24,9 +25,7 @@ CONFIG = DeepseekV3Config.preset("tiny").replace(num_nextn_predict_layers=0, voc
 
 def test_another_model_has_what_the_record_says(tmp_path: Path) -> None:
     """Two layers of each kind: none of the models that the record was made from."""
-    config = CONFIG.replace(num_hidden_layers=4, first_k_dense_replace=2)
-    found = npu_graphs.ge_census(synthetic_checkpoint(config, cache_dir=tmp_path), PortPlan.full())
-    for phase, counts in found.items():
+    for phase, counts in census(tmp_path, PortPlan.full(), 2, 2).items():
         assert ge_layers.operators("last_token_head", phase, 2, 2) == counts
 
 
@@ -45,10 +44,23 @@ def test_eager_launches_are_those_of_the_forecast(rung: str) -> None:
         assert abs(ran - counted) < 0.03 * ran
 
 
+def census(folder: Path, plan: PortPlan, dense: int, moe: int) -> dict[str, dict[str, int]]:
+    """Both phases of a small model of random weights with so many layers of each kind."""
+    config = CONFIG.replace(num_hidden_layers=dense + moe, first_k_dense_replace=dense)
+    return npu_graphs.ge_census(synthetic_checkpoint(config, cache_dir=folder), plan, layers=None)
+
+
+def layers_of(folder: Path, plan: PortPlan) -> dict[str, ge_layers.Layers]:
+    models = {key: census(folder, plan, *key) for key in ((1, 1), (2, 1), (1, 2))}
+    return {phase: ge_layers.by_difference({key: counts[phase] for key, counts in models.items()})
+            for phase in ("prefill", "decode")}
+
+
 def write() -> None:
     hostnpu.enable()
+    plans = {s.id: PortPlan.upto(s.id) for s in STEPS if s.field != "graph"}
     with tempfile.TemporaryDirectory() as folder:
-        rungs = {name: npu_graphs.layer_census(plan, CONFIG, folder) for name, plan in npu_graphs.rungs().items()}
+        rungs = {name: layers_of(Path(folder), plan) for name, plan in plans.items() if not graph_blockers(plan)}
     text = json.dumps({"torch_npu": hostnpu.status().torch_npu, "rungs": rungs}, indent=1)
     ge_layers.RECORDED.write_text(text + "\n", encoding="utf-8")
 
