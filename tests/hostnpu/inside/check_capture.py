@@ -121,7 +121,8 @@ def test_options_reach_torchair() -> None:
         compile_steps(load_model(TINY, PortPlan.full(), "npu"), "inductor")
 
 
-def test_cached_ge_graph_is_refused(tmp_path: Path) -> None:
+def test_a_cached_ge_graph_needs_the_interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchair's cache holds the GE graph and no FX graph."""
     class Twice(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -131,6 +132,11 @@ def test_cached_ge_graph_is_refused(tmp_path: Path) -> None:
         def step(self, x: Tensor) -> Tensor:
             return x * 2
 
-    with modes.converted_graphs(), torch.no_grad(), pytest.raises(PortError, match="cache_compile.*npugraph_ex"):
-        for _ in range(2):
+    with torch.no_grad():
+        with modes.converted_graphs() as found:
+            for n in (1.0, 3.0):  # compiled, then from the cache
+                assert Twice().cached(torch.full((2,), n).npu()).tolist() == [2 * n, 2 * n]
+        assert len(found) == 2 and len(list(tmp_path.rglob("compiled_module"))) == 1
+        monkeypatch.setenv("DSV3_GE_ENGINE", "fx")
+        with pytest.raises(PortError, match="DSV3_GE_ENGINE=interpret.*npugraph_ex"):
             Twice().cached(torch.ones(2).npu())
