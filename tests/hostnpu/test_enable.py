@@ -6,18 +6,18 @@ import signal
 import subprocess
 from pathlib import Path
 
-import pytest
-
 from .processes import needs_torch_npu, output, start
 
 pytestmark = needs_torch_npu
 ENABLE = "import dsv3_port.hostnpu as h; h.enable(); import torch; x = torch.ones(3, device='npu')\n"
 
 
-@pytest.mark.parametrize("first", ["", "import torch\nfrom transformers import DeepseekV3ForCausalLM"])
-def test_at_any_time(first: str) -> None:
-    code = f"{first}\n{ENABLE}import sys\nprint((x + 1).sum().item(), torch.npu.device_count(), [p for p in sys.path "
-    assert output(code + "if 'torch-npu' in p])") == "6.0 8 []"  # its folder does not stay on the path
+def test_after_torch_and_transformers() -> None:
+    code = "import torch\nfrom transformers import DeepseekV3ForCausalLM\n" + ENABLE + """
+import sys
+print((x + 1).sum().item(), torch.npu.device_count(), h.status().folder in sys.path, 'torchair.core' in sys.modules)
+"""
+    assert output(code) == "6.0 8 False False"  # its folder does not stay on the path, torchair is imported when needed
 
 
 def test_twice_is_once_and_more_devices_are_refused() -> None:
@@ -71,7 +71,7 @@ print(sorted(b.npu().sum().item() for b in DataLoader(torch.arange(8.).view(4, 2
 
 
 def test_exit_codes() -> None:
-    ends = {"": 0, "raise SystemExit(3)": 3, "raise ValueError('x')": 1, "torch.ops.npu.npu_geglu(x)": 1}
+    ends = {"": 0, "raise ValueError('x')": 1, "torch.ops.npu.npu_geglu(x)": 1}
     children = [start(ENABLE + f"y = (x @ x).item()\n{end}") for end in ends]
     for child, code in zip(children, ends.values(), strict=True):
         err = child.communicate(timeout=300)[1]
@@ -121,7 +121,7 @@ import torch; print(torch.ones(2).npu().sum().item())
 
 def test_two_processes_at_once_with_an_empty_cache(tmp_path: Path) -> None:
     code = ENABLE + "print(x.sum().item())"
-    children = [start(code, DSV3_HOSTNPU_CACHE=str(tmp_path)) for _ in range(3)]
+    children = [start(code, DSV3_HOSTNPU_CACHE=str(tmp_path)) for _ in range(2)]
     for child in children:
         out, err = child.communicate(timeout=300)
         assert child.returncode == 0 and out.strip() == "3.0", err

@@ -86,10 +86,9 @@ def test_key_lengths_are_updated_in_the_captured_attention(mode: str) -> None:
     assert captured[1:] == [0, 0, 0]
 
 
-@pytest.mark.parametrize("first", [True, False], ids=["prefill", "decode"])
-def test_export(tmp_path: Path, first: bool) -> None:
+def test_export_of_prefill(tmp_path: Path) -> None:  # of decode: check_npu_graphs.py
     model = short.load(PortPlan.full(), dtype="float16")
-    files = export_graph(model, tmp_path / "out", length=8 if first else 1, batch=2, max_length=12, first=first)
+    files = export_graph(model, tmp_path / "out", length=8, batch=2, max_length=12, first=True)
     assert set(files) == {"step.air", "graph.pbtxt", "graph.py", "options.json"}
     counted = ge.read(files["step.air"].read_bytes()).count()
     assert counted["GroupedMatmul"] == 2 and counted["AddRmsNorm"] > 0

@@ -13,6 +13,7 @@ import pytest
 from dsv3_port import PortPlan, hostnpu
 from dsv3_port.engine.graph import export_graph
 from dsv3_port.errors import PortError
+from dsv3_port.hostnpu import ge
 from dsv3_port.lab import npu_graphs
 from tests.hostnpu.inside import short
 
@@ -49,19 +50,21 @@ def test_steps_show_in_the_census(golden: dict[str, dict[str, dict[str, int]]]) 
 
 
 def test_launches_and_captured_memory() -> None:
-    prefill, decode = npu_graphs.capture(TINY, PortPlan.full())
-    assert npu_graphs.eager_launches(TINY, PortPlan.full()) >= sum(decode.launches.values()) > 100
+    prefill, decode = npu_graphs.capture(TINY, PortPlan.full(), layers=2)
+    assert npu_graphs.eager_launches(TINY, PortPlan.full()) > sum(decode.launches.values()) > 100
     assert decode.launches["scatter_update_"] == len(decode.caches) > 0
     assert prefill.nbytes > decode.nbytes > 0 and not set(decode.buffers) & set(decode.caches)
 
 
 def test_memory_grows_with_the_padded_length() -> None:
-    memory = npu_graphs.memory_per_length(TINY, PortPlan.full(), (8, 16, 32), batch=1, layers=2)
-    assert memory[8] < memory[16] < memory[32]
+    memory = npu_graphs.memory_per_length(TINY, PortPlan.full(), (8, 32), batch=1, layers=2)
+    assert 0 < memory[8] < memory[32]
 
 
 def test_fx_beside_ge(tmp_path: Path) -> None:
     files = export_graph(short.load(PortPlan.full(), dtype="bfloat16"), tmp_path)
+    assert set(files) == {"step.air", "graph.pbtxt", "graph.py", "options.json"}
+    assert ge.read_file(files["step.air"]).count()["GroupedMatmul"] == 2
     rows = npu_graphs.fx_beside_ge(files["graph.py"].read_text(encoding="utf-8"), "npu_moe_init_routing",
                                    "npu_moe_finalize_routing")
     found = {row["FX operator"]: row["GE operators"] for row in rows}

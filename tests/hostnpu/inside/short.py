@@ -11,5 +11,5 @@ from dsv3_port.model.decoder import DeepseekV3
 TINY = Path(__file__).parents[3] / "data" / "tiny-dsv3"
 
 
-def load(plan: PortPlan, device: str = "npu", dtype: str = "float32", layers: int = 2) -> DeepseekV3:
-    return npu_graphs.load(TINY, plan, device, dtype, layers)
+def load(plan: PortPlan, device: str = "npu", dtype: str = "float32") -> DeepseekV3:
+    return npu_graphs.load(TINY, plan, device, dtype, layers=2)
