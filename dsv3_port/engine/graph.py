@@ -45,6 +45,8 @@ class Option:
     source: str
 
 
+# Not used: torchair.inference.cache_compile, which keeps compiled graphs on disk. A second process finds the port's
+# decode graph there (GE and reduce-overhead, host NPU); prefill is compiled anew, and again with every new cache.
 OPTIONS: tuple[Option, ...] = (
     Option("experimental_config.frozen_parameter", "frozen_parameter", "experimental_config.frozen_parameter", True,
            "weights keep their address: none is handed over or compared again before a step",

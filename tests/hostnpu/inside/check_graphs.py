@@ -136,12 +136,15 @@ def test_another_cache_is_captured_again_and_a_known_one_is_not(mode: str) -> No
     assert tapes is not None
     want = run(load(FULL, "cpu"), 2, 3)
     cache = model.new_cache(2, LENGTH + 3)
-    captured = []
+    captured, compiled = [], []
     for here in (cache, cache, model.new_cache(2, LENGTH + 3)):
         here.reset()
         before = tapes.captured
-        assert_equal(run(model, 2, 3, cache=here), want)
+        got = run(model, 2, 3, cache=here)
+        assert_equal(got, want)
         captured.append(tapes.captured - before)
+        compiled.append(got.graphs)
+    assert compiled == [[1, 2, 2], [0, 0, 0], [0, 0, 0]]
     assert captured[0] >= 2 and captured[1] == 0 and captured[2] >= 2
 
 
