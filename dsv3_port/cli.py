@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from . import __version__, commands
+from . import __version__, commands, commands_ge
 from .engine.settings import TABLE
 from .errors import PortError
 from .lab.doctor import import_torch
@@ -46,6 +46,7 @@ def make_parser() -> argparse.ArgumentParser:
     _bench(add(commands.bench, "measure the ladder on this machine"))
     _record(add(commands.record, "a signed measurement of this device for data/recorded"))
     _compare(add(commands.compare, "find the first layer in which two models differ"))
+    commands_ge.arguments(add(commands_ge.ge, "list, count, draw, run or compare converted GE graphs (.air, pbtxt)"))
     _tutorial(add(commands.tutorial, "execute the notebooks and build the pages"))
     return parser
 

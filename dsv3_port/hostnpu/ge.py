@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ..errors import PortError
+from . import ge_text
 from .ge_table import OPERATORS, GraphError
 from .install import find
 
@@ -136,10 +137,16 @@ def _parse(data: bytes) -> Any:
             return model.graph[0]
     except DecodeError:
         pass
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        text = ""
+    if ge_text.is_dump(text):
+        return ge_text.parse(text, forms)
     for message in (forms.GraphDef(), forms.ModelDef()):
         try:
-            text_format.Parse(data.decode(), message)
-        except (text_format.ParseError, UnicodeDecodeError):
+            text_format.Parse(text, message)
+        except text_format.ParseError:
             continue
         found = [message] if isinstance(message, forms.GraphDef) else list(message.graph)
         if len(found) == 1 and found[0].op:
@@ -189,6 +196,8 @@ def _promise(kind: str, described: Any) -> Promise | None:
 
 
 def _node(op: Any) -> Node:
+    if not op.name or not op.type:
+        raise GraphError(f"a node without a name or type (name {op.name!r}, type {op.type!r})")
     inputs: list[Edge | None] = []
     control = []
     for edge in op.input:
@@ -199,7 +208,7 @@ def _node(op: Any) -> Node:
             raise GraphError(f"node {op.name}: its input {edge!r} is not NODE:NUMBER")
         else:
             inputs.append((source, int(number)) if edge else None)
-    attributes = {key: _value(op.name, key, op.attr[key]) for key in op.attr if key not in _NOTES}
+    attributes = {key: _value(op.name, key, op.attr[key]) for key in sorted(op.attr) if key not in _NOTES}
     origin = op.attr["_origin_data_name"].s.decode() if "_origin_data_name" in op.attr else op.name
     return Node(op.name, op.type, inputs, [d.name for d in op.input_desc], control,
                 [_promise(op.type, d) for d in op.output_desc], attributes, origin)

@@ -25,7 +25,7 @@ def _unary(name: str, function: Callable[..., Tensor]) -> None:
 
 _TWO: dict[str, Callable[..., Tensor]] = {
     "Add": torch.add, "Sub": torch.sub, "Mul": torch.mul, "RealDiv": torch.div, "Equal": torch.eq,
-    "GreaterEqual": torch.ge, "LessEqual": torch.le, "LogicalAnd": torch.logical_and,
+    "Less": torch.lt, "GreaterEqual": torch.ge, "LessEqual": torch.le, "LogicalAnd": torch.logical_and,
     "FloorDiv": torch.floor_divide}
 _ONE: dict[str, Callable[..., Tensor]] = {
     "Cos": torch.cos, "Sin": torch.sin, "Neg": torch.neg, "Rsqrt": torch.rsqrt,
@@ -45,9 +45,13 @@ def power(x1: Tensor, x2: Tensor) -> Tensor:
 
 @operator("Cast", "x", dst_type=...)
 def cast(x: Tensor, dst_type: int) -> Tensor:
-    if dst_type not in GE_TYPES:
-        raise GraphError(f"dst_type {dst_type} is not known to the interpreter")
-    return x.to(GE_TYPES[dst_type])
+    return x.to(_type(dst_type))
+
+
+def _type(number: int) -> torch.dtype:
+    if number not in GE_TYPES:
+        raise GraphError(f"data type {number} is not known to the interpreter")
+    return GE_TYPES[number]
 
 
 @operator("Swish", "x", {"scale": 1.0})
@@ -75,7 +79,7 @@ def masked_fill(x: Tensor, mask: Tensor, value: Tensor) -> Tensor:
 
 @operator("Shape", "x", dtype=3)
 def shape(x: Tensor, dtype: int) -> Tensor:
-    return torch.tensor(x.shape, dtype=GE_TYPES[dtype])
+    return torch.tensor(x.shape, dtype=_type(dtype))
 
 
 @operator("Reshape", "x shape", {"axis": 0, "num_axes": -1})
@@ -150,6 +154,13 @@ def strided_slice(x: Tensor, begin: Tensor, end: Tensor, axes: Tensor | None, st
 @operator("Fill", "dims value")
 def fill(dims: Tensor, value: Tensor) -> Tensor:
     return torch.full(ints(dims), value.item(), dtype=value.dtype)
+
+
+@operator("Empty", "shape", dtype=0, init=False)
+def empty(shape: Tensor, dtype: int, init: bool) -> Tensor:
+    """Without init its values are undefined: here NaN, so that whoever reads them shows."""
+    made = torch.zeros(ints(shape), dtype=_type(dtype))
+    return made if init or not made.is_floating_point() else made.fill_(torch.nan)
 
 
 @operator("Range", "start limit delta")

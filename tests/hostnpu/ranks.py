@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from dsv3_port import PortPlan, load_model
+from dsv3_port.engine.graph import compile_steps, converted_graphs
 from dsv3_port.errors import PortError
 from dsv3_port.parallel import SINGLE, TensorParallel, all_gather
 
@@ -39,9 +42,9 @@ def collectives(parallel: TensorParallel) -> dict[str, Any]:
             "reduce_scatter": part.tolist(), "all_to_all": sent.tolist()}
 
 
-def tokens(parallel: TensorParallel) -> list[int]:
+def tokens(parallel: TensorParallel, mode: str = "eager") -> list[int]:
     """Eight greedy tokens of the embedded model."""
-    model = load_model(TINY, PortPlan.full().replace(graph="eager"), "npu", "float32", parallel)
+    model = compile_steps(load_model(TINY, PortPlan.full().replace(graph="eager"), "npu", "float32", parallel), mode)
     ids = torch.arange(3, 12, device="npu")[None]
     cache = model.new_cache(1, 32)
     found = []
@@ -54,6 +57,15 @@ def tokens(parallel: TensorParallel) -> list[int]:
 
 def one() -> list[int]:
     return tokens(SINGLE)
+
+
+def eager_and_graph(parallel: TensorParallel) -> dict[str, Any]:
+    """The same eagerly and from the converted GE graphs, interpreted; the collectives in the decode graph."""
+    os.environ["DSV3_GE_ENGINE"] = "interpret"
+    with converted_graphs() as found:
+        both = {"eager": tokens(parallel), "graph": tokens(parallel, "ge")}
+    kinds = Counter(op.type for op in found[-1].op if op.type.startswith("Hcom"))
+    return both | {"collectives": dict(kinds), "graphs": len(found)}
 
 
 def second_fails(parallel: TensorParallel) -> None:

@@ -28,11 +28,17 @@ def test_two_ranks() -> None:
 
 
 def test_model_over_two_ranks_equals_the_model_on_one() -> None:
-    whole, *parts = (eval(line) for line in output(RANKS.format(name="tokens", size=2) + """
+    """Eagerly, and as GE graphs whose HcomAllReduce and HcomAllGather move the data."""
+    *lines, one = output(RANKS.format(name="eager_and_graph", size=2) + """
 from tests.hostnpu.ranks import one
 print(one())
-""").splitlines()[::-1])
-    assert len(parts) == 2 and parts[0] == parts[1] == whole and len(whole) == 8
+""").splitlines()
+    whole, parts = eval(one), [eval(line) for line in lines]
+    assert len(whole) == 8 and len(parts) == 2
+    for part in parts:
+        assert part["eager"] == part["graph"] == whole and part["graphs"] == 2
+        # after the embedding, each attention and each MLP (4 layers); the logits are gathered
+        assert part["collectives"] == {"HcomAllReduce": 9, "HcomAllGather": 1}
 
 
 def test_a_rank_that_fails_is_named() -> None:

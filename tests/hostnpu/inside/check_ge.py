@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,13 +12,16 @@ from typing import Any
 import pytest
 import torch
 import torchair
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dsv3_port import PortPlan, load_model
+from dsv3_port.cli import main
 from dsv3_port.engine.graph import compile_steps
 from dsv3_port.errors import PortError
 from dsv3_port.hostnpu import ge, ge_run, graphs, kernels
 from dsv3_port.hostnpu.ge_table import GraphError
+from dsv3_port.lab import ge_flow, ge_tables
 from dsv3_port.model.decoder import DeepseekV3
 
 TINY = Path(__file__).parents[3] / "data" / "tiny-dsv3"
@@ -87,11 +91,6 @@ def greedy(model: DeepseekV3, count: int) -> tuple[list[Tensor], list[Tensor]]:
     for _ in range(count):
         logits.append(model(logits[-1][:, -1:].argmax(-1).npu(), None, cache).cpu())
     return logits, [t.cpu() for layer in cache.buffers for t in layer]
-
-
-def interpreter(change: None = None) -> Any:
-    """The interpreting engine as a HostGraph.run, whatever DSV3_GE_ENGINE says."""
-    return graphs.HostGraph._interpret
 
 
 # ---- equality -------------------------------------------------------------------------------------------------------
@@ -266,6 +265,91 @@ def test_a_view_of_a_cache_keeps_what_it_held_before_the_write() -> None:
     old, written, same = ge_run.run(graph, [cache, torch.ones(1, 2)]).outputs
     assert old.tolist() == [0, 0] and cache.tolist() == [[1, 1]]
     assert written.data_ptr() == same.data_ptr() == cache.data_ptr()
+
+
+# ---- files and the command line -------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def files(steps: dict[str, Step], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """prefill and decode as .air (what dynamo_export writes) and as .pbtxt (torchair's dump), and decode's inputs."""
+    from torchair._ge_concrete_graph.utils import convert_to_pbtxt
+
+    folder = tmp_path_factory.mktemp("ge")
+    for name, step in steps.items():
+        model = ge.messages().ModelDef()
+        model.graph.add().CopyFrom(step.message)
+        (folder / f"{name}.air").write_bytes(model.SerializeToString())
+        (folder / f"{name}.pbtxt").write_text(convert_to_pbtxt(step.message))
+        (folder / f"{name}.txt").write_text(str(step.message))
+        save_file({str(i): t.contiguous() for i, t in enumerate(step.inputs)}, folder / f"{name}.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["air", "pbtxt", "txt"])
+def test_a_file_is_the_graph_in_memory(kind: str, files: Path, steps: dict[str, Step]) -> None:
+    graph, step = ge.read_file(files / f"decode.{kind}"), steps["decode"]
+    assert ge_tables.node_lines(graph) == ge_tables.node_lines(ge.read(step.message)) and not graph.unknown
+    done = ge_run.run(graph, [t.clone() for t in step.inputs])
+    assert all(torch.equal(a, b) for a, b in zip(done.outputs, step.outputs, strict=True))
+
+
+@pytest.mark.parametrize("text", ["", "node {", 'node {\n  name: "a"\n  op: 3\n}', "op { name: 'a'", "node {\nedge\n}"])
+def test_a_broken_file_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "x.pbtxt").write_text(text)
+    with pytest.raises(PortError, match="x.pbtxt: "):
+        ge.read_file(tmp_path / "x.pbtxt")
+
+
+def test_command(files: Path, steps: dict[str, Step], capsys: pytest.CaptureFixture[str]) -> None:
+    def said(*words: str, code: int = 0) -> str:
+        assert main(["ge", str(files / "decode.air"), *words]) == code
+        return capsys.readouterr().out
+
+    assert "SoftmaxV2 = SoftmaxV2(x=" in said() and len(said().splitlines()) == len(steps["decode"].message.op)
+    assert json.loads(said("--count", "--json"))["SoftmaxV2"] == 4
+    assert "torch.int64 [2, 1]" in said("--inputs")
+    assert "equal" in said("--diff", str(files / "decode.pbtxt"))
+    assert "SoftmaxV2" not in said("--diff", str(files / "prefill.air"), code=1).split("- ")[0]
+    said("--draw", str(files / "layer.svg"))
+    assert "GroupedMatmul" in (files / "layer.svg").read_text(encoding="utf-8")
+    assert main(["ge", str(files / "decode.air"), "--draw", str(files / "layer.svg"), "--layer", "4"]) == 2
+    assert "4 decoder layers" in capsys.readouterr().err
+    assert "no time of an NPU" in said("--run", str(files / "decode.safetensors"), "--out", str(files / "out"))
+    results = load_file(files / "out")
+    # the file has every input in plain order, for which the CPU may take another kernel
+    torch.testing.assert_close(results["output.0"], steps["decode"].outputs[0], rtol=1e-5, atol=1e-5)
+    assert any(key.startswith("input.") for key in results)
+
+
+def test_inputs_from_a_file_are_checked(files: Path, steps: dict[str, Step], tmp_path: Path) -> None:
+    graph, given = ge.read_file(files / "decode.air"), load_file(files / "decode.safetensors")
+    for change, words in (({"3": None}, "input 3 .* is not in the file"), ({"x": torch.ones(1)}, "'x' is no input"),
+                          ({"0": torch.ones(2, 2)}, "input 0: node .* graph says torch.int64")):
+        save_file({k: v for k, v in (given | change).items() if v is not None}, tmp_path / "in")
+        with pytest.raises(PortError, match=words):
+            ge_run.run(graph, ge_tables.read_inputs(graph, tmp_path / "in"))
+
+
+def test_layers_are_told_apart(files: Path) -> None:
+    graph = ge.read_file(files / "prefill.air")
+    found = ge_flow.layers(graph)
+    kinds = [{n.type for n in layer} for layer in found]
+    assert [sum(n.type == "SoftmaxV2" for n in layer) for layer in found] == [1] * 4
+    assert [sum(n.type == "Scatter" for n in layer) for layer in found] == [1] * 4
+    assert "GroupedMatmul" not in kinds[0] and all("GroupedMatmul" in k for k in kinds[1:])  # the first is dense
+    boxes = ge_flow.collapsed(graph, 1)
+    assert len(boxes) < 45 and {"gate", "cache", "routing", "norm"} <= {b.kind for b in boxes}
+    assert all(a < i for i, box in enumerate(boxes) for a in box.after)
+    assert [b.kind for b in boxes if not b.after] == ["norm"]
+
+
+def test_a_changed_attribute_is_the_difference(steps: dict[str, Step]) -> None:
+    message = type(steps["decode"].message)()
+    message.CopyFrom(steps["decode"].message)
+    MUTATIONS["epsilon"](message)
+    found = ge_tables.difference(ge.read(steps["decode"].message), ge.read(message))
+    assert not found.counts and len(found.lines) == 2
+    assert all("AddRmsNorm(" in line and "epsilon=0.001" in line or "epsilon=1e-06" in line for line in found.lines)
 
 
 def test_engine_names(monkeypatch: pytest.MonkeyPatch) -> None:
