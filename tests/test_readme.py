@@ -75,7 +75,7 @@ def test_every_command_in_the_readme_parses():
     from dsv3_port.cli import make_parser
 
     assert {words[0] for words in commands()} == {"doctor", "plan", "shard", "infer", "compare", "bench", "record",
-                                                  "hostnpu"}
+                                                  "hostnpu", "ge"}
     for words in [*commands(), *commands("README.zh-CN.md"), *commands("notebooks/workshop/instructor.md")]:
         make_parser().parse_args(words)
 
