@@ -15,6 +15,7 @@ them. A busy machine is refused unless --busy. Exit codes: 0, or 2 with a senten
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -48,6 +49,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--curve", choices=tuple(CURVES), help="only this one (scaling)")
     parser.add_argument("--rounds", type=int, default=9, help="interleaved rounds (default: %(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or npu")
+    parser.add_argument("--graph", choices=("ge", "aclgraph"), default="ge", help="how the full port is compiled; on "
+                        "cuda aclgraph adds CUDA graphs (default: %(default)s)")
+    parser.add_argument("--cpp-wrapper", action="store_true", help="limit: the code between kernels in C++ too, which "
+                        "takes longer to compile; keys end in -cpp")
     parser.add_argument("--main", action="store_true", help="the main rungs of the ladder only")
     parser.add_argument("--list", action="store_true", help="print the keys of the cases, run nothing")
     parser.add_argument("--busy", action="store_true", help="keep what was measured while others used the machine")
@@ -88,7 +93,7 @@ def cases(args: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Case]]]:
         return
     where = pick_device(args.device)
     on_cpu = where.type == "cpu"
-    common: dict[str, Any] = {"device": str(where), "rounds": args.rounds}
+    common: dict[str, Any] = {"device": str(where), "rounds": args.rounds, "graph": args.graph}
     for profile in args.profile or PROFILES:
         for dtype in args.dtype or (("float32", "bfloat16") if on_cpu else ("bfloat16",)):
             if args.part == "scaling":
@@ -99,7 +104,7 @@ def cases(args: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Case]]]:
                                    context=args.size or 1024, **common))
                 continue
             for phase, batch, size in sizes(args):
-                yield (parts.key_of(profile, dtype, phase, batch, size),
+                yield (parts.key_of(profile, dtype, phase, batch, size) + "-cpp" * args.cpp_wrapper,
                        partial(run_sized, args, profile, dtype=dtype, phase=phase, batch=batch, size=size, **common))
 
 
@@ -108,7 +113,9 @@ def run_sized(args: argparse.Namespace, profile: str, **at: Any) -> Case:
 
     if args.part == "ladder":
         return parts.ladder_case(layer(profile), profile, every=not args.main and profile not in LAYERS, **at)
-    return (parts.peer_case if args.part == "peer" else parts.limit_case)(layer(profile), name=profile, **at)
+    if args.part == "peer":
+        return parts.peer_case(layer(profile), profile, **at)
+    return parts.limit_case(layer(profile), profile, options={"cpp_wrapper": True} if args.cpp_wrapper else None, **at)
 
 
 def report(key: str, case: Case) -> None:
@@ -130,7 +137,7 @@ def main(argv: list[str]) -> int:
             if args.list:
                 print(key)
                 continue
-            case = run()
+            case = dataclasses.replace(run(), key=key)
             report(key, case)
             if case.results.busy and not args.busy:
                 raise PortError(f"{key}: other processes used this machine meanwhile: not kept; try again when it is "

@@ -22,7 +22,8 @@ from .record import Host, this_host
 from .records import FAIR, UPSTREAM, Record, Results
 
 Part = Literal["ladder", "peer", "limit", "scaling", "imports"]
-FULL, COMPILED = "last_token_head", "ge_graph"
+FULL = "last_token_head"
+GRAPHS = {"ge": "ge_graph", "aclgraph": "aclgraph"}  # PortPlan.graph -> name of the compiled full port
 PEERS = "transformers, "  # how the names of peer_forms begin
 
 
@@ -161,7 +162,7 @@ def speed_rows(found: list[Bench]) -> list[tuple[str, ...]]:
             continue
         for case in bench.cases:
             results, names = case.results, case.results.names
-            ours = COMPILED if COMPILED in names else FULL
+            ours = next((n for n in GRAPHS.values() if n in names), FULL)
             best = best_peer(case)
 
             def factor(name: str | None, results: Results = results, ours: str = ours) -> str:

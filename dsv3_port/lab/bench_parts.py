@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,7 @@ from ..engine.runner import load_model, pick_device, pick_dtype
 from ..errors import PortError
 from ..model.decoder import DeepseekV3, build
 from ..steps import TOLERANCE, PortPlan
-from .bench import COMPILED, FULL, Case
+from .bench import FULL, GRAPHS, Case
 from .ladder import DECODE_SAMPLE, bench_ladder, checkpoint_of, ladder_plans
 from .limit import GEMM_SIZE, READ_BYTES, decode_limit, prefill_limit
 from .measure import Results, measure
@@ -32,8 +33,11 @@ FEW = (UPSTREAM, FAIR, "mla_low_rank", FULL)  # where all rungs would not fit th
 
 def _case(key: str, rounds: int, results: Results, **more: Any) -> Case:
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    words = [w if i else "ci/bench.py" for i, w in enumerate(sys.argv)]
-    return Case(key, now, " ".join(words), rounds, list(results), **more)
+    words = sys.argv[1:]
+    if "--out" in words:  # where the file lay first says nothing about the numbers in it
+        at = words.index("--out")
+        del words[at : at + 2]
+    return Case(key, now, shlex.join(["ci/bench.py", *words]), rounds, list(results), **more)
 
 
 def key_of(profile: str, dtype: str, phase: str, batch: int, size: int) -> str:
@@ -43,14 +47,15 @@ def key_of(profile: str, dtype: str, phase: str, batch: int, size: int) -> str:
 # ---- the ladder -----------------------------------------------------------------------------------------------------
 
 def ladder_case(profile: Any, name: str, *, device: str, dtype: str, phase: str, batch: int, size: int, rounds: int,
-                every: bool = True, seed: int = 0) -> Case:
+                graph: str = "ge", every: bool = True, seed: int = 0) -> Case:
     """Every step cumulative and alone and the compiled full port, at one size; `every` False: the main rungs only.
 
     facts: operators of one call, bytes of its KV cache, most bytes that it held beside weights and cache.
     """
-    plans = ladder_plans(compiled=True, alone=every)
+    plans = ladder_plans(alone=every)
     if not every:
-        plans = {n: p for n, p in plans.items() if n in (*FEW, COMPILED)}
+        plans = {n: p for n, p in plans.items() if n in FEW}
+    plans[GRAPHS[graph]] = PortPlan.full().plus(GRAPHS[graph])
     sizes: dict[str, Any] = {"context": size, "prefill": 16} if phase == "decode" else {"context": 1, "prefill": size}
     found: dict[str, float] = {}
     counted: dict[str, dict[str, float]] = {}
@@ -92,13 +97,13 @@ class _Ours:
         self.cache.rewind(length)
 
 
-def _contestants(profile: Any, device: str, dtype: torch.dtype, phase: str, batch: int, room: int
+def _contestants(profile: Any, device: str, dtype: torch.dtype, phase: str, batch: int, room: int, graph: str
                  ) -> tuple[dict[str, _Ours | Peer], dict[str, str]]:
     _, path = checkpoint_of(profile)
     upstream = load_model(path, PortPlan.upstream(), device, dtype)
     full = load_model(path, PortPlan.full(), device, dtype)
     models = {UPSTREAM: upstream, FAIR: with_plan(upstream, upstream.plan.replace(cache="fixed")), FULL: full,
-              COMPILED: compile_steps(with_plan(full, full.plan), "ge")}
+              GRAPHS[graph]: compile_steps(with_plan(full, full.plan), graph)}
     found: dict[str, _Ours | Peer] = {n: _Ours(m, batch, room) for n, m in models.items()}
     left_out: dict[str, str] = {}
     for form in peer_forms(dtype):
@@ -112,14 +117,14 @@ def _contestants(profile: Any, device: str, dtype: torch.dtype, phase: str, batc
 
 
 def peer_case(profile: Any, name: str, *, device: str, dtype: str, phase: str, batch: int, size: int, rounds: int,
-              seed: int = 0) -> Case:
+              graph: str = "ge", seed: int = 0) -> Case:
     """The full port, eager and compiled, and upstream, beside every form of transformers, after the same prompt.
 
     The first call of each is compared with upstream's; logits of the last position only, everywhere.
     """
     where, kind = str(pick_device(device)), pick_dtype(dtype)
     decode = phase == "decode"
-    found, left_out = _contestants(profile, where, kind, phase, batch, size + 1)
+    found, left_out = _contestants(profile, where, kind, phase, batch, size + 1, graph)
     vocab = _vocabulary(profile)
     generator = torch.Generator().manual_seed(seed)
     prompts = torch.randint(vocab, (ATTEMPTS, batch, size), generator=generator).to(where)
@@ -137,7 +142,7 @@ def peer_case(profile: Any, name: str, *, device: str, dtype: str, phase: str, b
         differences, failed = _compared(found, prompts[0] if decode else None, prepare, call)
     if bad := [n for n, d in differences.items() if not d <= TOLERANCE[dtype]]:
         raise PortError(f"{bad[0]!r} differs from {UPSTREAM!r} by {differences[bad[0]]:.1e}; nothing was timed")
-    mode = {n: "compiled" if n == COMPILED or n.endswith("compiled") else "eager" for n in found}
+    mode = {n: "compiled" if n == GRAPHS[graph] or n.endswith("compiled") else "eager" for n in found}
     meta = {"profile": name, "dtype": dtype, "batch": batch, "phase": phase, "mode": mode,
             "context" if decode else "tokens": size}
     results = measure({n: partial(call, n) for n in found}, rounds=rounds, device=where, prepare=prepare,
@@ -180,12 +185,12 @@ def _vocabulary(profile: Any) -> int:
 # ---- the limit ------------------------------------------------------------------------------------------------------
 
 def limit_case(profile: Any, name: str, *, device: str, dtype: str, phase: str, batch: int, size: int, rounds: int,
-               seed: int = 0) -> Case:
+               graph: str = "ge", seed: int = 0, options: Mapping[str, Any] | None = None) -> Case:
     """The compiled full port beside a read of memory (decode) or a large matmul (prefill) of the same run."""
-    if phase == "decode":
-        limit = decode_limit(profile, dtype=dtype, device=device, context=size, batch=batch, rounds=rounds, seed=seed)
-    else:
-        limit = prefill_limit(profile, dtype=dtype, device=device, tokens=size, batch=batch, rounds=rounds, seed=seed)
+    common: dict[str, Any] = {"dtype": dtype, "device": device, "batch": batch, "rounds": rounds, "seed": seed,
+                              "graph": graph, "options": options}
+    limit = (decode_limit(profile, context=size, **common) if phase == "decode" else
+             prefill_limit(profile, tokens=size, **common))
     facts = {"step": {"work": float(limit.work), "reached": limit.reached, "fraction": limit.fraction.median,
                       "fraction_low": limit.fraction.low, "fraction_high": limit.fraction.high},
              "read" if phase == "decode" else "gemm": {
@@ -195,7 +200,7 @@ def limit_case(profile: Any, name: str, *, device: str, dtype: str, phase: str, 
 
 # ---- cost against work ----------------------------------------------------------------------------------------------
 
-def _scaled(profile: str, device: str, dtype: str, **changes: Any) -> dict[str, DeepseekV3]:
+def _scaled(profile: str, device: str, dtype: str, graph: str, **changes: Any) -> dict[str, DeepseekV3]:
     """Upstream with a fixed cache, the full port, and it compiled; changes: of the config, weights kept."""
     _, path = checkpoint_of(profile)
     models = {}
@@ -206,12 +211,12 @@ def _scaled(profile: str, device: str, dtype: str, **changes: Any) -> dict[str, 
             twin.load_state_dict(model.state_dict(), assign=True)
             model = twin
         models[name] = model
-    models[COMPILED] = compile_steps(with_plan(models[FULL], models[FULL].plan), "ge")
+    models[GRAPHS[graph]] = compile_steps(with_plan(models[FULL], models[FULL].plan), graph)
     return models
 
 
 def scaling_case(curve: str, values: Sequence[int], profile: str, *, device: str, dtype: str, context: int,
-                 rounds: int, seed: int = 0) -> Case:
+                 rounds: int, graph: str = "ge", seed: int = 0) -> Case:
     """One curve of decode over "context", "batch" or "top" (experts a token), or of prefill over "tokens".
 
     Prefill is left eager: a graph is compiled for each length, and tells nothing more about the exponent.
@@ -224,15 +229,15 @@ def scaling_case(curve: str, values: Sequence[int], profile: str, *, device: str
     phase = "prefill" if curve == "tokens" else "decode"
     common: dict[str, Any] = {"phase": phase, "rounds": rounds, "profile": profile, "seed": seed,
                               "label": f"bench {curve} {profile}", "differences": differences}
-    models = _scaled(profile, where, dtype)
+    models = _scaled(profile, where, dtype, graph)
     if curve in ("context", "tokens"):
         if curve == "tokens":
-            del models[COMPILED]
+            del models[GRAPHS[graph]]
         results += sweep(models, values, **common)
     for value in values if curve == "batch" else ():
         results += sweep(models, [context], batch=value, **common)
     for value in values if curve == "top" else ():
-        found = sweep(_scaled(profile, where, dtype, num_experts_per_tok=value), [context], **common)
+        found = sweep(_scaled(profile, where, dtype, graph, num_experts_per_tok=value), [context], **common)
         results += Results([dataclasses.replace(r, top=value) for r in found])
     return _case(f"{profile}-{dtype}-{phase}-over-{curve}", rounds, results, bound=TOLERANCE[dtype],
                  differences=differences)

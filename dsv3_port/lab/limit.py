@@ -5,9 +5,10 @@ Both rates are measured in the same interleaved run as the step, so the fraction
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,8 +19,9 @@ from ..errors import PortError
 from ..model.decoder import DeepseekV3
 from ..model.gate import Gate
 from ..steps import PortPlan
-from .equivalence import check_equivalence
+from .equivalence import STEPS_CHECKED, check_equivalence
 from .flops import count_flops
+from .graphs import eager_prefill
 from .ladder import DECODE_SAMPLE, checkpoint_of
 from .measure import Results, measure
 from .records import Ratio
@@ -27,6 +29,7 @@ from .sweep import with_plan
 
 READ_BYTES = 256 << 20  # far beyond any cache
 GEMM_SIZE = 2048
+PROMPT = 4  # tokens of the check's prompt where prefill is not what is timed
 
 
 @dataclass(frozen=True)
@@ -87,9 +90,13 @@ def decode_bytes(model: DeepseekV3, context: int, batch: int = 1, steps: int = 8
 
 
 def decode_limit(profile: str | Path, *, dtype: str = "float32", device: str = "cpu", context: int = 1024,
-                 batch: int = 1, rounds: int = 7, seed: int = 0) -> Limit:
-    """The compiled full port's decode step, a fresh token each time, against one pass over READ_BYTES of memory."""
-    model, name = _model(profile, dtype, device)
+                 batch: int = 1, rounds: int = 7, seed: int = 0, graph: str = "ge",
+                 options: Mapping[str, Any] | None = None) -> Limit:
+    """The compiled full port's decode step, a fresh token each time, against one pass over READ_BYTES of memory.
+
+    graph, options: of engine.graph.compile_steps.
+    """
+    model, name = _model(profile, dtype, device, graph, options, batch=batch, room=context + 1)
     cache = model.new_cache(batch, context + 1)
     cache.fill_random(context, seed)
     generator = torch.Generator().manual_seed(seed)
@@ -110,10 +117,13 @@ def decode_limit(profile: str | Path, *, dtype: str = "float32", device: str = "
 
 
 def prefill_limit(profile: str | Path, *, dtype: str = "float32", device: str = "cpu", tokens: int = 1024,
-                  batch: int = 1, rounds: int = 7, seed: int = 0, compiled: bool = True) -> Limit:
+                  batch: int = 1, rounds: int = 7, seed: int = 0, compiled: bool = True, graph: str = "ge",
+                  options: Mapping[str, Any] | None = None) -> Limit:
     """The full port's prefill against a matmul of GEMM_SIZE cubed in the same dtype."""
-    model, name = _model(profile, dtype, device, compiled)
-    cache = model.new_cache(batch, tokens)
+    room = tokens + STEPS_CHECKED
+    model, name = _model(profile, dtype, device, graph if compiled else None, options, batch=batch, room=room,
+                         length=tokens)
+    cache = model.new_cache(batch, room)
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(model.config.vocab_size, (batch, tokens), generator=generator).to(model.device)
 
@@ -132,15 +142,19 @@ def prefill_limit(profile: str | Path, *, dtype: str = "float32", device: str = 
     return _limit("prefill", work, "FLOP", 2 * GEMM_SIZE**3, results, "gemm")
 
 
-def _model(profile: str | Path, dtype: str, device: str, compiled: bool = True) -> tuple[DeepseekV3, str]:
+def _model(profile: str | Path, dtype: str, device: str, graph: str | None, options: Mapping[str, Any] | None, *,
+           batch: int, room: int, length: int = 0) -> tuple[DeepseekV3, str]:
+    """The full port, compiled and checked at the sizes that are timed; length 0: prefill is left eager."""
     name, path = checkpoint_of(profile)
     where = pick_device(device)
     if where.type == "npu":
         raise PortError("the limit is measured on cpu and cuda; on an NPU use its profiler")
     model = load_model(path, PortPlan.full(), where, pick_dtype(dtype))
-    if compiled:
-        twin = compile_steps(with_plan(model, model.plan), "ge")
-        check_equivalence({"eager": model, "compiled": twin}, batch=1, seed=0)
+    if graph is not None:
+        twin = compile_steps(with_plan(model, model.plan), graph, **(options or {}))
+        if not length:
+            eager_prefill(twin)
+        check_equivalence({"eager": model, "compiled": twin}, batch=batch, length=length or PROMPT, room=room)
         model = twin
     return model, name
 

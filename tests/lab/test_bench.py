@@ -43,7 +43,7 @@ def made(folder):
 
 def test_every_form_of_the_peer_agrees_before_it_is_timed(made):
     forms = [f.name for f in peer_forms.peer_forms(torch.float32)]
-    assert set(made.results.names) == {UPSTREAM, FAIR, bench.FULL, bench.COMPILED, *forms} and not made.left_out
+    assert set(made.results.names) == {UPSTREAM, FAIR, bench.FULL, "ge_graph", *forms} and not made.left_out
     assert made.differences.keys() == set(made.results.names) and max(made.differences.values()) <= made.bound
     assert bench.best_peer(made) in forms
     assert all((r.context, r.batch, r.phase, len(r.samples)) == (10, 2, "decode", 2) for r in made.records)
@@ -75,7 +75,7 @@ def test_prefill_compares_the_last_position_only(folder):
 
 
 def test_ladder_counts_beside_the_times(folder, monkeypatch):
-    monkeypatch.setattr(bench_parts, "COMPILED", "none")
+    monkeypatch.setattr("dsv3_port.engine.graph.compile_steps", lambda model, mode: model)
     found = bench_parts.ladder_case(folder, "few", phase="decode", batch=1, size=12, every=False, **AT)
     up, full = found.facts[UPSTREAM], found.facts[bench.FULL]
     assert up["operators"] > full["operators"] > 50 and up["kv_bytes"] > full["kv_bytes"] > 0
@@ -87,7 +87,7 @@ def test_scaling_varies_what_it_says(folder):
     assert sorted({r.top for r in found.records}) == [1, 2] and len(found.records) == 6
     assert [r.top for r in found.results.latest() if r.name == FAIR] == [1, 2]
     over = bench_parts.scaling_case("tokens", (4, 8), folder, context=8, **AT)
-    assert sorted({r.tokens for r in over.records}) == [4, 8] and bench.COMPILED not in over.results.names
+    assert sorted({r.tokens for r in over.records}) == [4, 8] and "ge_graph" not in over.results.names
     with pytest.raises(PortError, match="unknown curve"):
         bench_parts.scaling_case("width", (1,), folder, context=8, **AT)
 
