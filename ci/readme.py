@@ -70,9 +70,16 @@ def exercises_table() -> str:
     return "\n".join(rows)
 
 
+def speed_tables() -> str:
+    from dsv3_port.lab import bench, bench_tables
+
+    return bench_tables.markdown(bench.load_all(ROOT / "data" / "recorded"))
+
+
 TABLES = {"steps": steps_table, "settings": settings_table, "versions": versions_table,
-          "signatures": signatures_table, "steps-zh": steps_table_zh, "exercises": exercises_table}
-FILES = {"README.md": ("steps", "settings", "versions", "signatures"),
+          "signatures": signatures_table, "steps-zh": steps_table_zh, "exercises": exercises_table,
+          "speed": speed_tables}
+FILES = {"README.md": ("steps", "settings", "speed", "versions", "signatures"),
          "README.zh-CN.md": ("steps-zh",), "notebooks/workshop/instructor.md": ("exercises",)}
 
 

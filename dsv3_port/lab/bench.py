@@ -19,12 +19,11 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from ..errors import PortError
 from .measure import device_info
 from .record import Host, this_host
-from .records import FAIR, UPSTREAM, Record, Results
+from .records import Record, Results
 
 Part = Literal["ladder", "peer", "limit", "scaling", "imports"]
 FULL = "last_token_head"
 GRAPHS = {"ge": "ge_graph", "aclgraph": "aclgraph"}  # PortPlan.graph -> name of the compiled full port
-PEERS = "transformers, "  # how the names of peer_forms begin
 
 
 @dataclass(frozen=True)
@@ -142,32 +141,3 @@ def _text(bench: dict[str, Any]) -> str:
     for mark, line in lines.items():
         text = text.replace(f'"{mark}"', line)
     return text + "\n"
-
-
-def peers_of(case: Case) -> list[str]:
-    return [r.name for r in case.records if r.name.startswith(PEERS) or r.name == "transformers"]
-
-
-def best_peer(case: Case) -> str | None:
-    """The fastest of transformers' forms in this run."""
-    names = peers_of(case)
-    return min(names, key=lambda n: case.results.get(n).median) if names else None
-
-
-def speed_rows(found: list[Bench]) -> list[tuple[str, ...]]:
-    """README's rows: case, the compiled full port, and how many times faster than each of the others it is."""
-    rows: list[tuple[str, ...]] = []
-    for bench in found:
-        if bench.part != "peer":
-            continue
-        for case in bench.cases:
-            results, names = case.results, case.results.names
-            ours = next((n for n in GRAPHS.values() if n in names), FULL)
-            best = best_peer(case)
-
-            def factor(name: str | None, results: Results = results, ours: str = ours) -> str:
-                return str(results.ratio(name, ours)) if name in results.names and name else "–"
-
-            rows.append((case.key, bench.tier, f"{1e3 * results.get(ours).median:.2f} ms", factor(UPSTREAM),
-                         factor(FAIR), factor("transformers, as loaded"), factor(best), best or "–"))
-    return rows

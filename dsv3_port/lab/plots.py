@@ -201,7 +201,8 @@ def cost_curve(results: Results, x: str = "context", names: Sequence[str] | None
     ax.set_xticks(ticks, [str(t) for t in ticks])
     ax.minorticks_off()
     _plain_log_ticks(ax, min(r.q1 for r in chosen) * scale, max(r.q3 for r in chosen) * scale)
-    ax.set_xlabel({"context": "tokens in the cache", "tokens": "tokens of the prompt", "batch": "batch size"}.get(x, x))
+    ax.set_xlabel({"context": "tokens in the cache", "tokens": "tokens of the prompt", "batch": "batch size",
+                   "top": "experts of each token"}.get(x, x))
     ax.set_ylabel(f"time per call, {unit}")
     ax.grid(color=LIGHT, lw=0.8)
     ax.legend(loc="best")

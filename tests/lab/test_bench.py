@@ -5,12 +5,18 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from dsv3_port.errors import PortError
-from dsv3_port.lab import bench, bench_parts, peer_forms
+from dsv3_port.lab import bench, bench_parts, bench_tables, peer_forms
 from dsv3_port.lab.records import FAIR, UPSTREAM
 from dsv3_port.lab.session import repo_root
 from dsv3_port.weights.synthetic import synthetic_checkpoint
@@ -45,7 +51,7 @@ def test_every_form_of_the_peer_agrees_before_it_is_timed(made):
     forms = [f.name for f in peer_forms.peer_forms(torch.float32)]
     assert set(made.results.names) == {UPSTREAM, FAIR, bench.FULL, "ge_graph", *forms} and not made.left_out
     assert made.differences.keys() == set(made.results.names) and max(made.differences.values()) <= made.bound
-    assert bench.best_peer(made) in forms
+    assert bench_tables.best_peer(made) in forms
     assert all((r.context, r.batch, r.phase, len(r.samples)) == (10, 2, "decode", 2) for r in made.records)
 
 
@@ -85,6 +91,7 @@ def test_ladder_counts_beside_the_times(folder, monkeypatch):
 def test_scaling_varies_what_it_says(folder):
     found = bench_parts.scaling_case("top", (1, 2), folder, context=8, **AT)
     assert sorted({r.top for r in found.records}) == [1, 2] and len(found.records) == 6
+    assert bench_tables.curve(found)[0] == "top"
     assert [r.top for r in found.results.latest() if r.name == FAIR] == [1, 2]
     over = bench_parts.scaling_case("tokens", (4, 8), folder, context=8, **AT)
     assert sorted({r.tokens for r in over.records}) == [4, 8] and "ge_graph" not in over.results.names
@@ -100,8 +107,9 @@ def test_a_case_takes_the_place_of_the_one_it_repeats(made, tmp_path):
     assert [c.key for c in found.cases] == ["another", made.key] and found.tier == "cpu"
     assert found.case(made.key).differences == made.differences
     assert bench.load_all(tmp_path) == [found]
-    row = bench.speed_rows([found])[0]
-    assert row[0] == "another" and row[2].endswith(" ms") and all("×" in cell for cell in row[3:7])
+    row = bench_tables.speed_rows([found])[0]
+    assert row[0].startswith("few float32 decode, batch 2, 10 cached") and all("×" in cell for cell in row[2:6])
+    assert f"| {row[0]} |" in bench_tables.markdown([found])
     with pytest.raises(PortError, match="no case 'x'"):
         found.case("x")
 
@@ -120,15 +128,57 @@ def test_what_does_not_hold_is_refused(made, tmp_path):
             bench.load(file)
 
 
+def test_tables_of_limit_scaling_and_start(made, tmp_path):
+    """Numbers chosen by hand: 2 ms for 10 MB beside 10 GB/s is half of it; 1, 2, 4 ms over 1, 2, 4 is exponent 1."""
+    def record(name, *samples, **more):
+        return dataclasses.replace(made.records[0], name=name, samples=list(samples), run="r", **more)
+
+    def found(part, records, **more):
+        case = bench.Case("key", made.date, "ci/bench.py", len(records[0].samples), records, **more)
+        return [dataclasses.replace(bench.load(bench.save(tmp_path, part, "cpu", {"key": case})))]
+
+    facts = {"step": {"work": 1e7, "fraction": 0.5, "fraction_low": 0.4, "fraction_high": 0.6}, "read": {"rate": 1e10}}
+    row = bench_tables.limit_rows(found("limit", [record("step", 2e-3), record("read", 1e-3)], facts=facts))[0]
+    assert row[1:] == ("2.00 ms", "10 MB", "10.0 GB/s", "50% [40%–60%]")
+    curve = [record(FAIR, 1e-3 * n, batch=n) for n in (4, 1, 2)]
+    assert bench_tables.exponent_rows(found("scaling", curve))[0][1:] == ("1–4", f"{FAIR} 1.00")
+    starts = [record("torch", 1.0, 1.2, 1.1), record("torch, then dsv3_port", 1.1, 1.4, 1.1)]
+    assert bench_tables.start_rows(found("imports", starts))[1] == ("torch, then dsv3_port", "1.10 s", "+0.10 s")
+
+
+def test_the_gpu_script_says_why_it_cannot_run(tmp_path):
+    script = ["bash", "ci/bench_gpu.sh"]
+    done = subprocess.run([*script, "--dry-run"], cwd=repo_root(), capture_output=True, text=True)
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0 and len(lines) == 6 * 4 + 3 * 3
+    for line in lines:
+        words = shlex.split(line)
+        assert words[1] == "ci/bench.py" and load_command().parse(words[2:]).graph == "aclgraph"
+    python = tmp_path / "python3"
+    python.write_text("#!/bin/sh\necho 'torch sees no GPU'\n", encoding="utf-8")
+    python.chmod(0o755)
+    done = subprocess.run(script, cwd=repo_root(), capture_output=True, text=True,
+                          env=os.environ | {"PYTHON": str(python)})
+    assert done.returncode == 2 and "cannot run here: torch sees no GPU" in done.stderr
+    lint = shutil.which("shellcheck", path=os.fspath(Path(sys.executable).parent))
+    if lint:
+        assert subprocess.run([lint, "ci/bench_gpu.sh"], cwd=repo_root(), capture_output=True).returncode == 0
+
+
+def load_command():
+    spec = importlib.util.spec_from_file_location("ci_bench", repo_root() / "ci" / "bench.py")
+    command = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(command)
+    return command
+
+
 def test_what_ships_holds():
     for found in bench.load_all(RECORDED):
         assert not any(r.busy for c in found.cases for r in c.records), found.part
 
 
 def test_the_command_lists_its_cases_and_refuses_in_a_sentence(capsys, monkeypatch, made, tmp_path):
-    spec = importlib.util.spec_from_file_location("ci_bench", repo_root() / "ci" / "bench.py")
-    command = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(command)
+    command = load_command()
     assert command.main(["--part", "ladder", "--list", "--device", "cpu", "--profile", "w1", "--dtype", "float32"]) == 0
     keys = capsys.readouterr().out.split()
     assert "w1-float32-decode-b8-c8192" in keys and "w1-float32-prefill-b1-t1024" in keys and len(keys) == 8

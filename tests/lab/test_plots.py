@@ -17,6 +17,7 @@ from PIL import Image
 from dsv3_port.config import DeepseekV3Config
 from dsv3_port.errors import PortError
 from dsv3_port.lab import plots
+from dsv3_port.lab.cost_plots import memory_curve
 from dsv3_port.lab.diagrams import cited
 from dsv3_port.lab.planner import forecast
 from dsv3_port.lab.rank_plots import step_split
@@ -55,6 +56,7 @@ FIGURES = {
     "ge_census": lambda: plots.ge_census({"full port": {"MatMul": 39, "Scatter": 4, "ScatterElements": 2, "Add": 6},
                                           "without mla_low_rank": {"SwiGlu": 5}}),
     "memory_bars": lambda: plots.memory_bars(forecast(V3, (3, 8, 32), plan=PortPlan.full()), 64),
+    "memory_curve": lambda: memory_curve(forecast(V3, (1, 8, 32, 128), plan=PortPlan.full())),
     "kv_cache": lambda: plots.kv_cache_to_scale(V3, 131072),
     "shard": lambda: plots.shard_picture(CONFIG, None, 4),
     "shard 16": lambda: plots.shard_picture(V3, PortPlan.upstream(), 16),
@@ -236,3 +238,15 @@ def test_cited_figures_say_whose_they_are():
 def test_svg_is_the_same_every_time(tmp_path):
     files = [plots.save(FIGURES["ladder"](), tmp_path / f"{k}.svg").read_bytes() for k in range(2)]
     assert files[0] == files[1] and b"<svg" in files[0]
+
+
+def test_memory_curve_needs_one_dtype_and_two_cuts():
+    for rows in (forecast(V3, (8,)), forecast(V3, (8, 32), dtypes=("bfloat16", "int8")), forecast(V3, (3, 8))):
+        with pytest.raises(PortError, match="one dtype for two numbers of ranks"):
+            memory_curve(rows)
+
+
+def test_memory_curve_says_what_is_cut_and_what_is_copied():
+    alt = memory_curve(forecast(V3, (1, 2, 4, 8), plan=PortPlan.full())).alt_text
+    assert "routed experts (∝ ranks^-1.00)" in alt
+    assert "KV cache (∝ ranks^0.00)" in alt  # every rank holds the latent row
