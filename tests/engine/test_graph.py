@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +14,9 @@ from dsv3_port.engine.graph import NPU_BACKENDS, OPTIONS, RECOMPILE_LIMITS, back
 from dsv3_port.engine.graph import graph_blockers as blockers_of
 from dsv3_port.errors import PortError
 from dsv3_port.lab import graphs
+from dsv3_port.model.decoder import DeepseekV3
 from dsv3_port.steps import STEPS
+from tests.lab.random_models import CONFIG, random_model
 
 TINY = Path(__file__).parents[2] / "data" / "tiny-dsv3"
 
@@ -47,3 +51,37 @@ def test_options_of_a_backend(backend: str) -> None:
     options = backend_options(backend, {"mine": 1})
     assert options["mine"] == 1 and "" not in options and len(options) > 2
     assert all(o.why and o.source for o in OPTIONS)
+
+
+def test_models_shapes_and_caches_are_kept_apart_with_few_guards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guards on the model are dropped, so nothing but its own compiled step may run for it: other weights, another
+    number of experts a token, another cache each give what eager gives."""
+    compiled, kept = torch.compile, []
+
+    @functools.wraps(compiled)  # with its signature, which compile_steps looks at
+    def compile_(function: Any, *, options: dict[str, Any], **settings: Any) -> Any:
+        def keep(entries: Any) -> list[bool]:
+            kept.append(sum(flags := options["guard_filter_fn"](entries)))
+            return flags
+        return compiled(function, backend="eager", options={"guard_filter_fn": keep}, **settings)
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", compile_)
+    config = CONFIG.replace(num_hidden_layers=1, first_k_dense_replace=0)
+    models = [random_model(PortPlan.full(), config),
+              random_model(PortPlan.full(), config.replace(num_experts_per_tok=1), seed=1)]
+    ids = torch.randint(CONFIG.vocab_size, (1, 6))
+
+    def steps(model: DeepseekV3, room: int) -> torch.Tensor:
+        cache = model.new_cache(1, room)
+        return torch.cat([model(ids[:, :5], cache=cache), model(ids[:, 5:], cache=cache)], 1)
+
+    rooms = [8, 12, 8]
+    wanted = [[steps(model, room) for room in rooms] for model in models]
+    for model in models:
+        compile_steps(model, "ge")
+    got = [[steps(model, room) for model in models] for room in rooms]  # models take turns
+    for i in range(len(models)):
+        for k in range(len(rooms)):
+            torch.testing.assert_close(got[k][i], wanted[i][k])
+    assert len(kept) == 2 * 2 * len(models) and max(kept) < 60  # one graph for each phase and size, never again
