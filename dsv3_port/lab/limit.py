@@ -112,7 +112,8 @@ def decode_limit(profile: str | Path, *, dtype: str = "float32", device: str = "
     work = decode_bytes(model, context, batch, seed=seed).total
     results = measure({"step": lambda: model(now[0], cache=cache), "read": lambda: memory.sum()}, rounds=rounds,
                       device=model.device, prepare=prepare, min_seconds=DECODE_SAMPLE, label=f"limit {name} decode",
-                      meta={"profile": name, "dtype": dtype, "batch": batch, "context": context, "phase": "decode"})
+                      meta={"profile": name, "dtype": dtype, "batch": batch, "context": context, "phase": "decode",
+                            "mode": {"step": "compiled", "read": "eager"}})
     return _limit("decode", work, "bytes", READ_BYTES, results, "read")
 
 
@@ -138,7 +139,8 @@ def prefill_limit(profile: str | Path, *, dtype: str = "float32", device: str = 
     work = sum(count_flops(lambda: plain(ids, cache=fresh)).values())
     variants: dict[str, Callable[[], Tensor]] = {"step": call, "gemm": lambda: a @ b}
     results = measure(variants, rounds=rounds, device=model.device, label=f"limit {name} prefill",
-                      meta={"profile": name, "dtype": dtype, "batch": batch, "tokens": tokens, "phase": "prefill"})
+                      meta={"profile": name, "dtype": dtype, "batch": batch, "tokens": tokens, "phase": "prefill",
+                            "mode": {"step": "compiled" if compiled else "eager", "gemm": "eager"}})
     return _limit("prefill", work, "FLOP", 2 * GEMM_SIZE**3, results, "gemm")
 
 
