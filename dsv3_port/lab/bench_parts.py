@@ -211,7 +211,8 @@ def _scaled(profile: str, device: str, dtype: str, graph: str, **changes: Any) -
             twin.load_state_dict(model.state_dict(), assign=True)
             model = twin
         models[name] = model
-    models[GRAPHS[graph]] = compile_steps(with_plan(models[FULL], models[FULL].plan), graph)
+    if graph != "eager":
+        models[GRAPHS[graph]] = compile_steps(with_plan(models[FULL], models[FULL].plan), graph)
     return models
 
 
@@ -219,7 +220,8 @@ def scaling_case(curve: str, values: Sequence[int], profile: str, *, device: str
                  rounds: int, graph: str = "ge", seed: int = 0) -> Case:
     """One curve of decode over "context", "batch" or "top" (experts a token), or of prefill over "tokens".
 
-    Prefill is left eager: a graph is compiled for each length, and tells nothing more about the exponent.
+    Prefill is left eager: a graph is compiled for each length, and tells nothing more about the exponent. So is all
+    with graph "eager".
     """
     if curve not in ("context", "batch", "top", "tokens"):
         raise PortError(f"unknown curve {curve!r}; it can be context, batch, top or tokens")
@@ -229,10 +231,8 @@ def scaling_case(curve: str, values: Sequence[int], profile: str, *, device: str
     phase = "prefill" if curve == "tokens" else "decode"
     common: dict[str, Any] = {"phase": phase, "rounds": rounds, "profile": profile, "seed": seed,
                               "label": f"bench {curve} {profile}", "differences": differences}
-    models = _scaled(profile, where, dtype, graph)
+    models = _scaled(profile, where, dtype, "eager" if curve == "tokens" else graph)
     if curve in ("context", "tokens"):
-        if curve == "tokens":
-            del models[GRAPHS[graph]]
         results += sweep(models, values, **common)
     for value in values if curve == "batch" else ():
         results += sweep(models, [context], batch=value, **common)
