@@ -50,7 +50,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=9, help="interleaved rounds (default: %(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or npu")
     parser.add_argument("--graph", choices=("ge", "aclgraph", "eager"), default="ge", help="how the full port is "
-                        "compiled; on cuda aclgraph adds CUDA graphs, scaling can leave it eager (default: %(default)s)")
+                        "compiled; on cuda aclgraph adds CUDA graphs, scaling can be eager (default: %(default)s)")
     parser.add_argument("--cpp-wrapper", action="store_true", help="limit: the code between kernels in C++ too, which "
                         "takes longer to compile; keys end in -cpp")
     parser.add_argument("--main", action="store_true", help="the main rungs of the ladder only")

@@ -188,5 +188,6 @@ def test_the_command_lists_its_cases_and_refuses_in_a_sentence(capsys, monkeypat
              "decode", "--device", "cpu", "--out", str(tmp_path)]
     assert command.main(words) == 2
     assert "other processes used this machine" in capsys.readouterr().err
+    assert command.main([*words, "--graph", "eager"]) == 2 and "scaling" in capsys.readouterr().err
     assert command.main([*words, "--busy"]) == 0
     assert bench.load(tmp_path / "bench-peer-cpu.json").cases[0].results.busy
