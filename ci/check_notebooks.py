@@ -1,5 +1,7 @@
 """What of the notebooks' anatomy can be enforced: `python ci/check_notebooks.py [FILE ...]`, exit code 1 with findings.
 
+`--runs out/runs.json` compares the seconds on the cards with a run of the tutorial on a machine that nobody else uses.
+
 Each finding is one line, "NAME: [cell ID:] what is wrong". Tags of cells name the parts of the anatomy; every part's
 first cell stands in the order of ANATOMY, and cells without a tag may stand anywhere.
 """
@@ -14,6 +16,10 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import cards
 
 ROOT = Path(__file__).resolve().parents[1]
 ANATOMY = ("title", "card", "objectives", "map", "parameters", "imports", "problem", "predict", "before-after",
@@ -167,11 +173,17 @@ def check_contents(nb: dict[str, Any], folder: Path = ROOT / "notebooks") -> Ite
             yield cell, f"names a path of one machine: {match_path[0]}"
 
 
+def check_card(nb: dict[str, Any]) -> Iterator[Finding]:
+    for text in cards.problems(nb["cells"]):
+        yield next(c for c in nb["cells"] if "card" in tags(c)), text
+
+
 def check_notebook(nb: dict[str, Any], name: str, folder: Path = ROOT / "notebooks") -> list[str]:
     """Every finding about one notebook, as lines."""
     required = FRAME if name in (*FIRST, *LAST) else ANATOMY
     found: list[Finding] = [*check_format(nb), *check_stripped(nb), *check_size(nb), *check_parameters(nb),
-                            *check_anatomy(nb, required), *check_failures(nb), *check_contents(nb, folder)]
+                            *check_anatomy(nb, required), *check_failures(nb), *check_contents(nb, folder),
+                            *check_card(nb)]
     return [f"{name}: " + (f"cell {cell.get('id')}: " if cell is not None else "") + text for cell, text in found]
 
 
@@ -192,8 +204,14 @@ def check_names(found: Sequence[str], expected: Sequence[str]) -> list[str]:
 
 
 def main(argv: Sequence[str]) -> int:
+    argv = list(argv)
+    lines = []
+    if "--runs" in argv:
+        at = argv.index("--runs")
+        _, runs = argv.pop(at), argv.pop(at)
+        lines += cards.against_runs(ROOT / "notebooks", Path(runs))
     files = [Path(word) for word in argv] or sorted((ROOT / "notebooks").glob("*.ipynb"))
-    lines = [] if argv else check_names([f.stem for f in files], expected_names())
+    lines += [] if argv else check_names([f.stem for f in files], expected_names())
     for file in files:
         lines += check_file(file)
     for line in lines:

@@ -46,6 +46,38 @@ def test_sources_as_lists_of_lines():
     assert rules.check_notebook(nb, "02_mla_low_rank") == []
 
 
+CARD = """| | |
+|---|---|
+| Reading 阅读 | 3 minutes, by word count |
+| Exercises 练习 | none |
+| Run 运行 | about 30 seconds, measured on two CPU cores |
+| Difficulty 难度 | ●○○ |
+| Prerequisites 前置 | 00 |
+| Tiers 设备 | cpu |"""
+
+
+@pytest.mark.parametrize(("change", "finding"), [
+    (("3 minutes", "30 minutes"), "30 minutes of reading, the word count 2"),
+    ((", by word count", ""), "by word count"),
+    ((", measured on two CPU cores", ""), "measured"), (("| Difficulty", "| Difficult"), "no row 'Difficulty'"),
+    (("", ""), "")])
+def test_cards_are_held_to_the_text(change, finding):
+    nb = good()
+    find(nb, "card")["source"] = CARD.replace(*change)
+    found = rules.check_notebook(nb, "02_mla_low_rank")
+    assert len(found) == bool(finding) and all(finding in line for line in found), found
+
+
+def test_cards_are_held_to_a_run(tmp_path):
+    nb = good()
+    find(nb, "card")["source"] = CARD
+    (tmp_path / "02_a.ipynb").write_text(json.dumps(nb))
+    for seconds, wrong in ((25, 0), (69, 0), (71, 1)):
+        run = {"name": "02_a", "status": "ok", "seconds": seconds}
+        (tmp_path / "runs.json").write_text(json.dumps([run, {"name": "03_b", "status": "failed", "seconds": 1}]))
+        assert len(rules.cards.against_runs(tmp_path, tmp_path / "runs.json")) == wrong
+
+
 def _outputs(nb):
     find(nb, "plot")["outputs"] = [{"output_type": "stream"}]
 
