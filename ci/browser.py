@@ -44,6 +44,7 @@ class Page:
         self.failed: dict[str, str] = {}
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
+        self.call("Emulation.setFocusEmulationEnabled", enabled=True)  # a page without focus has no current widget
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
         self.number += 1
