@@ -28,7 +28,8 @@ KERNEL = f"{PANEL}.sessionContext.session?.kernel?.status"
 IDLE = f"{KERNEL} === 'idle' && {PANEL}.content.widgets.every(w => w.prompt !== '*')"
 OUTPUTS = f"""{PANEL}.content.widgets.flatMap(w => w.model.type === 'code' ?
     w.model.outputs.toJSON().map(o => ({{type: o.output_type, name: o.ename || '',
-                                        text: String(o.evalue || o.text || ''), image: !!(o.data && o.data['image/png'])}})) : [])"""
+                                        text: String(o.evalue || o.text || ''),
+                                        image: !!(o.data && o.data['image/png'])}})) : [])"""
 DRAWN = f"""(() => {{ const nb = {PANEL}.content, at = nb.widgets.findIndex(w => w.model.type === 'code' &&
     w.model.outputs.toJSON().some(o => o.data && o.data['image/png'])); nb.scrollToItem(at);
     const img = nb.widgets[at].node.querySelector('img');
