@@ -203,6 +203,19 @@ def check_names(found: Sequence[str], expected: Sequence[str]) -> list[str]:
                if name not in expected])
 
 
+def check_translations(folder: Path) -> list[str]:
+    """Code cells of notebooks/LANGUAGE/NAME.ipynb are those of notebooks/NAME.ipynb."""
+    from dsv3_port.lab.translations import differences
+
+    lines = []
+    for file in sorted(folder.glob("*-*/[0-9][0-9]_*.ipynb")):
+        original = folder / file.name
+        both = [json.loads(f.read_text(encoding="utf-8"))["cells"] for f in (original, file) if f.is_file()]
+        wrong = differences(*both) if len(both) == 2 else ["there is no such notebook to translate"]
+        lines += [f"{file.parent.name}/{file.stem}: {text}" for text in wrong]
+    return lines
+
+
 def main(argv: Sequence[str]) -> int:
     argv = list(argv)
     lines = []
@@ -211,7 +224,8 @@ def main(argv: Sequence[str]) -> int:
         _, runs = argv.pop(at), argv.pop(at)
         lines += cards.against_runs(ROOT / "notebooks", Path(runs))
     files = [Path(word) for word in argv] or sorted((ROOT / "notebooks").glob("*.ipynb"))
-    lines += [] if argv else check_names([f.stem for f in files], expected_names())
+    if not argv:
+        lines += check_names([f.stem for f in files], expected_names()) + check_translations(ROOT / "notebooks")
     for file in files:
         lines += check_file(file)
     for line in lines:

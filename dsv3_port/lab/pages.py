@@ -10,7 +10,7 @@ import base64
 import mimetypes
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from functools import cache
 from html import escape
@@ -30,6 +30,7 @@ from traitlets.config import Config
 from .. import __version__
 from ..steps import STEPS
 from .course import Notebook
+from .translations import LANGUAGES, of_notebook, translated
 
 TEMPLATES = Path(__file__).with_name("templates")
 
@@ -120,15 +121,26 @@ def dark_colours() -> str:
 
 
 def write_page(nb: NotebookNode, name: str, pages_dir: Path, notebooks_dir: Path, *, previous: str = "",
-               following: str = "") -> Path:
-    """pages_dir/NAME.html of an executed notebook that stands in notebooks_dir."""
+               following: str = "", others: Mapping[str, str] | None = None) -> Path:
+    """pages_dir/NAME.html of an executed notebook that stands in notebooks_dir; others: page -> its language."""
     pages_dir.mkdir(parents=True, exist_ok=True)
     resources = {"metadata": {"name": name, "path": str(notebooks_dir)},
-                 "course": {"previous": previous, "next": following, "dark": dark_colours()}}
+                 "course": {"previous": previous, "next": following, "others": others or {}, "dark": dark_colours()}}
     text, _ = PageExporter(notebooks_dir, pages_dir).from_notebook_node(nb, resources)
     file = pages_dir / f"{name}.html"
     file.write_text(text, encoding="utf-8")
     return file
+
+
+def write_pages(nb: NotebookNode, file: Path, pages_dir: Path, *, previous: str = "",
+                following: str = "") -> list[Path]:
+    """The page of the executed notebook `file`, and one for each translation of it, which point at each other."""
+    around = {"previous": previous, "following": following}
+    others = of_notebook(file)
+    links = {f"{file.stem}.{language}": LANGUAGES[language] for language in others}
+    made = [write_page(nb, file.stem, pages_dir, file.parent, **around, others=links)]
+    return made + [write_page(translated(nb, path), f"{file.stem}.{language}", pages_dir, file.parent, **around,
+                              others={file.stem: "English"}) for language, path in others.items()]
 
 
 def write_guide(folder: Path, guide_dir: Path) -> list[Path]:

@@ -35,7 +35,7 @@ from ..engine.runner import pick_device
 from ..errors import PortError
 from .course import read_notebook
 from .measure import device_info
-from .pages import write_guide, write_index, write_page
+from .pages import write_guide, write_index, write_pages
 from .slides import write_slides
 
 KNOWN = ("profile", "device", "seed")
@@ -140,7 +140,7 @@ def run_tutorial(notebooks_dir: str | Path, out_dir: str | Path, *, profile: str
             label = f"{file.stem} ({at + 1} of {len(names)})"
             run, nb = run_notebook(file, out, parameters, timeout, label if progress else "")
             around = {"previous": names[at - 1] if at else "", "following": (names + [""])[at + 1]}
-            write_page(nb, file.stem, out / "pages", notebooks, **around)
+            write_pages(nb, file, out / "pages", **around)
             write_slides(nb, file.stem, out / "slides", notebooks)
             runs[run.name] = run
             _write_runs(out, runs)
