@@ -82,7 +82,8 @@ TORCHAIR = "import torchair; torchair.CompilerConfig()\n"  # its import sets han
 
 
 def test_interrupt_still_interrupts() -> None:
-    code = ENABLE + TORCHAIR + """
+    # a shell that starts the tests in the background lets them ignore it
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n" + ENABLE + TORCHAIR + """
 try:
     print('ready', flush=True)
     while True: x = x * 1
@@ -91,7 +92,10 @@ except KeyboardInterrupt:
 """
     child = ready(start(code))
     child.send_signal(signal.SIGINT)
-    out, err = child.communicate(timeout=60)
+    try:
+        out, err = child.communicate(timeout=60)
+    finally:
+        child.kill()
     assert child.returncode == 0 and out.strip() == "interrupted 3.0", err
 
 
