@@ -128,12 +128,17 @@ def browser(binary: str | None = None) -> Iterator[Page]:
     try:
         yield Page(_first_page(process, Path(profile)))
     finally:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
+        end_process(process)
         shutil.rmtree(profile, ignore_errors=True)
+
+
+def end_process(process: subprocess.Popen[bytes], seconds: float = 10) -> None:
+    """Ask a process to end, and kill it where it has not after so long."""
+    process.terminate()
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
 
 
 def _first_page(process: subprocess.Popen[bytes], profile: Path) -> str:

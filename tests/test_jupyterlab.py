@@ -58,11 +58,7 @@ def server(tmp_path_factory):
     try:
         yield _ready(process, f"http://127.0.0.1:{port}", token, home / "log"), token
     finally:
-        process.terminate()
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
+        browser.end_process(process, 20)
 
 
 def _ready(process: subprocess.Popen, address: str, token: str, log: Path) -> str:

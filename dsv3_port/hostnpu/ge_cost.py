@@ -6,6 +6,7 @@ Counts follow from the operator's definition. Caches on the chip and fusion by G
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,11 @@ from torch import Tensor
 # no kernel behind them: inputs, constants, outputs, and changes of shape alone
 NO_KERNEL = frozenset(("Data", "RefData", "Const", "NetOutput", "Reshape", "Squeeze", "Unsqueeze", "Shape"))
 MATMULS = frozenset(("MatMul", "BatchMatMul", "GroupedMatmul"))
+
+
+def kernels_of(counts: Mapping[str, int]) -> dict[str, int]:
+    """{operator type: how many} without NO_KERNEL: what is left are kernels to run."""
+    return {kind: n for kind, n in counts.items() if kind not in NO_KERNEL}
 
 
 @dataclass(frozen=True)

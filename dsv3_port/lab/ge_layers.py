@@ -15,14 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import PortError
+from ..hostnpu.ge_cost import MATMULS, kernels_of
 from ..steps import step
 
 RECORDED = Path(__file__).resolve().parents[2] / "data" / "recorded" / "ge_layers.json"
-# no kernel behind them: inputs, constants, outputs, and changes of shape alone
-BOOKKEEPING = frozenset(("Data", "Const", "NetOutput", "Reshape", "Squeeze", "Unsqueeze", "Shape", "RefData"))
 # what GE's passes may take out: it folds constants, and fuses casts and transposes into their neighbours
 FUSIBLE = frozenset(("Cast", "Transpose", "Identity", "Fill", "Range", "BroadcastTo"))
-MATMULS = frozenset(("MatMul", "MatMulV2", "BatchMatMul", "BatchMatMulV2", "GroupedMatmul"))
 KINDS = ("rest", "dense", "moe")
 
 Layers = dict[str, dict[str, int]]  # kind of layer -> GE operator type -> how many in one such layer
@@ -72,6 +70,6 @@ def _minus(a: Mapping[str, int], b: Mapping[str, int]) -> dict[str, int]:
 def kernels(counts: Mapping[str, int]) -> tuple[tuple[int, int], tuple[int, int]]:
     """(fewest, most) matrix products and (fewest, most) other kernels: without FUSIBLE ones, and with."""
     matmuls = sum(n for name, n in counts.items() if name in MATMULS)
-    others = {name: n for name, n in counts.items() if name not in MATMULS | BOOKKEEPING}
+    others = {name: n for name, n in kernels_of(counts).items() if name not in MATMULS}
     most = sum(others.values())
     return (matmuls, matmuls), (most - sum(n for name, n in others.items() if name in FUSIBLE), most)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..errors import PortError
 from ..hostnpu.ge import INPUTS, Graph, Node
-from ..hostnpu.ge_cost import NO_KERNEL
+from ..hostnpu.ge_cost import kernels_of
 
 Rows = list[tuple[str, ...]]
 
@@ -95,7 +95,7 @@ def _describe(node: Node, nodes: dict[str, Node], depth: int) -> str:
 
 def census(graph: Graph, kernels: bool = False) -> dict[str, int]:
     """Operators by type, most frequent first; kernels: without those that no kernel stands behind."""
-    return {kind: n for kind, n in graph.count().items() if not (kernels and kind in NO_KERNEL)}
+    return kernels_of(graph.count()) if kernels else graph.count()
 
 
 # ---- a run ----------------------------------------------------------------------------------------------------------

@@ -25,9 +25,9 @@ from tqdm import tqdm
 from ..engine.graph import compile_steps, converted_graphs, graph_blockers
 from ..engine.runner import load_model
 from ..errors import PortError
+from ..hostnpu.ge_cost import kernels_of as kernels_of
 from ..model.decoder import DeepseekV3
 from ..steps import STEPS, PortPlan
-from .ge_layers import BOOKKEEPING
 from .show import Shown, banner
 from .style import title_of
 
@@ -121,11 +121,6 @@ def ge_census(path: str | Path, plan: PortPlan, *, dtype: str = "bfloat16", batc
 def count(graph: Any) -> dict[str, int]:
     """{operator type: how many} of a graph that `converted_graphs` collected, most frequent first."""
     return dict(sorted(Counter(op.type for op in graph.op).items(), key=lambda item: (-item[1], item[0])))
-
-
-def kernels_of(census: Mapping[str, int]) -> dict[str, int]:
-    """A ge_census of one phase without BOOKKEEPING: what is left are kernels to run."""
-    return {kind: n for kind, n in census.items() if kind not in BOOKKEEPING}
 
 
 def decode_census(path: str | Path) -> dict[str, dict[str, int]]:

@@ -19,6 +19,7 @@ import torch
 
 from .layout import Piece, Target
 
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}  # what a split can be written in
 CODES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
 INDEX = "model.safetensors.index.json"
 

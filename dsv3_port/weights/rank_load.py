@@ -18,10 +18,9 @@ from ..parallel import TensorParallel
 from ..steps import PortPlan
 from .layout import Target, targets
 from .manifest import MANIFEST, check_fits, differences, rank_folder, read_manifest, read_rank_manifest
-from .rank_files import Block, RankPlan
+from .rank_files import DTYPES, Block, RankPlan
 from .ranks import tensor_hash
 
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _CHUNK = 8 << 20
 
 
@@ -103,7 +102,7 @@ def verify_shards(path: str | Path, ranks: list[int] | None = None, *, jobs: int
     world = manifest["world_size"]
     plan = PortPlan(**manifest["layout"])
     wanted = list(targets(DeepseekV3Config.from_pretrained(path), plan, TensorParallel(0, world)))
-    rank_plan = RankPlan(wanted, _DTYPES[manifest["dtype"]], manifest["file_bytes"])
+    rank_plan = RankPlan(wanted, DTYPES[manifest["dtype"]], manifest["file_bytes"])
     chosen = list(range(world)) if ranks is None else ranks
     total = rank_plan.nbytes * len(chosen)
     with (ThreadPoolExecutor(jobs, "verify") as pool,

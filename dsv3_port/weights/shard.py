@@ -13,8 +13,6 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import torch
-
 from ..errors import PortError
 from ..parallel import TensorParallel
 from ..steps import PortPlan
@@ -33,14 +31,13 @@ from .manifest import (
     read_rank_manifest,
 )
 from .pipeline import stream
-from .rank_files import RankPlan
+from .rank_files import DTYPES, RankPlan
 from .rank_load import load_shard, verify_shards
 from .ranks import open_ranks
 
 __all__ = ["DTYPES", "ShardReport", "fingerprint", "is_sharded", "layout_of", "load_shard", "rank_folder",
            "read_manifest", "read_rank_manifest", "shard_checkpoint", "verify_shards"]
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 FILE_BYTES = 4 << 30
 COMMIT_BYTES = 32 << 20  # written for each rank between two entries in its journal: twice that is what a kill can cost
 
