@@ -51,8 +51,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or npu")
     parser.add_argument("--graph", choices=("ge", "aclgraph", "eager"), default="ge", help="how the full port is "
                         "compiled; on cuda aclgraph adds CUDA graphs, scaling can be eager (default: %(default)s)")
-    parser.add_argument("--cpp-wrapper", action="store_true", help="limit: the code between kernels in C++ too, which "
-                        "takes longer to compile; keys end in -cpp")
+    parser.add_argument("--cpp-wrapper", action="store_true", help="limit, peer: the code between kernels in C++ too, "
+                        "also transformers', which takes longer to compile; keys end in -cpp")
     parser.add_argument("--main", action="store_true", help="the main rungs of the ladder only")
     parser.add_argument("--list", action="store_true", help="print the keys of the cases, run nothing")
     parser.add_argument("--busy", action="store_true", help="keep what was measured while others used the machine")
@@ -113,9 +113,8 @@ def run_sized(args: argparse.Namespace, profile: str, **at: Any) -> Case:
 
     if args.part == "ladder":
         return parts.ladder_case(layer(profile), profile, every=not args.main and profile not in LAYERS, **at)
-    if args.part == "peer":
-        return parts.peer_case(layer(profile), profile, **at)
-    return parts.limit_case(layer(profile), profile, options={"cpp_wrapper": True} if args.cpp_wrapper else None, **at)
+    case = parts.peer_case if args.part == "peer" else parts.limit_case
+    return case(layer(profile), profile, options={"cpp_wrapper": True} if args.cpp_wrapper else None, **at)
 
 
 def report(key: str, case: Case) -> None:

@@ -97,34 +97,35 @@ class _Ours:
         self.cache.rewind(length)
 
 
-def _contestants(profile: Any, device: str, dtype: torch.dtype, phase: str, batch: int, room: int, graph: str
-                 ) -> tuple[dict[str, _Ours | Peer], dict[str, str]]:
+def _contestants(profile: Any, device: str, dtype: torch.dtype, phase: str, batch: int, room: int, graph: str,
+                 options: Mapping[str, Any]) -> tuple[dict[str, _Ours | Peer], dict[str, str]]:
     _, path = checkpoint_of(profile)
     upstream = load_model(path, PortPlan.upstream(), device, dtype)
     full = load_model(path, PortPlan.full(), device, dtype)
     models = {UPSTREAM: upstream, FAIR: with_plan(upstream, upstream.plan.replace(cache="fixed")), FULL: full,
-              GRAPHS[graph]: compile_steps(with_plan(full, full.plan), graph)}
+              GRAPHS[graph]: compile_steps(with_plan(full, full.plan), graph, **options)}
     found: dict[str, _Ours | Peer] = {n: _Ours(m, batch, room) for n, m in models.items()}
     left_out: dict[str, str] = {}
     for form in peer_forms(dtype):
         if phase == "prefill" and not form.prefill:
             continue
         try:
-            found[form.name] = make_peer(form, upstream, batch, room)
+            found[form.name] = make_peer(form, upstream, batch, room, **options)
         except PortError as error:
             left_out[form.name] = str(error)
     return found, left_out
 
 
 def peer_case(profile: Any, name: str, *, device: str, dtype: str, phase: str, batch: int, size: int, rounds: int,
-              graph: str = "ge", seed: int = 0) -> Case:
+              graph: str = "ge", seed: int = 0, options: Mapping[str, Any] | None = None) -> Case:
     """The full port, eager and compiled, and upstream, beside every form of transformers, after the same prompt.
 
-    The first call of each is compared with upstream's; logits of the last position only, everywhere.
+    The first call of each is compared with upstream's; logits of the last position only, everywhere. `options` are
+    inductor's, for both sides.
     """
     where, kind = str(pick_device(device)), pick_dtype(dtype)
     decode = phase == "decode"
-    found, left_out = _contestants(profile, where, kind, phase, batch, size + 1, graph)
+    found, left_out = _contestants(profile, where, kind, phase, batch, size + 1, graph, options or {})
     vocab = _vocabulary(profile)
     generator = torch.Generator().manual_seed(seed)
     prompts = torch.randint(vocab, (ATTEMPTS, batch, size), generator=generator).to(where)

@@ -25,7 +25,8 @@ def best_peer(case: Case) -> str:
 def _what(case: Case) -> str:
     r = case.records[0]
     size = f"{r.context} cached" if r.phase == "decode" else f"{r.tokens} tokens"
-    return f"{r.profile} {r.dtype} {r.phase}, batch {r.batch}, {size}"
+    between = ", C++ between kernels" if case.key.endswith("-cpp") else ""
+    return f"{r.profile} {r.dtype} {r.phase}, batch {r.batch}, {size}{between}"
 
 
 def _cases(found: Sequence[Bench], part: str) -> list[Case]:
@@ -54,8 +55,7 @@ def limit_rows(found: Sequence[Bench]) -> list[Row]:
         step, bound = case.facts["step"], case.facts["read" if decode else "gemm"]
         work = f"{step['work'] / 1e6:.0f} MB" if decode else f"{step['work'] / 1e9:.1f} GFLOP"
         rate = f"{bound['rate'] / 1e9:.1f} " + ("GB/s" if decode else "GFLOP/s")
-        rows.append((_what(case) + (", C++ between kernels" if case.key.endswith("-cpp") else ""),
-                     seconds_text(case.results.get("step").median), work, rate,
+        rows.append((_what(case), seconds_text(case.results.get("step").median), work, rate,
                      f"{step['fraction']:.0%} [{step['fraction_low']:.0%}–{step['fraction_high']:.0%}]"))
     return rows
 

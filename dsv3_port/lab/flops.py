@@ -15,6 +15,7 @@ from ..config import DeepseekV3Config
 from ..errors import PortError
 from ..model.attention import ExpandedAttention, LowRankAttention, attend, make_attention
 from ..model.linear import Context
+from ..ops.kernels import plain_products
 from ..steps import PortPlan
 
 # what the cache holds, and how the queries meet it
@@ -23,7 +24,7 @@ FORMS = ("expanded", "latent, absorbed", "latent, expanded again")
 
 def count_flops(fn: Callable[[], object]) -> dict[str, int]:
     """Floating-point operations of the matrix products that `fn` does, by operator; 2 for a multiply and an add."""
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), plain_products(), FlopCounterMode(display=False) as counter:
         fn()
     return {str(op).removeprefix("aten."): n for op, n in counter.get_flop_counts()["Global"].items()}
 

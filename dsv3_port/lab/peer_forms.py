@@ -51,10 +51,10 @@ class Peer:
 
     now: Tensor  # the next input
 
-    def __init__(self, form: PeerForm, model: Any, batch: int, room: int) -> None:
+    def __init__(self, form: PeerForm, model: Any, batch: int, room: int, **options: Any) -> None:
         self.form, self.model, self.batch, self.room = form, model, batch, room
         self.device, self.config = model.device, model.config
-        self.forward = compile_peer(model.forward) if form.compiled else model.forward
+        self.forward = compile_peer(model.forward, **options) if form.compiled else model.forward
         self.clear()
 
     def clear(self) -> None:
@@ -87,8 +87,9 @@ class Peer:
             self.cache.crop(-extra)
 
 
-def make_peer(form: PeerForm, upstream: Any, batch: int, room: int) -> Peer:
-    """The peer of an upstream model in one form. PortError where this transformers does not know the form."""
+def make_peer(form: PeerForm, upstream: Any, batch: int, room: int, **options: Any) -> Peer:
+    """The peer of an upstream model in one form; `options` of its compiler. PortError where this transformers does not
+    know the form."""
     model = peer_model(upstream)
     try:
         if form.experts is not None:
@@ -97,4 +98,4 @@ def make_peer(form: PeerForm, upstream: Any, batch: int, room: int) -> Peer:
             model.set_attn_implementation(form.attention)
     except (ValueError, AttributeError, ImportError) as error:
         raise PortError(f"{form.name}: this transformers has no such form ({error})") from error
-    return Peer(form, model, batch, room)
+    return Peer(form, model, batch, room, **options)

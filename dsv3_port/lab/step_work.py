@@ -253,7 +253,7 @@ def _counting(model: DeepseekV3, counter: _Counter) -> Iterator[None]:
         for name in [n for n, f in vars(dispatch).items() if n.startswith(("npu_", "scatter_update")) and callable(f)]:
             stack.enter_context(mock.patch.object(dispatch, name, counter.whole(name, getattr(dispatch, name))))
         stack.enter_context(mock.patch.object(kernels, "attention", kernels.plain_attention))
-        stack.enter_context(mock.patch.object(kernels, "_grouped_loop", torch.ops.dsv3.grouped_matmul))
+        stack.enter_context(mock.patch.object(kernels, "_grouped_eager", torch.ops.dsv3.grouped_matmul))
         stack.enter_context(mock.patch.object(Tensor, "tolist", counter.host_counts))
         stack.enter_context(counter)
         yield

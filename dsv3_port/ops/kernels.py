@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,21 +16,65 @@ from .wide import wide
 # two AVX-512 cores, weights that do not stay in the caches, two threads.
 TURNED_ROWS = 8  # eager float32, weight @ x^T for x @ weight^T: 2 rows 3.2, 4 rows 1.7, 8 rows 1.0 (small weights 2.9)
 # Compiled, one product and sum a row, in a block of norm, SwiGLU and two products. float32: 1 row 3.3, 2 rows 4.1,
-# 4 rows 2.6, 8 rows 1.3; bfloat16: 1 row 2.3, 2 rows 1.9, 3 rows 1.25. F.linear reads weights at 8 to 16 GB/s there,
-# this at up to 47 GB/s with one float32 row.
-SUMMED_ROWS = {torch.float32: 8, torch.bfloat16: 3}
+# 4 rows 2.6, 8 rows 1.3; bfloat16: 1 row 2.1, 2 rows 1.9, 4 rows 1.6, 6 rows 1.5, 8 rows 1.2 (small weights 0.9).
+# F.linear reads weights at 8 to 16 GB/s there, this at up to 47 GB/s with one float32 row.
+SUMMED_ROWS = {torch.float32: 8, torch.bfloat16: 6}
 GATHER_ROWS = 256  # compiled grouped matmul, each row reads its own expert: float32 2.0 to 4.9, bfloat16 1.0 to 7.7
+# float32 by oneDNN, for weights of so many elements at least: 1 row 2.1, 8 rows 1.3 to 2.0, 128 rows 1.3 to 1.8, 1,024
+# rows 1.1 to 1.2; with one thread 1.0 to 1.1, for smaller weights 0.7 to 1.3. F.linear leaves float32 to MKL.
+ONEDNN_ELEMENTS = 1 << 17
+ONEDNN_TURNED = 3  # rows up to which turning such a weight is faster still
+# F.grouped_mm, for experts of fewer elements than this in float32 (1.1 to 1.6; above oneDNN's loop is 1.1 to 2.2 times
+# faster), of any size in bfloat16 (1.0 to 1.4), with a row for every fourth expert at least: it visits all of them.
+GROUPED_MM_ELEMENTS = 1 << 18
+_onednn = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+_plain = False
+
+
+@contextlib.contextmanager
+def plain_products() -> Iterator[None]:
+    """Within it eager products are those of the model as it is written, for what counts operators or compares bits."""
+    global _plain
+    before, _plain = _plain, True
+    try:
+        yield
+    finally:
+        _plain = before
 
 
 def _summed(x: Tensor, rows: int) -> bool:
     """Whether torch.compile should get products and sums, which inductor turns into one pass over the weight."""
-    return (torch.compiler.is_compiling() and x.device.type == "cpu" and rows <= SUMMED_ROWS.get(x.dtype, 0)
+    return (torch.compiler.is_compiling() and x.device.type == "cpu" and 0 < rows <= SUMMED_ROWS.get(x.dtype, 0)
             and x.is_contiguous())
 
 
-def _turned(x: Tensor, rows: int) -> bool:
-    return (1 < rows <= TURNED_ROWS and x.dtype == torch.float32 and x.device.type == "cpu"
-            and not torch.compiler.is_compiling())
+def _by_onednn(x: Tensor, weight: Tensor) -> bool:
+    return (_onednn and not _plain and x.dtype == torch.float32 and x.device.type == "cpu"
+            and weight.numel() >= ONEDNN_ELEMENTS and weight.is_contiguous())
+
+
+def _turned(x: Tensor, weight: Tensor, rows: int) -> bool:
+    most = min(TURNED_ROWS, ONEDNN_TURNED) if _by_onednn(x, weight) else TURNED_ROWS
+    return 1 < rows <= most and not _plain and x.dtype == torch.float32 and x.device.type == "cpu"
+
+
+def _product(x: Tensor, weight: Tensor) -> Tensor:
+    """x [..., in], weight [out, in] -> [..., out] by the library that is faster at it."""
+    if not _by_onednn(x, weight):
+        return F.linear(x, weight)
+    if torch.compiler.is_compiling():  # inductor takes oneDNN's own operator for one of packed weights
+        return torch.ops.dsv3.linear(x, weight)
+    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+
+
+@torch.library.custom_op("dsv3::linear", mutates_args=())
+def _linear_op(x: Tensor, weight: Tensor) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+
+
+@_linear_op.register_fake
+def _(x: Tensor, weight: Tensor) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
 
 
 def _stored(x: Tensor, *shape: int) -> Tensor:
@@ -42,12 +87,12 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     """x [..., in], weight [out, in] -> [..., out], contiguous for contiguous x; 16-bit products add up in float32."""
     rows = x.numel() // x.shape[-1]
     if _summed(x, rows):
-        flat, wide_weight = wide(_stored(x, rows, x.shape[-1])), wide(weight)
+        flat, wide_weight = _stored(wide(x), rows, x.shape[-1]), wide(weight)
         y = torch.stack([(wide_weight * flat[row]).sum(-1) for row in range(rows)]).to(x.dtype)
         return _stored(y, *x.shape[:-1], weight.shape[0])
-    if _turned(x, rows):
+    if not torch.compiler.is_compiling() and _turned(x, weight, rows):
         return (weight @ x.reshape(rows, -1).t()).t().contiguous().view(*x.shape[:-1], -1)
-    return F.linear(x, weight)
+    return _product(x, weight)
 
 
 def head_matmul(x: Tensor, weight: Tensor) -> Tensor:
@@ -97,7 +142,7 @@ def grouped_matmul(x: Tensor, weight: Tensor | Sequence[Tensor], cumulative: Ten
     Rows past cumulative[-1] become NaN. ValueError if cumulative[-1] > M (not seen by the gathered form).
     """
     if not torch.compiler.is_compiling():
-        return _grouped_loop(x, weight, cumulative)
+        return _grouped_eager(x, weight, cumulative)
     stacked = weight if isinstance(weight, Tensor) else torch.stack(list(weight))
     if x.shape[0] <= GATHER_ROWS and x.device.type in ("cpu", "cuda"):
         return _grouped_gather(x, stacked, cumulative)
@@ -108,28 +153,47 @@ def _grouped_gather(x: Tensor, weight: Tensor, cumulative: Tensor) -> Tensor:
     """Every row reads its own expert's weight. Only for inductor, which fuses the gather into the product; eagerly
     weight[group] would be a copy (2 GB/s instead of 40 to 60)."""
     group = group_of_rows(cumulative, x.shape[0])
+    dtype, x = x.dtype, wide(x)
     x = _stored(x, *x.shape) if x.device.type == "cpu" and x.is_contiguous() else x
     # [M, N, K] as a view of weights stored [E, N, K]: the sum runs along contiguous memory
     chosen = weight.transpose(1, 2)[group.clamp(max=weight.shape[0] - 1)]
-    y = (wide(chosen) * wide(x)[:, None, :]).sum(-1)
-    return torch.where((group < weight.shape[0])[:, None], y, torch.nan).to(x.dtype)
+    y = (wide(chosen) * x[:, None, :]).sum(-1)
+    return torch.where((group < weight.shape[0])[:, None], y, torch.nan).to(dtype)
 
 
-def _grouped_loop(x: Tensor, weight: Tensor | Sequence[Tensor], cumulative: Tensor) -> Tensor:
-    """One matmul per non-empty group after one read of the boundaries on the host.
-
-    F.grouped_mm is no better on a CPU: within 20 % in float32, twice as slow with 8 rows over 256 bfloat16 experts.
-    """
+def _grouped_eager(x: Tensor, weight: Tensor | Sequence[Tensor], cumulative: Tensor) -> Tensor:
+    """After one read of the boundaries on the host, one matmul for each group with rows, by what is fastest at it."""
     ends = cumulative.tolist()
-    if ends[-1] > x.shape[0]:
-        raise ValueError(f"npu_grouped_matmul: group_list ends at row {ends[-1]}, but x has {x.shape[0]} rows")
+    used = ends[-1]
+    if used > x.shape[0]:
+        raise ValueError(f"npu_grouped_matmul: group_list ends at row {used}, but x has {x.shape[0]} rows")
+    if used == x.shape[0] and isinstance(weight, Tensor) and _by_grouped_mm(x, weight):
+        offsets = cumulative.int()
+        if x.dtype == torch.float32 and used <= TURNED_ROWS * len(ends):
+            turned: Tensor = F.grouped_mm(weight.transpose(1, 2), x.t(), offs=offsets)  # [N, M]
+            return turned.t().contiguous()
+        return F.grouped_mm(x, weight, offs=offsets)
+    return _grouped_loop(x, weight, ends)
+
+
+def _by_grouped_mm(x: Tensor, weight: Tensor) -> bool:
+    """Whether torch's own loop over the groups, in C++, is faster than one in Python over the better library."""
+    return (not _plain and x.device.type == "cpu" and x.is_contiguous() and 4 * x.shape[0] >= weight.shape[0]
+            and (x.dtype == torch.bfloat16 or x.dtype == torch.float32 and weight[0].numel() < GROUPED_MM_ELEMENTS)
+            and all(size * x.element_size() % 16 == 0 for size in (x.shape[0], *weight.shape[1:])))
+
+
+def _grouped_loop(x: Tensor, weight: Tensor | Sequence[Tensor], ends: Sequence[int]) -> Tensor:
     y = x.new_empty(x.shape[0], weight[0].shape[-1])
     start = 0
     for group, end in enumerate(ends):
         if end <= start:
             continue
-        if _turned(x, end - start):  # 1.3 to 1.5 times faster with 2 to 8 rows a group
-            y[start:end] = (weight[group].t() @ x[start:end].t()).t()
+        turned = weight[group].t()  # as experts are stored, [N, K] in memory
+        if _turned(x, turned, end - start):  # 1.3 to 1.5 times faster with 2 to 8 rows a group
+            y[start:end] = (turned @ x[start:end].t()).t()
+        elif _by_onednn(x, turned):
+            y[start:end] = _product(x[start:end], turned)
         else:
             torch.mm(x[start:end], weight[group], out=y[start:end])
         start = end
@@ -139,7 +203,7 @@ def _grouped_loop(x: Tensor, weight: Tensor | Sequence[Tensor], cumulative: Tens
 
 @torch.library.custom_op("dsv3::grouped_matmul", mutates_args=())
 def _grouped_matmul_op(x: Tensor, weight: Tensor, cumulative: Tensor) -> Tensor:
-    return _grouped_loop(x, weight, cumulative)
+    return _grouped_eager(x, weight, cumulative)
 
 
 @_grouped_matmul_op.register_fake

@@ -36,14 +36,14 @@ def folder(tmp_path_factory):
 def nothing_is_compiled(monkeypatch):
     """The forms are compared and timed as they are; that they compile is what tests/engine and the bench show."""
     monkeypatch.setattr(bench_parts, "compile_steps", lambda model, mode: model)
-    monkeypatch.setattr(peer_forms, "compile_peer", lambda forward: forward)
+    monkeypatch.setattr(peer_forms, "compile_peer", lambda forward, **options: forward)
 
 
 @pytest.fixture(scope="module")
 def made(folder):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bench_parts, "compile_steps", lambda model, mode: model)
-        patch.setattr(peer_forms, "compile_peer", lambda forward: forward)
+        patch.setattr(peer_forms, "compile_peer", lambda forward, **options: forward)
         return bench_parts.peer_case(folder, "few", phase="decode", batch=2, size=10, **AT)
 
 
@@ -56,7 +56,7 @@ def test_every_form_of_the_peer_agrees_before_it_is_timed(made):
 
 
 def test_a_form_that_raises_is_left_out_with_its_reason(folder, monkeypatch):
-    def compile_peer(forward):
+    def compile_peer(forward, **options):
         def call(*args, **kwargs):
             raise RuntimeError("no such\n kernel")
         return call

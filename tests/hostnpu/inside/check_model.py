@@ -6,6 +6,7 @@ with the same kernels, and logits and caches are equal to the last bit.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ LENGTH, STEPS_MADE = 12, 6
 
 
 @pytest.fixture(autouse=True)
-def same_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+def same_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The forms of the NPU on the CPU, too."""
 
     def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
@@ -34,7 +35,8 @@ def same_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
         return (scores if mask is None else scores + mask).softmax(-1).to(q.dtype) @ v
 
     monkeypatch.setattr(kernels, "attention", attention)
-    monkeypatch.setattr(kernels, "_turned", lambda x, rows: False)
+    with kernels.plain_products():
+        yield
 
 
 def run(plan: PortPlan, device: str, dtype: str) -> tuple[list[Tensor], list[Tensor], int]:
