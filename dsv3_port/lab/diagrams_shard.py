@@ -45,7 +45,7 @@ class _Matrix:
     def cut(self) -> str:
         if self.whole:
             return "not cut"
-        return f"{'rows' if self.dim == 0 else 'columns'}: {_WHAT[self.component]}"
+        return f"{'outputs' if self.dim == 0 else 'inputs'}: {_WHAT[self.component]}"
 
 
 def cuts(config: DeepseekV3Config, plan: PortPlan, world_size: int) -> list[_Matrix]:

@@ -204,8 +204,9 @@ def test_kv_cache_areas_are_to_scale():
 
 def test_shard_picture_tells_cut_from_whole():
     text = plots.shard_picture(CONFIG, None, 4).alt_text
-    for said in ("attention q_a_proj not cut", "attention q_b_proj rows: heads", "attention o_proj columns: heads",
-                 "expert e down_proj columns: width", "router gate not cut", "embedding embed_tokens rows: vocabulary"):
+    for said in ("attention q_a_proj not cut", "attention q_b_proj outputs: heads", "attention o_proj inputs: heads",
+                 "expert e down_proj inputs: width", "router gate not cut",
+                 "embedding embed_tokens outputs: vocabulary"):
         assert said in text
     with pytest.raises(PortError, match="cannot be cut over 3 ranks"):
         plots.shard_picture(CONFIG.replace(vocab_size=100), None, 3)
