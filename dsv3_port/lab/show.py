@@ -243,8 +243,10 @@ def table(rows: Iterable[Mapping[str, Any] | Sequence[Any]], headers: Sequence[s
         headers = list(dict.fromkeys(key for row in listed for key in row)) if headers is None else headers
         listed = [[row.get(key, "") for key in headers] for row in listed]  # type: ignore[union-attr]
     cells = [[_escaped(value) for value in row] for row in listed]
-    return Shown("", tabulate(cells, [_escaped(h) for h in headers or ()], tablefmt="github", floatfmt=".4g"))
+    return Shown("", tabulate(cells, [_escaped(h) for h in headers or ()], tablefmt="github", disable_numparse=True))
 
 
 def _escaped(value: Any) -> Any:
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
     return value.replace("|", "\\|").replace("\n", " ") if isinstance(value, str) else value

@@ -89,9 +89,13 @@ def _check_merge(answer: Any) -> str | None:
     for name, (form, _) in _WRONG.items():
         if same_as(form):
             return name
-    half = WIDTH // 2
-    return (f"Rank 0 of 2 should hold {WIDTH} rows, gate 0 to {half - 1}, then up 0 to {half - 1}; yours has "
-            f"shape {list(got[0].shape)} and starts rows with {got[0].flatten(1)[:, 0].tolist()}.")
+    off = next(i for i, case in enumerate(cases) if not torch.equal(got[i], _right(gate, up, *case)))
+    (rank, world), part = cases[off], got[off]
+    rows = WIDTH // world
+    both = f"{rank * rows} to {(rank + 1) * rows - 1}"
+    return (f"Rank {rank} of {world} should hold {2 * rows} rows, gate {both}, then up {both}, first numbers "
+            f"{_right(gate, up, rank, world)[:, 0].tolist()}; yours has shape {list(part.shape)} and first numbers "
+            f"{part.flatten(1)[:, 0].tolist()}.")
 
 
 EXERCISES = (

@@ -55,8 +55,8 @@ _SPLITS: dict[str, tuple[Split, str]] = {
                      "Within a head the key rows come first: rows 0 to Dn-1 make k_nope, the Dv rows behind them "
                      "make the value."),
     "w_v not turned": (_value_not_turned,
-                       "w_v is [N, Dv, R] here. It is multiplied from the right, latent [.., R] · w_v, so that it "
-                       "must be [N, R, Dv]."),
+                       "w_v is [N, Dv, R] here. The product is latent [.., R] · w_v, so that its rows must be the "
+                       "R: [N, R, Dv]."),
     "w_k turned": (_both_turned,
                    "w_k is [N, R, Dn] here. The query is multiplied with it, q_nope [.., Dn] · w_k, so that the rows "
                    "of kv_b_proj stay as they are: [N, Dn, R]."),
@@ -82,6 +82,9 @@ def _check_split(answer: Any) -> str | None:
     for name, (form, _) in _SPLITS.items():
         if same_as(form):
             return name
+    if all(g.shape == want.shape for g, want in zip(got, _right(weight, HEADS, NOPE, VALUE), strict=True)):
+        return ("Shapes are right, rows are not: kv_b_proj holds head after head, of each Dn key rows, then Dv value "
+                "rows. Row h·(Dn+Dv)+i is w_k[h, i] for i < Dn.")
     return (f"For N={HEADS}, Dn={NOPE}, Dv={VALUE}, R={RANK} w_k must be [{HEADS}, {NOPE}, {RANK}] and w_v "
             f"[{HEADS}, {RANK}, {VALUE}]; yours are {list(got[0].shape)} and {list(got[1].shape)}. Row h·(Dn+Dv)+i of "
             "kv_b_proj is w_k[h, i] for i < Dn.")
@@ -129,7 +132,7 @@ def _check_crossover(answer: Any) -> str | None:
         if answer == number:
             return name
     side = "absorbing still costs fewer" if answer < _crossover() else "expanding already costs fewer at a smaller S"
-    return f"At S = {int(answer)} it is so: {side}. Compare attention_cost of the two latent forms at this S."
+    return f"S = {int(answer)} is not the first such S: {side}. Compare attention_cost of both latent forms there."
 
 
 EXERCISES = (

@@ -81,7 +81,9 @@ def _check_weigh(answer: Any) -> str | None:
     got = answer(scores.clone(), bias.clone(), k, scale)
     if not isinstance(got, tuple) or len(got) != 2 or not all(isinstance(t, Tensor) for t in got):
         return "weigh must return two tensors: (chosen [T, K], weights [T, K])."
-    if got[0].is_floating_point() or any(t.shape != (32, k) for t in got):
+    if got[0].is_floating_point():
+        return "First come the chosen experts' indices, then the weights (topk returns values first)."
+    if any(t.shape != (32, k) for t in got):
         return f"chosen (indices) and weights must both be [32, {k}], not {[list(t.shape) for t in got]}."
 
     def same_as(form: Weigh) -> bool:

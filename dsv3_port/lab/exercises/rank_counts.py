@@ -148,9 +148,9 @@ def _check(answer: Any) -> str | None:
     for (env, cut_for), (g, text) in zip(CASES, got, strict=True):
         want = _outcome(_right, env, cut_for)[0]
         if g != want:
-            due = "ValueError" if want == REFUSED else f"{want}"
+            due = "raise ValueError" if want == REFUSED else f"return {want}"
             yours = f"raises {text}" if g == REFUSED else f"returns {g!r}"
-            return f"rank_count({env}, {cut_for}) should give {due}; yours {yours}."
+            return f"rank_count({env}, {cut_for}) should {due}; yours {yours}."
     return None
 
 

@@ -90,6 +90,10 @@ def _narrow_only(weight: Tensor, rank: int, world: int, unit: int) -> Tensor:
     return weight.narrow(0, rank * rows, rows)
 
 
+def _chunk(weight: Tensor, rank: int, world: int, unit: int) -> Tensor:
+    return weight.unflatten(0, (-1, unit)).chunk(world)[rank].flatten(0, 1)
+
+
 def _through_heads(weight: Tensor, rank: int, world: int, unit: int) -> Tensor:
     if weight.shape[0] % world:
         raise ValueError
@@ -113,6 +117,9 @@ _CUTS = {
     "narrow only": (_narrow_only,
                     "narrow raises past the end, but 4 ranks of one head each do not reach the end: two heads are lost "
                     "in silence. Check the division before you cut."),
+    "chunk": (_chunk,
+              "Of 4 ranks only the last one fails: chunk rounds up, ranks 0 to 2 take all heads, and wait for rank 3 "
+              "in the first all-reduce. Every rank must refuse, so check the division before you cut."),
     "through a head": (_through_heads,
                        "9 ranks divide 18 rows but not 6 heads: your cut goes through a head. Count in heads of `unit` "
                        "rows, not in rows."),
@@ -124,40 +131,50 @@ def _check_cut(answer: Any) -> str | None:
     if not callable(answer):
         return "Give a function cut(weight, rank, world, unit) that returns this rank's rows."
     weight = _weight()
-    got = {}
+    got: dict[int, list[Any]] = {}
     for world in (1, 2, 3, 4, 9):
-        try:
-            got[world] = [answer(weight.clone(), rank, world, _UNIT) for rank in range(world)]
-        except Exception as error:  # refusing is what some of these should meet; what kind of error is the learner's
-            if world <= 3:
-                return f"{world} ranks divide 6 heads, yet your cut raised {type(error).__name__}: {error}"
-    if not all(isinstance(part, Tensor) for parts in got.values() for part in parts):
+        got[world] = _parts(answer, world)
+        if world <= 3 and (error := next((p for p in got[world] if isinstance(p, Exception)), None)):
+            return f"{world} ranks divide 6 heads, yet your cut raised {type(error).__name__}: {error}"
+    if not all(isinstance(part, (Tensor, Exception)) for parts in got.values() for part in parts):
         return "cut must return a tensor."
     for name, (form, _) in _CUTS.items():
         if _same(got, form):
             return name
     for world, parts in got.items():
         if world > 3:
-            return f"{world} ranks do not divide 6 heads of {_UNIT} rows: cut must raise, and it returned a tensor."
-        want = weight.chunk(world, 0)
-        if any(not torch.equal(a, b) for a, b in zip(parts, want, strict=True)):
-            return (f"With {world} ranks rank 0 should hold rows 0 to {len(want[0]) - 1}; yours has shape "
-                    f"{list(parts[0].shape)}. Ranks follow each other in whole heads.")
+            if kept := [rank for rank, part in enumerate(parts) if isinstance(part, Tensor)]:
+                return (f"{world} ranks do not divide 6 heads of {_UNIT} rows: cut must raise on each of them, and "
+                        f"rank {kept[0]} got a tensor.")
+            continue
+        for rank, (part, want) in enumerate(zip(parts, weight.chunk(world, 0), strict=True)):
+            if not torch.equal(part, want):
+                held = (part.flatten(1)[:, 0] // _COLUMNS).int().tolist() if part.ndim > 1 else list(part.shape)
+                return (f"Of {world} ranks rank {rank} should hold rows {rank * len(want)} to "
+                        f"{(rank + 1) * len(want) - 1}; yours holds {held}. Ranks follow each other in whole heads.")
     return None
 
 
-def _same(got: dict[int, list[Tensor]], form: Any) -> bool:
-    """Whether an answer did what a usual mistake does, refusals included."""
-    for world in (1, 2, 3, 4, 9):
+def _parts(cut: Any, world: int) -> list[Any]:
+    """What each rank gets; an error is what some of these should meet, and its kind is the learner's choice."""
+    def part(rank: int) -> Any:
         try:
-            want = [form(_weight(), rank, world, _UNIT) for rank in range(world)]
-        except Exception:
-            if world in got:
-                return False
-            continue
-        if world not in got or any(not torch.equal(a, b) for a, b in zip(got[world], want, strict=True)):
-            return False
-    return True
+            return cut(_weight(), rank, world, _UNIT)
+        except Exception as error:
+            return error
+
+    return [part(rank) for rank in range(world)]
+
+
+def _same(got: dict[int, list[Any]], form: Any) -> bool:
+    """Whether an answer did what a usual mistake does, refusals included."""
+    def alike(a: Any, b: Any) -> bool:
+        if isinstance(a, Tensor) and isinstance(b, Tensor):
+            return torch.equal(a, b)
+        return isinstance(a, Exception) and isinstance(b, Exception)
+
+    return all(alike(a, b) for world, parts in got.items()
+               for a, b in zip(parts, _parts(form, world), strict=True))
 
 
 EXERCISES = (
