@@ -191,14 +191,16 @@ class Results:
             return "These records come from the host stand-in: its results are exact, its timings are never shown."
         rows = ["| variant | phase | mode | median | min – max | first call | faster than first |",
                 "|---|---|---|---:|---:|---:|---:|"]
+        several = len({r.batch for r in self.records}) > 1
         for r in self.records:
+            phase = f"{r.phase or '–'}, batch {r.batch}" if several and r.batch else r.phase or "–"
             base = baseline or next(o.name for o in self.records if (o.run, o.phase) == (r.run, r.phase))
             try:
                 factor = str(self.select(run=r.run).ratio(base, r.name, r.phase)) if base != r.name else "–"
             except PortError:
                 factor = "–"
             first = seconds_text(r.first_call_seconds) if r.first_call_seconds is not None else "–"
-            rows.append(f"| {r.name} | {r.phase or '–'} | {r.mode} | {seconds_text(r.median)} | "
+            rows.append(f"| {r.name} | {phase} | {r.mode} | {seconds_text(r.median)} | "
                         f"{seconds_text(r.min)} – {seconds_text(r.max)} | {first} | {factor} |")
         notes = "" if not self.records else "\n\n" + stamp(self.records)
         if self.busy:
