@@ -26,7 +26,8 @@ def _what(case: Case) -> str:
     r = case.records[0]
     size = f"{r.context} cached" if r.phase == "decode" else f"{r.tokens} tokens"
     between = ", C++ between kernels" if case.key.endswith("-cpp") else ""
-    return f"{r.profile} {r.dtype} {r.phase}, batch {r.batch}, {size}{between}"
+    at, dtype, _ = case.key.partition(f"-{r.dtype}-")  # a single layer's key says which, its folder's name does not
+    return f"{at if dtype else r.profile} {r.dtype} {r.phase}, batch {r.batch}, {size}{between}"
 
 
 def _cases(found: Sequence[Bench], part: str) -> list[Case]:
@@ -43,6 +44,24 @@ def speed_rows(found: Sequence[Bench]) -> list[Row]:
         best = best_peer(case)
         factors = [str(results.ratio(name, ours)) for name in (UPSTREAM, FAIR, AS_LOADED, best)]
         rows.append((_what(case), seconds_text(results.get(ours).median), *factors, best.removeprefix(PEERS)))
+    return rows
+
+
+RUNGS = (UPSTREAM, FAIR, "mla_low_rank", FULL)  # of ci/bench.py --part ladder --main, and the compiled full port
+
+
+def ladder_rows(found: Sequence[Bench]) -> list[Row]:
+    """Of each case of part ladder: what, upstream's time, how many times faster the main rungs are, eager and compiled,
+    KV cache and operators of upstream and of the full port."""
+    rows: list[Row] = []
+    for case in _cases(found, "ladder"):
+        results, names = case.results, case.results.names
+        graph = next((n for n in GRAPHS.values() if n in names), "")
+        factors = [str(results.ratio(UPSTREAM, n)) if n in names else "–" for n in (*RUNGS[1:], graph)]
+        pair = case.facts[UPSTREAM], case.facts[FULL]
+        cache = " → ".join(f"{f['kv_bytes'] / 1e6:.1f}" for f in pair) + " MB" if pair[0]["kv_bytes"] else "–"
+        rows.append((_what(case), seconds_text(results.get(UPSTREAM).median), *factors, cache,
+                     " → ".join(f"{f['operators']:.0f}" for f in pair)))
     return rows
 
 
@@ -97,6 +116,8 @@ def markdown(found: Sequence[Bench]) -> str:
     parts = []
     for heads, rows in ((("measured", "full port, compiled", "× upstream", "× upstream, fixed cache",
                           "× transformers as loaded", "× its fastest form", "which is"), speed_rows(found)),
+                        (("ladder", "upstream", "× fixed cache", "× MLA low rank", "× full port, eager",
+                          "× full port, compiled", "KV cache", "operators a step"), ladder_rows(found)),
                         (("against the machine's limit", "time", "work", "rate in the same run", "reached"),
                          limit_rows(found)),
                         (("cost against work", "range", "fitted exponents of time"), exponent_rows(found)),

@@ -98,7 +98,8 @@ def sweep(models: Mapping[str, DeepseekV3], sizes: Sequence[int], *, phase: str 
         differences.update({n: max(d, differences.get(n, 0.0)) for n, d in found.items()})
     first = next(iter(models.values()))
     meta: dict[str, Any] = {"profile": profile, "dtype": str(first.dtype).removeprefix("torch."), "batch": batch,
-                            "phase": phase}
+                            "phase": phase, "mode": {n: "eager" if m.run_step == m.step else "compiled"
+                                                     for n, m in models.items()}}
     ids = {name: model.plan.step_ids for name, model in models.items()}
     results = Results()
     for size in sizes:

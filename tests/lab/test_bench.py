@@ -140,6 +140,11 @@ def test_tables_of_limit_scaling_and_start(made, tmp_path):
     facts = {"step": {"work": 1e7, "fraction": 0.5, "fraction_low": 0.4, "fraction_high": 0.6}, "read": {"rate": 1e10}}
     row = bench_tables.limit_rows(found("limit", [record("step", 2e-3), record("read", 1e-3)], facts=facts))[0]
     assert row[1:] == ("2.00 ms", "10 MB", "10.0 GB/s", "50% [40%–60%]")
+    rungs = [record(UPSTREAM, 8e-3), record("last_token_head", 4e-3), record("ge_graph", 1e-3)]
+    counted = {n: {"kv_bytes": 2e6, "operators": 30.0} for n in (UPSTREAM, "last_token_head")}
+    row = bench_tables.ladder_rows(found("ladder", rungs, facts=counted))[0]
+    assert row[1:4] == ("8.00 ms", "–", "–") and row[4].startswith("2.00×") and row[5].startswith("8.00×")
+    assert row[6:] == ("2.0 → 2.0 MB", "30 → 30")
     curve = [record(FAIR, 1e-3 * n, batch=n) for n in (4, 1, 2)]
     assert bench_tables.exponent_rows(found("scaling", curve))[0][1:] == ("1–4", f"{FAIR} 1.00")
     starts = [record("torch", 1.0, 1.2, 1.1), record("torch, then dsv3_port", 1.1, 1.4, 1.1)]

@@ -30,9 +30,12 @@ def test_with_plan_refuses_another_layout():
 def test_sweep_records(phase):
     model = random_model(PortPlan.full())
     models = {"a": model, "b": with_plan(model, PortPlan.full().minus("add_rms_norm"))}
+    step = models["b"].step
+    models["b"].run_step = lambda *inputs: step(*inputs)  # as a compiled step stands there
     results = sweep(models, [3, 6], phase=phase, batch=2, rounds=2, profile="test")
     field = "context" if phase == "decode" else "tokens"
     assert [(r.name, getattr(r, field)) for r in results] == [("a", 3), ("b", 3), ("a", 6), ("b", 6)]
+    assert {(r.name, r.mode) for r in results} == {("a", "eager"), ("b", "compiled")}
     assert {r.phase for r in results} == {phase} and {r.batch for r in results} == {2}
     assert results.select(name="b").records[0].step_ids == models["b"].plan.step_ids
     assert results.select(**{field: 3}).ratio("a", "b").median > 0
