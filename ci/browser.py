@@ -112,6 +112,12 @@ class Page:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(base64.b64decode(data))
 
+    def seen(self, scale: float) -> bytes:
+        """The whole page as PNG, so many times its size."""
+        room = self.call("Page.getLayoutMetrics")["cssContentSize"]
+        return base64.b64decode(self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True,
+                                          clip={**room, "scale": scale})["data"])
+
 
 @contextmanager
 def browser(binary: str | None = None) -> Iterator[Page]:

@@ -2,12 +2,14 @@
 
 For every HTML file of OUT (default: out/): no console error, no request to the net, every picture is drawn and has
 alternative text, links and fragments lead somewhere, no horizontal scroll at 390 and 1280 pixels, a title, a language,
-and focus that goes through the page by Tab. With --pictures, PNGs of each page, light and dark, wide and phone.
+focus that goes through the page by Tab, and nothing white for readers whose system is dark. With --pictures, PNGs of
+each page, light and dark, wide and phone.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,8 +19,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import browser
 from browser import Page
+from PIL import Image, ImageChops
 
 PHONE, DESK = 390, 1280
+TILE = 64  # CSS pixels; a smaller white area does not glare
 _PICTURES = """[...document.images].filter(i => !(i.complete && i.naturalWidth > 0) || !i.hasAttribute('alt'))
     .map(i => (i.complete && i.naturalWidth > 0 ? 'picture without alternative text: ' : 'picture not drawn: ')
          + (i.getAttribute('src') || '').slice(0, 60))"""
@@ -48,6 +52,22 @@ def look(page: Page, file: Path, root: Path) -> Iterator[str]:
         yield "Tab does not reach two links"
     page.size(PHONE, 844)
     yield from page.run(_WIDE.replace("WIDTH", str(PHONE)))  # innerWidth grows with what does not fit
+    page.size(DESK, dark=True)
+    yield from _glare(page)
+
+
+def _glare(page: Page) -> Iterator[str]:
+    """Where a dark page has a tile that is white or nearly so; coloured areas do not count."""
+    whole = Image.open(io.BytesIO(page.seen(1 / 8))).convert("RGB")
+    red, green, blue = whole.split()
+    grey = ImageChops.darker(ImageChops.darker(red, green), blue)
+    tiles = grey.resize((max(grey.width * 8 // TILE, 1), max(grey.height * 8 // TILE, 1)), Image.Resampling.BOX)
+    at = next((k for k, light in enumerate(tiles.tobytes()) if light > 225), None)
+    if at is not None:
+        x, y = (at % tiles.width + 0.5) * TILE, (at // tiles.width + 0.5) * TILE
+        page.run(f"scrollTo(0, {y} - 300)")
+        what = page.run(f"document.elementFromPoint({x}, {y} - scrollY)?.outerHTML.slice(0, 80)")
+        yield f"glares on a dark page, {y:.0f} px from the top: {what}"
 
 
 def _dead_links(page: Page, file: Path, root: Path) -> Iterator[str]:

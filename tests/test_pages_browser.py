@@ -13,7 +13,7 @@ from dsv3_port.lab import show
 from dsv3_port.lab.course import Notebook
 from dsv3_port.lab.pages import write_index, write_page
 from dsv3_port.lab.slides import write_slides
-from dsv3_port.lab.style import LabFigure
+from dsv3_port.lab.style import ON_DARK, LabFigure
 from dsv3_port.lab.tutorial import NotebookRun
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "ci"))
@@ -38,7 +38,7 @@ def _output(html: str) -> nbformat.NotebookNode:
 def site(tmp_path_factory):
     """The kinds of things that notebooks hold, as page, slides and index."""
     out = tmp_path_factory.mktemp("site")
-    plot = LabFigure()
+    plot = LabFigure(figsize=(6, 4))
     plot.alt_text = "A line that rises."
     plot.subplots().plot([1, 2])
     data, meta = plot._repr_mimebundle_()
@@ -61,6 +61,7 @@ def site(tmp_path_factory):
         runs.append(NotebookRun(name, "ok", 1.0, 2, f"pages/{name}.html"))
     for folder in ("executed", "results"):
         (out / folder).mkdir()
+    (out / "results" / "ladder.png").write_bytes(plot.png())
     about = [Notebook(r.name, r.name, "一", "It works. And more.", {"Reading": "5 minutes"}) for r in runs]
     write_index(out, about, runs, "a cpu")
     return out
@@ -94,9 +95,20 @@ def test_dark_readers_get_dark_pages(page, site):
     assert back < 150 and ink > 500
 
 
+@pytest.mark.parametrize("name", ["index.html", "pages/00_one.html"])
+def test_a_picture_that_stays_white_is_found(page, site, name):
+    text = (site / name).read_text(encoding="utf-8")
+    assert ON_DARK in text
+    file = site / name.replace(".html", "_white.html")
+    file.write_text(text.replace(ON_DARK, "none"), encoding="utf-8")
+    found = list(check_pages.look(page, file, site))
+    assert len(found) == 1 and "glares on a dark page" in found[0] and "<img" in found[0], found
+
+
 BROKEN = {"<img src='none.png' alt=''>": "picture not drawn",
           "<a href='no.html'>x</a>": "no.html, which does not exist",
           "<a href='#nowhere'>x</a>": "#nowhere, which is not", "<div style='width:900px'>x</div>": "sideways",
+          "<p style='background:#eee;height:200px'>x</p>": "glares on a dark page",
           "<script>throw new Error('oh')</script>": "console: Error: oh",
           "<img src='data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=='>": "alternative text"}
 
@@ -105,7 +117,8 @@ BROKEN = {"<img src='none.png' alt=''>": "picture not drawn",
 def test_damage_is_found(page, tmp_path, damage):
     file = tmp_path / "a.html"
     file.write_text("<!DOCTYPE html><html lang='en'><head><title>a</title>"
-                    "<meta name='viewport' content='width=device-width, initial-scale=1'></head><body>"
+                    "<meta name='viewport' content='width=device-width, initial-scale=1'>"
+                    "<meta name='color-scheme' content='light dark'></head><body>"
                     f"<a href='a.html'>one</a><a href='a.html?2'>two</a>{damage}</body></html>")
     found = list(check_pages.look(page, file, tmp_path))
     assert BROKEN[damage] in found[-1] and all("ERR_FILE" in text for text in found[:-1]), found

@@ -89,7 +89,7 @@ def forecast_ladder(forecasts: Sequence[StepForecast]) -> LabFigure:
     axes[0].legend(handles=[Patch(color=BLUE, label="eager"), Patch(color=GREEN, label="graph")], loc="lower right")
     card, world = CARDS[forecasts[0].card], forecasts[0].work.world_size
     return finish(fig, "FORECAST, nothing measured, ranges of a step's time: " + "; ".join(said) + ".",
-                  f"From the fast to the slow end of the assumptions, white: geometric middle. {assumptions_text()}. "
+                  f"From the fast to the slow end of the assumptions, line: geometric middle. {assumptions_text()}. "
                   f"Rates: {card.source}.", title=f"FORECAST, nothing measured: bfloat16 on {world} × {card.name}")
 
 

@@ -30,6 +30,7 @@ from traitlets.config import Config
 from .. import __version__
 from ..steps import STEPS
 from .course import Notebook
+from .style import CSS_CLASS, ON_DARK
 from .translations import LANGUAGES, of_notebook, translated
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -114,10 +115,11 @@ class PageExporter(HTMLExporter):
 
 @cache
 def dark_colours() -> str:
-    """JupyterLab's dark theme as nbconvert ships it, for readers whose system is dark."""
+    """JupyterLab's dark theme as nbconvert ships it, and dark pictures, for readers whose system is dark."""
     found = next((folder / "nbconvert/templates/lab/static/theme-dark.css" for folder in map(Path, jupyter_path())
                   if (folder / "nbconvert/templates/lab/static/theme-dark.css").is_file()), None)
-    return found.read_text(encoding="utf-8") if found else ""
+    theme = found.read_text(encoding="utf-8") if found else ""
+    return f"{theme}\n    .{CSS_CLASS} {{ filter: {ON_DARK}; }}"
 
 
 def write_page(nb: NotebookNode, name: str, pages_dir: Path, notebooks_dir: Path, *, previous: str = "",
@@ -164,7 +166,7 @@ def write_index(out_dir: Path, notebooks: Sequence[Notebook], runs: Sequence[Any
         cards=cards, done=len(shown), failed=sum(run.status != "ok" for run in shown), where=where, guide=guide,
         reading=sum(n.reading_minutes for n in notebooks), exercises=sum(n.exercise_minutes for n in notebooks),
         seconds=sum(run.seconds for run in shown), pictures=[f"results/{name}" for name in pictures],
-        version=__version__, date=datetime.now(timezone.utc).strftime("%Y-%m-%d"))
+        on_dark=ON_DARK, version=__version__, date=datetime.now(timezone.utc).strftime("%Y-%m-%d"))
     file = out_dir / "index.html"
     file.write_text(page, encoding="utf-8")
     return file

@@ -1,4 +1,4 @@
-"""One look for every picture: colour-blind safe (Okabe-Ito), readable on a projector, a card on light and dark pages.
+"""One look for every picture: colour-blind safe (Okabe-Ito), readable on a projector, dark on dark pages.
 
 Figures are made without pyplot, so that nothing is drawn twice in a notebook and no global state is left behind.
 """
@@ -30,6 +30,10 @@ INK, GREY, LIGHT, PAPER = "#222222", "#6E6E6E", "#D9D9D9", "#FFFFFF"
 CYCLE = (BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY, YELLOW, GREY)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 SMALL, NORMAL, LARGE = 11, 12, 14
+# On dark pages the browser turns lightness round and keeps hues: paper becomes #121212, every colour of CYCLE has more
+# contrast than on white, and for red-, green- and blue-blind eyes the colours stay about as far apart as they were.
+CSS_CLASS, ON_DARK = "dsv3-picture", "invert(.94) hue-rotate(180deg) saturate(1.2) brightness(1.15)"
+_JUPYTER_DARK = f'<style>[data-jp-theme-light="false"] .{CSS_CLASS} {{filter: {ON_DARK}}}</style>'
 
 RC: dict[Any, Any] = {"font.size": NORMAL, "axes.titlesize": LARGE, "axes.labelsize": NORMAL, "xtick.labelsize": SMALL,
       "ytick.labelsize": NORMAL, "legend.fontsize": SMALL, "axes.spines.top": False, "axes.spines.right": False,
@@ -57,8 +61,9 @@ class LabFigure(Figure):
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict[str, str], dict[str, Any]]:
         """For Jupyter: an <img> with its alternative text (JupyterLab shows a bare PNG without one), and the PNG."""
         picture = base64.b64encode(self.png()).decode()
-        tag = f'<img alt="{html.escape(self.alt_text)}" style="max-width:100%" src="data:image/png;base64,{picture}">'
-        return ({"text/html": tag, "image/png": picture, "text/plain": self.alt_text},
+        tag = (f'<img class="{CSS_CLASS}" alt="{html.escape(self.alt_text)}" style="max-width:100%" '
+               f'src="data:image/png;base64,{picture}">')
+        return ({"text/html": _JUPYTER_DARK + tag, "image/png": picture, "text/plain": self.alt_text},
                 {"image/png": {"alt": self.alt_text}})
 
 
