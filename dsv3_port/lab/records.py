@@ -191,9 +191,11 @@ class Results:
             return "These records come from the host stand-in: its results are exact, its timings are never shown."
         rows = ["| variant | phase | mode | median | min – max | first call | faster than first |",
                 "|---|---|---|---:|---:|---:|---:|"]
-        several = len({r.batch for r in self.records}) > 1
+        sizes = [(f, unit) for f, unit in (("batch", "batch {}"), ("context", "{} cached"), ("tokens", "{} tokens"))
+                 if any(len({getattr(r, f) for r in self.records if r.phase == p}) > 1 for p in
+                        {r.phase for r in self.records})]
         for r in self.records:
-            phase = f"{r.phase or '–'}, batch {r.batch}" if several and r.batch else r.phase or "–"
+            phase = ", ".join([r.phase or "–", *(unit.format(getattr(r, f)) for f, unit in sizes if getattr(r, f))])
             base = baseline or next(o.name for o in self.records if (o.run, o.phase) == (r.run, r.phase))
             try:
                 factor = str(self.select(run=r.run).ratio(base, r.name, r.phase)) if base != r.name else "–"

@@ -205,6 +205,16 @@ def test_table_names_device_versions_and_factor():
     assert stamp([record(dtype="float32", threads=2, profile="w1")]).count("·") == 5
 
 
+def test_table_says_what_differs_within_a_phase():
+    rows = [record("a", phase="decode", batch=1, context=64), record("a", phase="decode", batch=8, context=64),
+            record("a", phase="prefill", batch=1, tokens=128), record("a", phase="mask", tokens=1),
+            record("a", phase="mask", tokens=8)]
+    text = Results(rows).table()
+    assert "| decode, batch 1 |" in text and "| decode, batch 8 |" in text and "| mask, 8 tokens |" in text
+    assert "64 cached" not in text
+    assert "| decode |" in Results(rows[:1]).table()
+
+
 def test_host_stand_in_timings_are_not_displayed():
     text = Results([record(tier="host-npu")])._repr_markdown_()
     assert "never shown" in text and "|" not in text

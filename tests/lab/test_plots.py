@@ -152,6 +152,9 @@ def test_step_alone_says_faster_slower_or_neither():
     assert "2.00× faster" in plots.step_bars(results, "a", "fast").alt_text
     assert "2.00× slower" in plots.step_bars(results, "a", "slow").alt_text
     assert "no clear difference" in plots.step_bars(results, "a", "same").alt_text
+    contrary = Results([record("a", [1.0, 1.0, 1.0, 5.0, 5.0]), record("b", [0.9, 0.9, 1.2, 4.0, 4.0])])
+    assert contrary.ratio("a", "b").low > 1  # by pairs faster, and its bar would be the longer one
+    assert "no clear difference" in plots.step_bars(contrary, "a", "b").alt_text
     with pytest.raises(PortError, match="no phase has records of both"):
         plots.step_bars(results, "a", "absent")
 
