@@ -34,6 +34,7 @@ DRAWN = f"""(() => {{ const nb = {PANEL}.content, at = nb.widgets.findIndex(w =>
     w.model.outputs.toJSON().some(o => o.data && o.data['image/png'])); nb.scrollToItem(at);
     const img = nb.widgets[at].node.querySelector('img');
     return img && img.complete && img.naturalWidth > 100 && img.alt.length > 20; }})()"""
+PICTURES = f"[...{PANEL}.content.node.querySelectorAll('.jp-OutputArea img')]"
 LOOP = "import time\nfrom tqdm import tqdm\nfor _ in tqdm(range(3000), desc='waiting'):\n    time.sleep(0.1)"
 
 
@@ -109,6 +110,9 @@ def test_all_cells_run(page, server, name):
     assert not errors, json.dumps(errors)[:1000]
     assert any(o["image"] for o in outputs) and len(outputs) > 10
     page.wait(DRAWN, 30, "a plot with its alternative text is on the screen")
+    for theme, drawn in (("Dark", "invert"), ("Light", "none")):
+        page.run(f"void jupyterapp.commands.execute('apputils:change-theme', {{theme: 'JupyterLab {theme}'}})")
+        page.wait(f"{PICTURES}.every(i => getComputedStyle(i).filter.startsWith('{drawn}'))", 20, f"plots are {theme}")
 
 
 def test_a_running_cell_shows_its_bar_is_interrupted_and_the_kernel_restarts(page, server):
