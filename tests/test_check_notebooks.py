@@ -78,6 +78,22 @@ def test_cards_are_held_to_a_run(tmp_path):
         assert len(rules.cards.against_runs(tmp_path, tmp_path / "runs.json")) == wrong
 
 
+def test_a_slow_machine_is_told_from_a_slow_notebook(tmp_path, monkeypatch, capsys):
+    nb = good()
+    find(nb, "card")["source"] = CARD  # about 30 seconds
+    names = [f"0{k}_a" for k in range(2, 7)]
+    for name in names:
+        (tmp_path / "notebooks").mkdir(exist_ok=True)
+        (tmp_path / "notebooks" / f"{name}.ipynb").write_text(json.dumps(nb))
+    monkeypatch.setattr(rules.cards, "__file__", str(tmp_path / "ci" / "cards.py"))
+    for odd, warned in ((240, []), (559, []), (561, ["02_a"])):
+        runs = [{"name": n, "status": "ok", "seconds": odd if n == "02_a" else 240} for n in names]
+        (tmp_path / "runs.json").write_text(json.dumps(runs))
+        assert rules.cards.main([str(tmp_path / "runs.json")]) == 0
+        first, *lines = capsys.readouterr().out.splitlines()
+        assert "8.00 times" in first and [line.split("/")[1][:4] for line in lines] == warned, lines
+
+
 def _outputs(nb):
     find(nb, "plot")["outputs"] = [{"output_type": "stream"}]
 
