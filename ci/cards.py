@@ -1,7 +1,7 @@
 """A notebook's card against its own text and against runs: minutes of reading by word count, seconds as measured.
 
-`python ci/cards.py out/runs.json` is for a runner that others share: the run is first brought to the pace of the machine
-that the cards were measured on, and what is then far off is a warning.
+`python ci/cards.py out/runs.json` is for a runner that others share: the run is first brought to the pace of the
+machine that the cards were measured on, and what is then far off is a warning.
 """
 
 from __future__ import annotations
