@@ -108,15 +108,16 @@ class Page:
 
     def picture(self, file: Path, whole: bool = False) -> None:
         """Save what the window shows, or the whole page, as PNG."""
-        data = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)["data"]
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(base64.b64decode(data))
+        file.write_bytes(self._png(captureBeyondViewport=whole))
 
     def seen(self, scale: float) -> bytes:
         """The whole page as PNG, so many times its size."""
         room = self.call("Page.getLayoutMetrics")["cssContentSize"]
-        return base64.b64decode(self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True,
-                                          clip={**room, "scale": scale})["data"])
+        return self._png(captureBeyondViewport=True, clip={**room, "scale": scale})
+
+    def _png(self, **options: Any) -> bytes:
+        return base64.b64decode(self.call("Page.captureScreenshot", format="png", **options)["data"])
 
 
 @contextmanager

@@ -47,7 +47,7 @@ def speed_rows(found: Sequence[Bench]) -> list[Row]:
     return rows
 
 
-RUNGS = (UPSTREAM, FAIR, "mla_low_rank", FULL)  # of ci/bench.py --part ladder --main, and the compiled full port
+RUNGS = (FAIR, "mla_low_rank", FULL)  # of ci/bench.py --part ladder --main, beside upstream and the compiled full port
 
 
 def ladder_rows(found: Sequence[Bench]) -> list[Row]:
@@ -57,7 +57,7 @@ def ladder_rows(found: Sequence[Bench]) -> list[Row]:
     for case in _cases(found, "ladder"):
         results, names = case.results, case.results.names
         graph = next((n for n in GRAPHS.values() if n in names), "")
-        factors = [str(results.ratio(UPSTREAM, n)) if n in names else "–" for n in (*RUNGS[1:], graph)]
+        factors = [str(results.ratio(UPSTREAM, n)) if n in names else "–" for n in (*RUNGS, graph)]
         pair = case.facts[UPSTREAM], case.facts[FULL]
         cache = " → ".join(f"{f['kv_bytes'] / 1e6:.1f}" for f in pair) + " MB" if pair[0]["kv_bytes"] else "–"
         rows.append((_what(case), seconds_text(results.get(UPSTREAM).median), *factors, cache,

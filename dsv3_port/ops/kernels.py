@@ -64,15 +64,14 @@ def _product(x: Tensor, weight: Tensor) -> Tensor:
         return F.linear(x, weight)
     if torch.compiler.is_compiling():  # inductor takes oneDNN's own operator for one of packed weights
         return torch.ops.dsv3.linear(x, weight)
+    return _onednn_linear(x, weight)
+
+
+def _onednn_linear(x: Tensor, weight: Tensor) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
 
 
-@torch.library.custom_op("dsv3::linear", mutates_args=())
-def _linear_op(x: Tensor, weight: Tensor) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
-
-
-@_linear_op.register_fake
+@torch.library.custom_op("dsv3::linear", _onednn_linear, mutates_args=()).register_fake
 def _(x: Tensor, weight: Tensor) -> Tensor:
     return x.new_empty(*x.shape[:-1], weight.shape[0])
 
@@ -193,7 +192,7 @@ def _grouped_loop(x: Tensor, weight: Tensor | Sequence[Tensor], ends: Sequence[i
         if _turned(x, turned, end - start):  # 1.3 to 1.5 times faster with 2 to 8 rows a group
             y[start:end] = (turned @ x[start:end].t()).t()
         elif _by_onednn(x, turned):
-            y[start:end] = _product(x[start:end], turned)
+            y[start:end] = _onednn_linear(x[start:end], turned)
         else:
             torch.mm(x[start:end], weight[group], out=y[start:end])
         start = end
