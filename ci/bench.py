@@ -1,4 +1,5 @@
-"""The whole speed matrix, part by part: `python ci/bench.py --part {ladder,peer,limit,scaling,imports}`.
+"""The whole speed matrix, part by part: `python ci/bench.py --part
+{ladder,peer,limit,scaling,imports}`.
 
 ladder   every step, cumulative and alone, eager and compiled, with operators, KV-cache bytes and peak memory counted
 peer     the full port beside transformers in each of its configurations, after the same prompt
@@ -6,10 +7,11 @@ limit    compiled decode beside the memory's bandwidth, prefill beside the matmu
 scaling  decode over context, batch and experts per token, prefill over length, with the fitted exponents
 imports  start of a process: torch, the package beyond it, `dsv3-port --help`
 
-Without further arguments a part runs all its cases (minutes each; --list prints them with their keys); --profile,
---dtype, --phase, --batch and --size choose some. Nothing is timed before its logits agree with the reference's. Results
-go to data/recorded/bench-<part>-<tier>.json, each case in the place of the one it repeats; README's table is made of
-them. A busy machine is refused unless --busy. Exit codes: 0, or 2 with a sentence.
+Without further arguments a part runs all its cases (minutes each; --list prints them with their
+keys); --profile, --dtype, --phase, --batch and --size choose some. Nothing is timed before its
+logits agree with the reference's. Results go to data/recorded/bench-<part>-<tier>.json, each case
+in the place of the one it repeats; README's table is made of them. A busy machine is refused unless
+--busy. Exit codes: 0, or 2 with a sentence.
 """
 
 from __future__ import annotations
@@ -32,31 +34,67 @@ PROFILES = ("w1", "w2", "l")
 LAYERS = tuple(f"{kind}-{ranks}" for kind in ("dense", "moe") for ranks in (8, 16, 32))
 DECODE = tuple((batch, context) for context in (512, 2048, 8192) for batch in (1, 8))
 PREFILL = ((1, 128), (1, 1024))
-CURVES = {"context": (512, 1024, 2048, 4096, 8192), "batch": (1, 2, 4, 8, 16), "top": (2, 4, 8, 16),
-          "tokens": (64, 128, 256, 512, 1024)}
+CURVES = {
+    "context": (512, 1024, 2048, 4096, 8192),
+    "batch": (1, 2, 4, 8, 16),
+    "top": (2, 4, 8, 16),
+    "tokens": (64, 128, 256, 512, 1024),
+}
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="ci/bench.py", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", required=True, choices=("ladder", "peer", "limit", "scaling", "imports"))
-    parser.add_argument("--profile", action="append", help="w1, w2, l, a checkpoint folder, or one layer of the 671B "
-                        f"model as one of so many ranks holds it: {', '.join(LAYERS)}; may be repeated")
-    parser.add_argument("--dtype", action="append", help="float32 and bfloat16 (default: both on cpu, else bfloat16)")
+    parser = argparse.ArgumentParser(
+        prog="ci/bench.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--part", required=True, choices=("ladder", "peer", "limit", "scaling", "imports")
+    )
+    parser.add_argument(
+        "--profile",
+        action="append",
+        help="w1, w2, l, a checkpoint folder, or one layer of the 671B "
+        f"model as one of so many ranks holds it: {', '.join(LAYERS)}; may be repeated",
+    )
+    parser.add_argument(
+        "--dtype",
+        action="append",
+        help="float32 and bfloat16 (default: both on cpu, else bfloat16)",
+    )
     parser.add_argument("--phase", choices=("decode", "prefill"), help="only this one")
     parser.add_argument("--batch", type=int, help="only this one")
-    parser.add_argument("--size", type=int, help="cached positions of decode, tokens of prefill: this one instead")
+    parser.add_argument(
+        "--size", type=int, help="cached positions of decode, tokens of prefill: this one instead"
+    )
     parser.add_argument("--curve", choices=tuple(CURVES), help="only this one (scaling)")
-    parser.add_argument("--rounds", type=int, default=9, help="interleaved rounds (default: %(default)s)")
+    parser.add_argument(
+        "--rounds", type=int, default=9, help="interleaved rounds (default: %(default)s)"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or npu")
-    parser.add_argument("--graph", choices=("ge", "aclgraph", "eager"), default="ge", help="how the full port is "
-                        "compiled; on cuda aclgraph adds CUDA graphs, scaling can be eager (default: %(default)s)")
-    parser.add_argument("--cpp-wrapper", action="store_true", help="limit, peer: the code between kernels in C++ too, "
-                        "also transformers', which takes longer to compile; keys end in -cpp")
+    parser.add_argument(
+        "--graph",
+        choices=("ge", "aclgraph", "eager"),
+        default="ge",
+        help="how the full port is "
+        "compiled; on cuda aclgraph adds CUDA graphs, scaling can be eager (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--cpp-wrapper",
+        action="store_true",
+        help="limit, peer: the code between kernels in C++ too, "
+        "also transformers', which takes longer to compile; keys end in -cpp",
+    )
     parser.add_argument("--main", action="store_true", help="the main rungs of the ladder only")
-    parser.add_argument("--list", action="store_true", help="print the keys of the cases, run nothing")
-    parser.add_argument("--busy", action="store_true", help="keep what was measured while others used the machine")
-    parser.add_argument("--out", default=str(ROOT / "data" / "recorded"), help="folder of the results")
+    parser.add_argument(
+        "--list", action="store_true", help="print the keys of the cases, run nothing"
+    )
+    parser.add_argument(
+        "--busy", action="store_true", help="keep what was measured while others used the machine"
+    )
+    parser.add_argument(
+        "--out", default=str(ROOT / "data" / "recorded"), help="folder of the results"
+    )
     return parser.parse_args(argv)
 
 
@@ -65,7 +103,11 @@ def layer(profile: str) -> Any:
     from dsv3_port.weights.synthetic import single_layer_config, synthetic_checkpoint
 
     kind, _, ranks = profile.rpartition("-")
-    return synthetic_checkpoint(single_layer_config(kind, int(ranks))) if profile in LAYERS else profile
+    return (
+        synthetic_checkpoint(single_layer_config(kind, int(ranks)))
+        if profile in LAYERS
+        else profile
+    )
 
 
 def sizes(args: argparse.Namespace) -> Iterator[tuple[str, int, int]]:
@@ -75,7 +117,9 @@ def sizes(args: argparse.Namespace) -> Iterator[tuple[str, int, int]]:
         matrix = [("decode", b, 1024) for b in (1, 8)] + [m for m in matrix if m[1] == 1]
     seen = set()
     for phase, batch, size in matrix:
-        if args.phase not in (None, phase) or (args.part == "ladder" and args.batch not in (None, batch)):
+        if args.phase not in (None, phase) or (
+            args.part == "ladder" and args.batch not in (None, batch)
+        ):
             continue
         row = (phase, args.batch or batch, args.size or size)
         if row not in seen:
@@ -99,22 +143,46 @@ def cases(args: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Case]]]:
             if args.part == "scaling":
                 for curve in [args.curve] if args.curve else CURVES:
                     phase = "prefill" if curve == "tokens" else "decode"
-                    yield (f"{profile}-{dtype}-{phase}-over-{curve}",
-                           partial(parts.scaling_case, curve, CURVES[curve], profile, dtype=dtype,
-                                   context=args.size or 1024, **common))
+                    yield (
+                        f"{profile}-{dtype}-{phase}-over-{curve}",
+                        partial(
+                            parts.scaling_case,
+                            curve,
+                            CURVES[curve],
+                            profile,
+                            dtype=dtype,
+                            context=args.size or 1024,
+                            **common,
+                        ),
+                    )
                 continue
             for phase, batch, size in sizes(args):
-                yield (parts.key_of(profile, dtype, phase, batch, size) + "-cpp" * args.cpp_wrapper,
-                       partial(run_sized, args, profile, dtype=dtype, phase=phase, batch=batch, size=size, **common))
+                yield (
+                    parts.key_of(profile, dtype, phase, batch, size) + "-cpp" * args.cpp_wrapper,
+                    partial(
+                        run_sized,
+                        args,
+                        profile,
+                        dtype=dtype,
+                        phase=phase,
+                        batch=batch,
+                        size=size,
+                        **common,
+                    ),
+                )
 
 
 def run_sized(args: argparse.Namespace, profile: str, **at: Any) -> Case:
     from dsv3_port.lab import bench_parts as parts
 
     if args.part == "ladder":
-        return parts.ladder_case(layer(profile), profile, every=not args.main and profile not in LAYERS, **at)
+        return parts.ladder_case(
+            layer(profile), profile, every=not args.main and profile not in LAYERS, **at
+        )
     case = parts.peer_case if args.part == "peer" else parts.limit_case
-    return case(layer(profile), profile, options={"cpp_wrapper": True} if args.cpp_wrapper else None, **at)
+    return case(
+        layer(profile), profile, options={"cpp_wrapper": True} if args.cpp_wrapper else None, **at
+    )
 
 
 def report(key: str, case: Case) -> None:
@@ -133,7 +201,9 @@ def main(argv: list[str]) -> int:
 
     try:
         if args.graph == "eager" and args.part != "scaling":
-            raise PortError("--graph eager belongs to --part scaling: the others time the compiled port")
+            raise PortError(
+                "--graph eager belongs to --part scaling: the others time the compiled port"
+            )
         for key, run in cases(args):
             if args.list:
                 print(key)
@@ -141,8 +211,10 @@ def main(argv: list[str]) -> int:
             case = dataclasses.replace(run(), key=key)
             report(key, case)
             if case.results.busy and not args.busy:
-                raise PortError(f"{key}: other processes used this machine meanwhile: not kept; try again when it is "
-                                "quiet, or give --busy")
+                raise PortError(
+                    f"{key}: other processes used this machine meanwhile: not kept; try again when it is "
+                    "quiet, or give --busy"
+                )
             print(f"kept in {bench.save(args.out, args.part, case.records[0].device, {key: case})}")
     except PortError as error:
         print(f"ci/bench.py: {' '.join(str(error).split())}", file=sys.stderr)

@@ -1,4 +1,5 @@
-"""What ci/bench_shard.py measures: each kind runs in a child process and returns the bytes it moved."""
+"""What ci/bench_shard.py measures: each kind runs in a child process and returns the bytes it
+moved."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from typing import Any
 
 RANKS = 8
 BUFFER = 8 << 20
+
 
 def split(source: Path, target: Path) -> int:
     from dsv3_port.weights.shard import shard_checkpoint
@@ -29,7 +31,8 @@ def read(source: Path, target: Path) -> int:
 
 
 def write(source: Path, target: Path) -> int:
-    """The bytes of a split (`bytes.txt`) in 8 files at once, by as many threads as cores, then flushed."""
+    """The bytes of a split (`bytes.txt`) in 8 files at once, by as many threads as cores, then
+    flushed."""
     size = int((source / "bytes.txt").read_text()) // RANKS
     buffer = os.urandom(BUFFER)
     target.mkdir()
@@ -81,7 +84,9 @@ def ordinary(source: Path, target: Path) -> int:
         value = stored.pop(name)
         if name + "_scale_inv" in stored:
             scale = stored.pop(name + "_scale_inv")
-            spread = scale.repeat_interleave(128, 0)[: value.shape[0]].repeat_interleave(128, 1)[:, : value.shape[1]]
+            spread = scale.repeat_interleave(128, 0)[: value.shape[0]].repeat_interleave(128, 1)[
+                :, : value.shape[1]
+            ]
             value = (value.float() * spread).bfloat16()
         values[name] = value
     target.mkdir()
@@ -107,7 +112,9 @@ def cp(source: Path, target: Path) -> int:
     return sum(f.stat().st_size for f in files)
 
 
-KINDS: dict[str, Callable[[Path, Path], int]] = {f.__name__: f for f in (split, read, write, kernel, ordinary, cp)}
+KINDS: dict[str, Callable[[Path, Path], int]] = {
+    f.__name__: f for f in (split, read, write, kernel, ordinary, cp)
+}
 
 
 def _sync(file: Path) -> None:

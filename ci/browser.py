@@ -1,7 +1,9 @@
-"""A headless Chromium driven through its DevTools protocol: enough to check pages and to use JupyterLab.
+"""A headless Chromium driven through its DevTools protocol: enough to check pages and to use
+JupyterLab.
 
-Needs a Chromium or Chrome on the machine (Debian, Ubuntu: apt install chromium) and websocket-client, which comes with
-jupyter_server; no driver, no node. `find()` says where the browser is, `Browser` starts it, a `Page` is one tab.
+Needs a Chromium or Chrome on the machine (Debian, Ubuntu: apt install chromium) and
+websocket-client, which comes with jupyter_server; no driver, no node. `find()` says where the
+browser is, `Browser` starts it, a `Page` is one tab.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ from pathlib import Path
 from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-MISSING = "no Chromium or Chrome on this machine (Debian, Ubuntu: apt install chromium; or set CHROMIUM)"
+MISSING = (
+    "no Chromium or Chrome on this machine (Debian, Ubuntu: apt install chromium; or set CHROMIUM)"
+)
 
 
 class BrowserError(Exception):
@@ -44,7 +48,9 @@ class Page:
         self.failed: dict[str, str] = {}
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
-        self.call("Emulation.setFocusEmulationEnabled", enabled=True)  # a page without focus has no current widget
+        self.call(
+            "Emulation.setFocusEmulationEnabled", enabled=True
+        )  # a page without focus has no current widget
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
         self.number += 1
@@ -61,16 +67,25 @@ class Page:
         kind, p = message.get("method"), message.get("params", {})
         if kind == "Runtime.exceptionThrown":
             details = p["exceptionDetails"]
-            self.errors.append(details.get("exception", {}).get("description", details["text"]).splitlines()[0])
+            self.errors.append(
+                details.get("exception", {}).get("description", details["text"]).splitlines()[0]
+            )
         elif kind == "Runtime.consoleAPICalled" and p["type"] == "error":
-            self.errors.append(" ".join(str(a.get("value", a.get("description", ""))) for a in p["args"]))
+            self.errors.append(
+                " ".join(str(a.get("value", a.get("description", ""))) for a in p["args"])
+            )
         elif kind == "Log.entryAdded" and p["entry"]["level"] == "error":
             self.errors.append(f"{p['entry']['text']} {p['entry'].get('url', '')}".strip())
 
     def size(self, width: int, height: int = 900, dark: bool = False) -> None:
         """The window in CSS pixels; below 600 as a phone."""
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1,
-                  mobile=width < 600)
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=width < 600,
+        )
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.call("Emulation.setEmulatedMedia", features=scheme)
 
@@ -81,9 +96,13 @@ class Page:
 
     def run(self, script: str) -> Any:
         """The value of a JavaScript expression; a promise is waited for."""
-        result = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        result = self.call(
+            "Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True
+        )
         if "exceptionDetails" in result:
-            raise BrowserError(result["exceptionDetails"].get("exception", {}).get("description", "script failed"))
+            raise BrowserError(
+                result["exceptionDetails"].get("exception", {}).get("description", "script failed")
+            )
         return result["result"].get("value")
 
     def wait(self, condition: str, seconds: float = 30, what: str = "") -> Any:
@@ -117,21 +136,35 @@ class Page:
         return self._png(captureBeyondViewport=True, clip={**room, "scale": scale})
 
     def _png(self, **options: Any) -> bytes:
-        return base64.b64decode(self.call("Page.captureScreenshot", format="png", **options)["data"])
+        return base64.b64decode(
+            self.call("Page.captureScreenshot", format="png", **options)["data"]
+        )
 
 
 @contextmanager
 def browser(binary: str | None = None) -> Iterator[Page]:
-    """Start a browser with a profile of its own, give its page, end it. BrowserError where it does not start."""
+    """Start a browser with a profile of its own, give its page, end it. BrowserError where it does
+    not start."""
     command = binary or find()
     if command is None:
         raise BrowserError(MISSING)
     profile = tempfile.mkdtemp(prefix="browser-")
-    flags = ["--headless=new", "--remote-debugging-port=0", f"--user-data-dir={profile}", "--no-first-run",
-             "--disable-gpu", "--hide-scrollbars", "--disable-extensions", "--disable-background-networking",
-             "--disable-dev-shm-usage", "--force-color-profile=srgb"]
+    flags = [
+        "--headless=new",
+        "--remote-debugging-port=0",
+        f"--user-data-dir={profile}",
+        "--no-first-run",
+        "--disable-gpu",
+        "--hide-scrollbars",
+        "--disable-extensions",
+        "--disable-background-networking",
+        "--disable-dev-shm-usage",
+        "--force-color-profile=srgb",
+    ]
     flags += ["--no-sandbox"] if os.geteuid() == 0 else []
-    process = subprocess.Popen([command, *flags, "about:blank"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [command, *flags, "about:blank"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         yield Page(_first_page(process, Path(profile)))
     finally:
@@ -152,7 +185,9 @@ def _first_page(process: subprocess.Popen[bytes], profile: Path) -> str:
     end = time.monotonic() + 60
     while time.monotonic() < end:
         if process.poll() is not None:
-            raise BrowserError(f"the browser ended with exit code {process.returncode} before it was ready")
+            raise BrowserError(
+                f"the browser ended with exit code {process.returncode} before it was ready"
+            )
         port = profile / "DevToolsActivePort"
         if port.exists() and re.match(r"\d+\n", text := port.read_text()):
             url = f"http://127.0.0.1:{text.split()[0]}/json/list"

@@ -1,7 +1,8 @@
-"""A notebook's card against its own text and against runs: minutes of reading by word count, seconds as measured.
+"""A notebook's card against its own text and against runs: minutes of reading by word count,
+seconds as measured.
 
-`python ci/cards.py out/runs.json` is for a runner that others share: the run is first brought to the pace of the
-machine that the cards were measured on, and what is then far off is a warning.
+`python ci/cards.py out/runs.json` is for a runner that others share: the run is first brought to
+the pace of the machine that the cards were measured on, and what is then far off is a warning.
 """
 
 from __future__ import annotations
@@ -15,7 +16,11 @@ from statistics import median
 from typing import Any
 
 ROWS = ("Reading", "Exercises", "Run", "Difficulty", "Prerequisites", "Tiers")
-WORDS, LINES, LOOK = 150, 12, 0.25  # words and lines of code a minute, minutes for what a cell shows
+WORDS, LINES, LOOK = (
+    150,
+    12,
+    0.25,
+)  # words and lines of code a minute, minutes for what a cell shows
 UNREAD = {"exercise", "solution"}  # has minutes of its own
 SKIMMED = {"imports", "parameters", "map"}  # code that is the same everywhere
 Cell = dict[str, Any]
@@ -31,7 +36,8 @@ def _tags(cell: Cell) -> set[str]:
 
 
 def reading_minutes(cells: Sequence[Cell]) -> float:
-    """Words at 150 a minute (technical prose, with thinking), code at 12 lines, a quarter of a minute an output."""
+    """Words at 150 a minute (technical prose, with thinking), code at 12 lines, a quarter of a
+    minute an output."""
     minutes = 0.0
     for cell in cells:
         if _tags(cell) & UNREAD:
@@ -73,7 +79,8 @@ def problems(cells: Sequence[Cell]) -> Iterator[str]:
 
 
 def off_by_much(cells: Sequence[Cell], seconds: float) -> str:
-    """A sentence if a measured run is far from the card's seconds (twice as long, or a third); else empty."""
+    """A sentence if a measured run is far from the card's seconds (twice as long, or a third); else
+    empty."""
     said = number(rows_of(cells).get("Run", ""))
     if said / 3 - 10 <= seconds <= 2 * said + 10:
         return ""
@@ -86,20 +93,30 @@ def measured(notebooks: Path, runs: Path) -> dict[str, tuple[list[Cell], float]]
     for run in json.loads(runs.read_text(encoding="utf-8")):
         file = notebooks / f"{run['name']}.ipynb"
         if run["status"] == "ok" and file.is_file():
-            found[run["name"]] = (json.loads(file.read_text(encoding="utf-8"))["cells"], run["seconds"])
+            found[run["name"]] = (
+                json.loads(file.read_text(encoding="utf-8"))["cells"],
+                run["seconds"],
+            )
     return found
 
 
 def against_runs(notebooks: Path, runs: Path, pace: float = 1.0) -> list[str]:
-    """Findings of every measured notebook, on a machine that takes `pace` times as long as that of the cards."""
-    lines = ((name, off_by_much(cells, seconds / pace)) for name, (cells, seconds) in measured(notebooks, runs).items())
+    """Findings of every measured notebook, on a machine that takes `pace` times as long as that of
+    the cards."""
+    lines = (
+        (name, off_by_much(cells, seconds / pace))
+        for name, (cells, seconds) in measured(notebooks, runs).items()
+    )
     return [f"{name}: {text}" for name, text in lines if text]
 
 
 def pace_of(notebooks: Path, runs: Path) -> float:
     """The median of measured over stated seconds: what a slow machine does to all notebooks alike."""
-    ratios = [seconds / said for cells, seconds in measured(notebooks, runs).values()
-              if (said := number(rows_of(cells).get("Run", "")))]
+    ratios = [
+        seconds / said
+        for cells, seconds in measured(notebooks, runs).values()
+        if (said := number(rows_of(cells).get("Run", "")))
+    ]
     return median(ratios) if ratios else 1.0
 
 
@@ -109,7 +126,9 @@ def main(argv: Sequence[str]) -> int:
     pace = pace_of(notebooks, runs)
     print(f"this machine takes {pace:.2f} times as long as the cards say")
     for line in against_runs(notebooks, runs, pace):
-        print(f"::warning file=notebooks/{line.partition(':')[0]}.ipynb::{line} at the pace of the cards' machine")
+        print(
+            f"::warning file=notebooks/{line.partition(':')[0]}.ipynb::{line} at the pace of the cards' machine"
+        )
     return 0
 
 

@@ -1,9 +1,12 @@
-"""What of the notebooks' anatomy can be enforced: `python ci/check_notebooks.py [FILE ...]`, exit code 1 with findings.
+"""What of the notebooks' anatomy can be enforced: `python ci/check_notebooks.py [FILE ...]`, exit
+code 1 with findings.
 
-`--runs out/runs.json` compares the seconds on the cards with a run of the tutorial on a machine that nobody else uses.
+`--runs out/runs.json` compares the seconds on the cards with a run of the tutorial on a machine
+that nobody else uses.
 
-Each finding is one line, "NAME: [cell ID:] what is wrong". Tags of cells name the parts of the anatomy; every part's
-first cell stands in the order of ANATOMY, and cells without a tag may stand anywhere.
+Each finding is one line, "NAME: [cell ID:] what is wrong". Tags of cells name the parts of the
+anatomy; every part's first cell stands in the order of ANATOMY, and cells without a tag may stand
+anywhere.
 """
 
 from __future__ import annotations
@@ -22,17 +25,47 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import cards
 
 ROOT = Path(__file__).resolve().parents[1]
-ANATOMY = ("title", "card", "objectives", "map", "parameters", "imports", "problem", "predict", "before-after",
-           "equivalence", "measure", "plot", "failure", "exercise", "solution", "recap")
-FRAME = ("title", "card", "objectives", "map", "parameters", "imports", "recap")  # enough where no step is taken
+ANATOMY = (
+    "title",
+    "card",
+    "objectives",
+    "map",
+    "parameters",
+    "imports",
+    "problem",
+    "predict",
+    "before-after",
+    "equivalence",
+    "measure",
+    "plot",
+    "failure",
+    "exercise",
+    "solution",
+    "recap",
+)
+FRAME = (
+    "title",
+    "card",
+    "objectives",
+    "map",
+    "parameters",
+    "imports",
+    "recap",
+)  # enough where no step is taken
 EXTRA_TAGS = {"hide-input", "raises-exception", "slow"}
 FIRST, LAST = ("00_start_here",), ("09_many_cards", "10_results")
 PARAMETERS = {"profile", "device", "results_dir", "seed"}
 MAX_CELLS, MAX_LINES, MAX_WIDTH = 40, 20, 100
-_REMOTE = re.compile(r"!\[[^\]]*\]\(\s*<?(?:https?:)?//|<img[^>]+src\s*=\s*[\"']?(?:https?:)?//", re.IGNORECASE)
-_IMAGE = re.compile(r"!\[[^\]]*\]\(\s*<?([^)\s>]+)|<img[^>]+src\s*=\s*[\"']?([^\"'\s>]+)", re.IGNORECASE)
+_REMOTE = re.compile(
+    r"!\[[^\]]*\]\(\s*<?(?:https?:)?//|<img[^>]+src\s*=\s*[\"']?(?:https?:)?//", re.IGNORECASE
+)
+_IMAGE = re.compile(
+    r"!\[[^\]]*\]\(\s*<?([^)\s>]+)|<img[^>]+src\s*=\s*[\"']?([^\"'\s>]+)", re.IGNORECASE
+)
 # folders that only one machine has; /usr/local and the like are documentation
-_ABSOLUTE = re.compile(r"(?<![\w.:/~}>)-])/(?:home|root|Users|tmp|work|mnt|data)/[\w.-]+|\b[A-Z]:\\+Users\\")
+_ABSOLUTE = re.compile(
+    r"(?<![\w.:/~}>)-])/(?:home|root|Users|tmp|work|mnt|data)/[\w.-]+|\b[A-Z]:\\+Users\\"
+)
 Cell = dict[str, Any]
 
 
@@ -57,7 +90,7 @@ def expected_names() -> list[str]:
     return [*FIRST, *dict.fromkeys(s.notebook for s in STEPS), *LAST]
 
 
-# ---- rules: each yields what is wrong, as (cell or None, sentence) ---------------------------------------------------
+# ---- rules: each yields what is wrong, as (cell or None, sentence) -------------------------------
 
 Finding = tuple["Cell | None", str]
 
@@ -128,7 +161,8 @@ def check_parameters(nb: dict[str, Any]) -> Iterator[Finding]:
 
 
 def check_anatomy(nb: dict[str, Any], required: Sequence[str] = ANATOMY) -> Iterator[Finding]:
-    """All required parts are there, and parts come in the order of ANATOMY (exercises and solutions alternate)."""
+    """All required parts are there, and parts come in the order of ANATOMY (exercises and solutions
+    alternate)."""
     order: list[str] = []
     for cell in nb["cells"]:
         known = [t for t in tags(cell) if t in ANATOMY]
@@ -143,11 +177,17 @@ def check_anatomy(nb: dict[str, Any], required: Sequence[str] = ANATOMY) -> Iter
             yield None, f"no cell tagged {part!r}"
     runs = [key for key, _ in groupby(order)]
     for before, after in zip(runs, runs[1:], strict=False):
-        if ANATOMY.index(after) < ANATOMY.index(before) and (before, after) != ("solution", "exercise"):
+        if ANATOMY.index(after) < ANATOMY.index(before) and (before, after) != (
+            "solution",
+            "exercise",
+        ):
             yield None, f"part {after!r} comes after {before!r}; the order is fixed"
     exercises, solutions = runs.count("exercise"), runs.count("solution")
     if exercises != solutions:
-        yield None, f"{exercises} exercises and {solutions} solutions: each exercise is followed by its solution"
+        yield (
+            None,
+            f"{exercises} exercises and {solutions} solutions: each exercise is followed by its solution",
+        )
 
 
 def check_failures(nb: dict[str, Any]) -> Iterator[Finding]:
@@ -181,10 +221,20 @@ def check_card(nb: dict[str, Any]) -> Iterator[Finding]:
 def check_notebook(nb: dict[str, Any], name: str, folder: Path = ROOT / "notebooks") -> list[str]:
     """Every finding about one notebook, as lines."""
     required = FRAME if name in (*FIRST, *LAST) else ANATOMY
-    found: list[Finding] = [*check_format(nb), *check_stripped(nb), *check_size(nb), *check_parameters(nb),
-                            *check_anatomy(nb, required), *check_failures(nb), *check_contents(nb, folder),
-                            *check_card(nb)]
-    return [f"{name}: " + (f"cell {cell.get('id')}: " if cell is not None else "") + text for cell, text in found]
+    found: list[Finding] = [
+        *check_format(nb),
+        *check_stripped(nb),
+        *check_size(nb),
+        *check_parameters(nb),
+        *check_anatomy(nb, required),
+        *check_failures(nb),
+        *check_contents(nb, folder),
+        *check_card(nb),
+    ]
+    return [
+        f"{name}: " + (f"cell {cell.get('id')}: " if cell is not None else "") + text
+        for cell, text in found
+    ]
 
 
 def check_file(file: Path) -> list[str]:
@@ -198,9 +248,11 @@ def check_file(file: Path) -> list[str]:
 
 
 def check_names(found: Sequence[str], expected: Sequence[str]) -> list[str]:
-    return ([f"{name}: missing from notebooks/" for name in expected if name not in found]
-            + [f"{name}: not one of the course's notebooks (steps.py names them)" for name in found
-               if name not in expected])
+    return [f"{name}: missing from notebooks/" for name in expected if name not in found] + [
+        f"{name}: not one of the course's notebooks (steps.py names them)"
+        for name in found
+        if name not in expected
+    ]
 
 
 def check_translations(folder: Path) -> list[str]:
@@ -210,7 +262,11 @@ def check_translations(folder: Path) -> list[str]:
     lines = []
     for file in sorted(folder.glob("*-*/[0-9][0-9]_*.ipynb")):
         original = folder / file.name
-        both = [json.loads(f.read_text(encoding="utf-8"))["cells"] for f in (original, file) if f.is_file()]
+        both = [
+            json.loads(f.read_text(encoding="utf-8"))["cells"]
+            for f in (original, file)
+            if f.is_file()
+        ]
         wrong = differences(*both) if len(both) == 2 else ["there is no such notebook to translate"]
         lines += [f"{file.parent.name}/{file.stem}: {text}" for text in wrong]
     return lines
@@ -225,7 +281,9 @@ def main(argv: Sequence[str]) -> int:
         lines += cards.against_runs(ROOT / "notebooks", Path(runs))
     files = [Path(word) for word in argv] or sorted((ROOT / "notebooks").glob("*.ipynb"))
     if not argv:
-        lines += check_names([f.stem for f in files], expected_names()) + check_translations(ROOT / "notebooks")
+        lines += check_names([f.stem for f in files], expected_names()) + check_translations(
+            ROOT / "notebooks"
+        )
     for file in files:
         lines += check_file(file)
     for line in lines:

@@ -1,9 +1,10 @@
-"""Look at built pages in a real browser: `python ci/check_pages.py [OUT] [--pictures DIR]`, exit code 1 with findings.
+"""Look at built pages in a real browser: `python ci/check_pages.py [OUT] [--pictures DIR]`, exit
+code 1 with findings.
 
-For every HTML file of OUT (default: out/): no console error, no request to the net, every picture is drawn and has
-alternative text, links and fragments lead somewhere, no horizontal scroll at 390 and 1280 pixels, a title, a language,
-focus that goes through the page by Tab, and nothing white for readers whose system is dark. With --pictures, PNGs of
-each page, light and dark, wide and phone.
+For every HTML file of OUT (default: out/): no console error, no request to the net, every picture
+is drawn and has alternative text, links and fragments lead somewhere, no horizontal scroll at 390
+and 1280 pixels, a title, a language, focus that goes through the page by Tab, and nothing white for
+readers whose system is dark. With --pictures, PNGs of each page, light and dark, wide and phone.
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ def look(page: Page, file: Path, root: Path) -> Iterator[str]:
     if not _tab_moves(page):
         yield "Tab does not reach two links"
     page.size(PHONE, 844)
-    yield from page.run(_WIDE.replace("WIDTH", str(PHONE)))  # innerWidth grows with what does not fit
+    yield from page.run(
+        _WIDE.replace("WIDTH", str(PHONE))
+    )  # innerWidth grows with what does not fit
     page.size(DESK, dark=True)
     yield from _glare(page)
 
@@ -61,7 +64,9 @@ def _glare(page: Page) -> Iterator[str]:
     whole = Image.open(io.BytesIO(page.seen(1 / 8))).convert("RGB")
     red, green, blue = whole.split()
     grey = ImageChops.darker(ImageChops.darker(red, green), blue)
-    tiles = grey.resize((max(grey.width * 8 // TILE, 1), max(grey.height * 8 // TILE, 1)), Image.Resampling.BOX)
+    tiles = grey.resize(
+        (max(grey.width * 8 // TILE, 1), max(grey.height * 8 // TILE, 1)), Image.Resampling.BOX
+    )
     at = next((k for k, light in enumerate(tiles.tobytes()) if light > 225), None)
     if at is not None:
         x, y = (at % tiles.width + 0.5) * TILE, (at // tiles.width + 0.5) * TILE
@@ -102,8 +107,12 @@ def pictures(page: Page, file: Path, folder: Path, label: str) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", nargs="?", type=Path, default=Path(__file__).resolve().parents[1] / "out")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "out", nargs="?", type=Path, default=Path(__file__).resolve().parents[1] / "out"
+    )
     parser.add_argument("--pictures", type=Path, metavar="DIR")
     args = parser.parse_args(argv)
     files = sorted(f for f in args.out.rglob("*.html"))
@@ -120,7 +129,12 @@ def main(argv: Sequence[str]) -> int:
                 print(f"{file.relative_to(args.out)}: {text}")
                 count += 1
             if args.pictures:
-                pictures(page, file, args.pictures, "-".join(file.relative_to(args.out).with_suffix("").parts))
+                pictures(
+                    page,
+                    file,
+                    args.pictures,
+                    "-".join(file.relative_to(args.out).with_suffix("").parts),
+                )
     print(f"{len(files)} pages, {count} findings")
     return 1 if count else 0
 

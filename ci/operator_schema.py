@@ -1,4 +1,5 @@
-"""Operator schemas as torch writes them: parse one, and judge whether a call still fits another version of it."""
+"""Operator schemas as torch writes them: parse one, and judge whether a call still fits another
+version of it."""
 
 from __future__ import annotations
 
@@ -51,7 +52,8 @@ def split(text: str) -> list[str]:
 
 
 def parse(schema: str) -> Schema:
-    """`name(Tensor x, *, int? y=None) -> (Tensor a, Tensor b)`. Alias marks and result names do not count."""
+    """`name(Tensor x, *, int? y=None) -> (Tensor a, Tensor b)`. Alias marks and result names do not
+    count."""
     head, _, tail = schema.rpartition("->")
     arguments, keyword_only = [], False
     for part in split(head[head.index("(") + 1 : head.rindex(")")]):
@@ -63,7 +65,9 @@ def parse(schema: str) -> Schema:
         arguments.append(Argument(name, _plain(kind), keyword_only, default if equals else None))
     tail = tail.strip()
     results = split(tail[1:-1]) if tail.startswith("(") else [tail]
-    return Schema(tuple(arguments), tuple(_plain(r.split(" ")[0]) for r in results))  # "()": no result
+    return Schema(
+        tuple(arguments), tuple(_plain(r.split(" ")[0]) for r in results)
+    )  # "()": no result
 
 
 def _plain(kind: str) -> str:
@@ -72,7 +76,8 @@ def _plain(kind: str) -> str:
 
 
 def judge(ours: str, theirs: str | None, made: list[Call]) -> tuple[str, str]:
-    """(same | fits | differs | absent, what is different). `made`: the model's calls; none: every argument counts."""
+    """(same | fits | differs | absent, what is different). `made`: the model's calls; none: every
+    argument counts."""
     if theirs is None:
         return "absent", ""
     want, have = parse(ours), parse(theirs)
@@ -101,11 +106,17 @@ def _problems(want: Schema, have: Schema, made: list[Call]) -> list[str]:
         for argument in want.arguments:
             other = have[argument.name]
             if argument.name not in passed:
-                if other is not None and other.default != argument.default and argument.default is not None:
+                if (
+                    other is not None
+                    and other.default != argument.default
+                    and argument.default is not None
+                ):
                     problems.append(f"{argument.name} defaults to {other.default}")
             elif other is None:
                 problems.append(f"no {argument.name}")
             elif other.type != argument.type:
                 problems.append(f"{argument.name} is {other.type}")
-        problems += [f"needs {a.name}" for a in have.arguments if a.default is None and a.name not in passed]
+        problems += [
+            f"needs {a.name}" for a in have.arguments if a.default is None and a.name not in passed
+        ]
     return list(dict.fromkeys(problems))

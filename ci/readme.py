@@ -15,13 +15,17 @@ ROOT = Path(__file__).resolve().parents[1]
 def steps_table() -> str:
     from dsv3_port.steps import STEPS
 
-    rows = ["| | step | 步骤 | notebook | before → after | stays equal | saves on an NPU |",
-            "|---|---|---|---|---|---|---|"]
+    rows = [
+        "| | step | 步骤 | notebook | before → after | stays equal | saves on an NPU |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for s in STEPS:
         forms = f"`{s.before.split(':')[1]}` → `{s.after.split(':')[1]}`"
         link = f"[{s.notebook}](notebooks/{s.notebook}.ipynb)"
-        rows.append(f"| {s.number} | `{s.id}`: {s.title} | {s.title_zh} | {link} | "
-                    f"{forms} | {s.stays_equal} | {s.saves} |")
+        rows.append(
+            f"| {s.number} | `{s.id}`: {s.title} | {s.title_zh} | {link} | "
+            f"{forms} | {s.stays_equal} | {s.saves} |"
+        )
     return "\n".join(rows)
 
 
@@ -41,8 +45,14 @@ def settings_table() -> str:
 
     rows = ["| variable | default | meaning |", "|---|---|---|"]
     for row in TABLE:
-        choices = " (" + ", ".join(f"`{c}`" if c != "" else "unset" for c in row.choices) + ")" if row.choices else ""
-        rows.append(f"| `{row.variable}` | {row.default if row.default != '' else '–'} | {row.meaning}{choices} |")
+        choices = (
+            " (" + ", ".join(f"`{c}`" if c != "" else "unset" for c in row.choices) + ")"
+            if row.choices
+            else ""
+        )
+        rows.append(
+            f"| `{row.variable}` | {row.default if row.default != '' else '–'} | {row.meaning}{choices} |"
+        )
     return "\n".join(rows)
 
 
@@ -65,8 +75,10 @@ def exercises_table() -> str:
 
     rows = ["| exercise | title | ●○○ | minutes | usual wrong answers |", "|---|---|---|---|---|"]
     for e in EXERCISES.values():
-        rows.append(f"| {e.id} | {e.title} | {'●' * e.difficulty}{'○' * (3 - e.difficulty)} | {e.minutes} | "
-                    f"{', '.join(e.wrong)} |")
+        rows.append(
+            f"| {e.id} | {e.title} | {'●' * e.difficulty}{'○' * (3 - e.difficulty)} | {e.minutes} | "
+            f"{', '.join(e.wrong)} |"
+        )
     return "\n".join(rows)
 
 
@@ -76,11 +88,20 @@ def speed_tables() -> str:
     return bench_tables.markdown(bench.load_all(ROOT / "data" / "recorded"))
 
 
-TABLES = {"steps": steps_table, "settings": settings_table, "versions": versions_table,
-          "signatures": signatures_table, "steps-zh": steps_table_zh, "exercises": exercises_table,
-          "speed": speed_tables}
-FILES = {"README.md": ("steps", "settings", "speed", "versions", "signatures"),
-         "README.zh-CN.md": ("steps-zh",), "notebooks/workshop/instructor.md": ("exercises",)}
+TABLES = {
+    "steps": steps_table,
+    "settings": settings_table,
+    "versions": versions_table,
+    "signatures": signatures_table,
+    "steps-zh": steps_table_zh,
+    "exercises": exercises_table,
+    "speed": speed_tables,
+}
+FILES = {
+    "README.md": ("steps", "settings", "speed", "versions", "signatures"),
+    "README.zh-CN.md": ("steps-zh",),
+    "notebooks/workshop/instructor.md": ("exercises",),
+}
 
 
 def filled(text: str, file: str) -> str:
@@ -104,7 +125,10 @@ def main(argv: list[str]) -> int:
         if "--check" not in argv:
             file.write_text(new, encoding="utf-8")
         elif new != text:
-            print(f"{name}: its tables differ from the code; run `python ci/readme.py`", file=sys.stderr)
+            print(
+                f"{name}: its tables differ from the code; run `python ci/readme.py`",
+                file=sys.stderr,
+            )
             code = 1
     return code
 

@@ -6,11 +6,12 @@ lab       opens JupyterLab on the notebooks (arguments of jupyter lab)
 check     lint, types, spelling, rules of the notebooks, tables of the README
 setup     only makes the environment
 
-Needs Python 3.10 to 3.13 and nothing else: makes .venv beside the README with the tested versions of
-ci/constraints.txt, or re-uses it. Exit code 2 and a sentence where that is not possible.
+Needs Python 3.10 to 3.13 and nothing else: makes .venv beside the README with the tested versions
+of ci/constraints.txt, or re-uses it. Exit code 2 and a sentence where that is not possible.
 """
 
-# Any Python 3 must be able to read this file, to say that it is too old: annotations in quotes, nothing newer than 3.6.
+# Any Python 3 must be able to read this file, to say that it is too old: annotations in quotes,
+# nothing newer than 3.6.
 import argparse
 import os
 import signal
@@ -28,8 +29,11 @@ COMMANDS = ("tutorial", "test", "lab", "check", "setup")
 
 
 def call(command: "list[str]") -> int:
-    """Run in the venv with this terminal; an interrupt reaches the child too, which then has time to end."""
-    child = subprocess.Popen(command, cwd=str(setup_venv.ROOT), env=setup_venv.clean_environment(os.environ))
+    """Run in the venv with this terminal; an interrupt reaches the child too, which then has time
+    to end."""
+    child = subprocess.Popen(
+        command, cwd=str(setup_venv.ROOT), env=setup_venv.clean_environment(os.environ)
+    )
     while True:
         try:
             code = child.wait()
@@ -42,13 +46,21 @@ def call(command: "list[str]") -> int:
 
 def run_checks(python: str) -> int:
     """Every check, also after one that failed; 1 if any did."""
-    todo = (("lint", ["-m", "ruff", "check", "."]), ("types", ["-m", "mypy"]), ("spelling", ["-m", "codespell_lib"]),
-            ("notebooks", ["ci/check_notebooks.py"]), ("README tables", ["ci/readme.py", "--check"]))
+    todo = (
+        ("lint", ["-m", "ruff", "check", "."]),
+        ("format", ["-m", "ruff", "format", "--check", "."]),
+        ("types", ["-m", "mypy"]),
+        ("spelling", ["-m", "codespell_lib"]),
+        ("notebooks", ["ci/check_notebooks.py"]),
+        ("README tables", ["ci/readme.py", "--check"]),
+    )
     failed = []
     for name, words in todo:
         start = time.time()
         code = call([python] + words)
-        print(f"{name:<14} {'ok' if code == 0 else 'FAILED'}  {time.time() - start:.1f} s", flush=True)
+        print(
+            f"{name:<14} {'ok' if code == 0 else 'FAILED'}  {time.time() - start:.1f} s", flush=True
+        )
         failed += [name] if code != 0 else []
     return 1 if failed else 0
 
@@ -58,8 +70,9 @@ def stop(number: int, frame: object) -> None:
 
 
 def main(argv: "list[str]") -> int:
-    parser = argparse.ArgumentParser(prog="ci/run.py", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="ci/run.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("command", choices=COMMANDS)
     parser.add_argument("rest", nargs=argparse.REMAINDER, help="passed on")
     args = parser.parse_args(argv)
@@ -74,7 +87,11 @@ def main(argv: "list[str]") -> int:
             return 0
         if args.command == "check":
             return run_checks(python)
-        module = {"tutorial": ["dsv3_port", "tutorial"], "test": ["pytest"], "lab": ["jupyterlab", "notebooks"]}
+        module = {
+            "tutorial": ["dsv3_port", "tutorial"],
+            "test": ["pytest"],
+            "lab": ["jupyterlab", "notebooks"],
+        }
         return call([python, "-m"] + module[args.command] + rest)
     except Problem as problem:
         print(f"ci/run.py: {problem}", file=sys.stderr)

@@ -1,4 +1,5 @@
-"""dsv3_port: DeepSeek-V3 inference ported to Ascend NPUs, step by step, each step separately switchable."""
+"""dsv3_port: DeepSeek-V3 inference ported to Ascend NPUs, step by step, each step separately
+switchable."""
 
 from __future__ import annotations
 
@@ -16,10 +17,23 @@ if TYPE_CHECKING:
     from .engine.tokenizer import load_tokenizer
     from .model.decoder import build
 
-__all__ = ["STEPS", "DeepseekV3Config", "PortError", "PortPlan", "build", "generate", "load_model", "load_tokenizer"]
+__all__ = [
+    "STEPS",
+    "DeepseekV3Config",
+    "PortError",
+    "PortPlan",
+    "build",
+    "generate",
+    "load_model",
+    "load_tokenizer",
+]
 
-_LAZY = {"build": "model.decoder", "load_model": "engine.runner", "generate": "engine.runner",
-         "load_tokenizer": "engine.tokenizer"}
+_LAZY = {
+    "build": "model.decoder",
+    "load_model": "engine.runner",
+    "generate": "engine.runner",
+    "load_tokenizer": "engine.tokenizer",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -60,7 +60,8 @@ def long_dtype(name: str) -> str:
 
 
 def read_prompts(texts: Sequence[str] | None, path: str | None, chat: bool) -> list[Any]:
-    """`texts`, or a JSON list of texts or chat messages, or a dict of such lists as in data/prompts.json."""
+    """`texts`, or a JSON list of texts or chat messages, or a dict of such lists as in
+    data/prompts.json."""
     if texts:
         return list(texts)
     if not path:
@@ -74,8 +75,14 @@ def read_prompts(texts: Sequence[str] | None, path: str | None, chat: bool) -> l
         raise PortError(f"{file}: not readable as JSON: {error}") from error
     if isinstance(found, dict):
         found = found.get("chat" if chat else "completion")
-    if not isinstance(found, list) or not found or not all(isinstance(p, (str, list)) for p in found):
-        raise PortError(f"{file}: must hold a list of prompts, each a text or a list of chat messages")
+    if (
+        not isinstance(found, list)
+        or not found
+        or not all(isinstance(p, (str, list)) for p in found)
+    ):
+        raise PortError(
+            f"{file}: must hold a list of prompts, each a text or a list of chat messages"
+        )
     return found
 
 
@@ -92,4 +99,6 @@ def check_target(path: str | None, suffixes: Sequence[str] = ()) -> None:
 def check_positive(args: argparse.Namespace, *names: str) -> None:
     for name in names:
         if getattr(args, name) < 1:
-            raise PortError(f"--{name.replace('_', '-')} must be 1 or more, not {getattr(args, name)}")
+            raise PortError(
+                f"--{name.replace('_', '-')} must be 1 or more, not {getattr(args, name)}"
+            )

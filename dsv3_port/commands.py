@@ -1,7 +1,8 @@
-"""What each sub-command prints. The work is done in the rooms below and imported only when its command runs.
+"""What each sub-command prints. The work is done in the rooms below and imported only when its
+command runs.
 
-A command returns its exit code: 0, or 1 where it ran and the answer is "no" (a notebook failed, models differ, a check
-of doctor failed).
+A command returns its exit code: 0, or 1 where it ran and the answer is "no" (a notebook failed,
+models differ, a check of doctor failed).
 """
 
 from __future__ import annotations
@@ -13,7 +14,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arguments import check_positive, check_target, long_dtype, parse_gib, parse_ints, parse_plan, read_prompts
+from .arguments import (
+    check_positive,
+    check_target,
+    long_dtype,
+    parse_gib,
+    parse_ints,
+    parse_plan,
+    read_prompts,
+)
 from .errors import PortError
 from .steps import STEPS
 
@@ -34,8 +43,17 @@ def doctor(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps([c.to_dict() for c in found], indent=1, ensure_ascii=False))
     else:
-        print(tabulate([(f"[{c.status}]", c.name, c.detail + (f"\n→ {c.remedy}" if c.remedy else "")) for c in found],
-                       ("", "what", "found"), tablefmt="plain", maxcolwidths=[None, None, 90]))
+        print(
+            tabulate(
+                [
+                    (f"[{c.status}]", c.name, c.detail + (f"\n→ {c.remedy}" if c.remedy else ""))
+                    for c in found
+                ],
+                ("", "what", "found"),
+                tablefmt="plain",
+                maxcolwidths=[None, None, 90],
+            )
+        )
     return int(any(c.status == FAIL for c in found))
 
 
@@ -49,8 +67,10 @@ def hostnpu(args: argparse.Namespace) -> int:
     if found.reason:
         print(f"device host-npu cannot be had here: {found.reason}")
         return 1
-    print(f"device host-npu: torch_npu {found.torch_npu} in {found.folder}, the stand-in for CANN is "
-          + ("compiled" if found.compiled else "compiled at its first use (a second)"))
+    print(
+        f"device host-npu: torch_npu {found.torch_npu} in {found.folder}, the stand-in for CANN is "
+        + ("compiled" if found.compiled else "compiled at its first use (a second)")
+    )
     return 0
 
 
@@ -61,20 +81,35 @@ def plan(args: argparse.Namespace) -> int:
 
     if args.steps:
         listed = [(s.number, s.id, f"{s.title} · {s.title_zh}", s.notebook, s.saves) for s in STEPS]
-        print(tabulate(listed, ("", "step", "title", "notebook", "saves on an NPU"), disable_numparse=True))
+        print(
+            tabulate(
+                listed, ("", "step", "title", "notebook", "saves on an NPU"), disable_numparse=True
+            )
+        )
         return 0
     check_positive(args, "batch", "seq_len")
     from .lab.planner import GIB, forecast, smallest_world, world_sizes
 
     is_preset = args.config in PRESETS
     if not is_preset and not Path(args.config).is_dir():
-        raise PortError(f"--config: {args.config!r} is neither a checkpoint folder nor one of {', '.join(PRESETS)}")
-    config = (DeepseekV3Config.preset if is_preset else DeepseekV3Config.from_pretrained)(args.config)
+        raise PortError(
+            f"--config: {args.config!r} is neither a checkpoint folder nor one of {', '.join(PRESETS)}"
+        )
+    config = (DeepseekV3Config.preset if is_preset else DeepseekV3Config.from_pretrained)(
+        args.config
+    )
     if args.forecast:
         return _plan_times(args, config)
     hbm, dtypes = parse_gib(args.hbm), [long_dtype(d.strip()) for d in args.dtype.split(",")]
-    rows = forecast(config, parse_ints(args.world_size, "--world-size"), hbm, dtypes, args.batch, args.seq_len,
-                    parse_plan(args.plan))
+    rows = forecast(
+        config,
+        parse_ints(args.world_size, "--world-size"),
+        hbm,
+        dtypes,
+        args.batch,
+        args.seq_len,
+        parse_plan(args.plan),
+    )
     if args.json:
         print(json.dumps([asdict(r) for r in rows], indent=1))
         return 0
@@ -83,16 +118,41 @@ def plan(args: argparse.Namespace) -> int:
         return f"{count / GIB:.2f}"
 
     parts = list(dict.fromkeys(name for r in rows for name in r.weights_bytes))
-    print(f"GiB a card: {args.config}, batch {args.batch}, {args.seq_len} cached positions, plan {args.plan}")
-    print(tabulate([(r.world_size, r.dtype, *(gib(r.weights_bytes.get(p, 0)) for p in parts), gib(r.kv_latent_bytes),
-                     gib(r.kv_expanded_bytes), gib(r.total_bytes), "yes" if r.fits else "no", r.reason) for r in rows],
-                   ("cards", "dtype", *parts, "KV latent", "KV expanded", "total", "fits", "why"),
-                   stralign="right", disable_numparse=True))
+    print(
+        f"GiB a card: {args.config}, batch {args.batch}, {args.seq_len} cached positions, plan {args.plan}"
+    )
+    print(
+        tabulate(
+            [
+                (
+                    r.world_size,
+                    r.dtype,
+                    *(gib(r.weights_bytes.get(p, 0)) for p in parts),
+                    gib(r.kv_latent_bytes),
+                    gib(r.kv_expanded_bytes),
+                    gib(r.total_bytes),
+                    "yes" if r.fits else "no",
+                    r.reason,
+                )
+                for r in rows
+            ],
+            ("cards", "dtype", *parts, "KV latent", "KV expanded", "total", "fits", "why"),
+            stralign="right",
+            disable_numparse=True,
+        )
+    )
     divide = world_sizes(config)
     for dtype in dtypes:
         least = smallest_world(config, hbm, dtype, args.batch, args.seq_len, parse_plan(args.plan))
-        print(f"{dtype}: " + (f"{least} cards of {args.hbm} are enough" if least else "no number of cards is enough")
-              + f"; the model can be cut over {', '.join(map(str, divide))}")
+        print(
+            f"{dtype}: "
+            + (
+                f"{least} cards of {args.hbm} are enough"
+                if least
+                else "no number of cards is enough"
+            )
+            + f"; the model can be cut over {', '.join(map(str, divide))}"
+        )
     return 0
 
 
@@ -106,21 +166,45 @@ def _plan_times(args: argparse.Namespace, config: Any) -> int:
 
     check_positive(args, "prefill")
     worlds = parse_ints(args.world_size, "--world-size")
-    found = {w: forecast_ladder(config, args.forecast, world_size=w, batch=args.batch, context=args.seq_len,
-                                prompt=args.prefill) for w in worlds}
+    found = {
+        w: forecast_ladder(
+            config,
+            args.forecast,
+            world_size=w,
+            batch=args.batch,
+            context=args.seq_len,
+            prompt=args.prefill,
+        )
+        for w in worlds
+    }
     if args.json:
         print(json.dumps([f.to_dict() for rows in found.values() for f in rows], indent=1))
         return 0
     rungs = list(dict.fromkeys(f.rung for f in found[worlds[0]]))
     heads = [f"{phase}, {w} ranks" for phase in ("prefill", "decode") for w in worlds]
-    rows = [(step(rung).number, step(rung).title, *(f"{f.total.low * 1e3:.1f} to {f.total.high * 1e3:.1f}"
-             for phase in ("prefill", "decode") for w in worlds for f in found[w]
-             if f.rung == rung and f.phase == phase)) for rung in rungs]
+    rows = [
+        (
+            step(rung).number,
+            step(rung).title,
+            *(
+                f"{f.total.low * 1e3:.1f} to {f.total.high * 1e3:.1f}"
+                for phase in ("prefill", "decode")
+                for w in worlds
+                for f in found[w]
+                if f.rung == rung and f.phase == phase
+            ),
+        )
+        for rung in rungs
+    ]
     card = CARDS[args.forecast]
-    print(f"FORECAST, nothing measured: ms a step of {args.config} in bfloat16 on {card.name}; prefill of "
-          f"{args.prefill} tokens, decode of batch {args.batch} with {args.seq_len} cached")
+    print(
+        f"FORECAST, nothing measured: ms a step of {args.config} in bfloat16 on {card.name}; prefill of "
+        f"{args.prefill} tokens, decode of batch {args.batch} with {args.seq_len} cached"
+    )
     print(tabulate(rows, ("", "step", *heads), stralign="right", disable_numparse=True))
-    print(f"Assumed: {assumptions_text()}.\nRates: {card.source}. Whether it fits: without --forecast.")
+    print(
+        f"Assumed: {assumptions_text()}.\nRates: {card.source}. Whether it fits: without --forecast."
+    )
     return 0
 
 
@@ -128,10 +212,19 @@ def shard(args: argparse.Namespace) -> int:
     check_positive(args, "world_size")
     from .weights.shard import shard_checkpoint
 
-    report = shard_checkpoint(args.model_path, args.output_path, args.world_size, plan=parse_plan(args.plan),
-                              dtype=args.dtype, ranks=parse_ints(args.ranks, "--ranks") if args.ranks else None,
-                              jobs=args.jobs, dry_run=args.dry_run, resume=args.resume, verify=args.verify,
-                              progress=not args.json)
+    report = shard_checkpoint(
+        args.model_path,
+        args.output_path,
+        args.world_size,
+        plan=parse_plan(args.plan),
+        dtype=args.dtype,
+        ranks=parse_ints(args.ranks, "--ranks") if args.ranks else None,
+        jobs=args.jobs,
+        dry_run=args.dry_run,
+        resume=args.resume,
+        verify=args.verify,
+        progress=not args.json,
+    )
     print(json.dumps(report.to_dict(), indent=1) if args.json else report.summary())
     return 0
 
@@ -149,8 +242,20 @@ def infer(args: argparse.Namespace) -> int:
 
     check_target(args.json)
     prompts = read_prompts(args.prompt, args.prompts, settings.tokenizer_mode == "chat")
-    report = run_job(Job(settings, tuple(prompts), parse_plan(args.plan), args.device, args.dtype, args.temperature,
-                         args.seed, args.pad, on_text=_print_text, progress=True))
+    report = run_job(
+        Job(
+            settings,
+            tuple(prompts),
+            parse_plan(args.plan),
+            args.device,
+            args.dtype,
+            args.temperature,
+            args.seed,
+            args.pad,
+            on_text=_print_text,
+            progress=True,
+        )
+    )
     if report is not None:
         print(report.summary())
         if args.json:
@@ -164,7 +269,9 @@ def _print_text(text: str) -> None:
 
 def _write_json(path: str, value: Any) -> None:
     try:
-        Path(path).write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        Path(path).write_text(
+            json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
     except OSError as error:
         raise PortError(f"{path}: cannot be written: {error.strerror or error}") from error
 
@@ -176,9 +283,19 @@ def bench(args: argparse.Namespace) -> int:
     check_positive(args, "context", "batch", "prefill", "rounds")
     check_target(args.out)
     check_target(args.plot, (".png", ".svg"))
-    results = bench_ladder(args.profile, device=args.device, dtype=args.dtype, context=args.context, batch=args.batch,
-                           prefill=args.prefill, rounds=args.rounds, compiled=args.compile, alone=args.alone,
-                           peer=args.peer, seed=args.seed)
+    results = bench_ladder(
+        args.profile,
+        device=args.device,
+        dtype=args.dtype,
+        context=args.context,
+        batch=args.batch,
+        prefill=args.prefill,
+        rounds=args.rounds,
+        compiled=args.compile,
+        alone=args.alone,
+        peer=args.peer,
+        seed=args.seed,
+    )
     print(results.table())
     if args.out:
         print(f"\nadded to {save(results, args.out)}")
@@ -194,14 +311,26 @@ def record(args: argparse.Namespace) -> int:
     from .lab.record import make_record, save
 
     check_positive(args, "context", "batch", "prefill", "rounds")
-    made = make_record(args.device, args.profile, dtype=args.dtype, context=args.context, batch=args.batch,
-                       prefill=args.prefill, rounds=args.rounds, compiled=not args.eager, busy=args.busy,
-                       seed=args.seed, command=["dsv3-port", *sys.argv[1:]])
+    made = make_record(
+        args.device,
+        args.profile,
+        dtype=args.dtype,
+        context=args.context,
+        batch=args.batch,
+        prefill=args.prefill,
+        rounds=args.rounds,
+        compiled=not args.eager,
+        busy=args.busy,
+        seed=args.seed,
+        command=["dsv3-port", *sys.argv[1:]],
+    )
     print(made.results.table())
     worst = max(made.sign_off.differences.values())
-    print(f"\nsigned off: logits within {worst:.1e} of upstream (allowed {made.sign_off.bound:.0e} in "
-          f"{made.sign_off.dtype}), {made.sign_off.greedy_tokens} greedy tokens equal in "
-          f"{', '.join(made.sign_off.greedy_models)}\nwritten as {save(made, args.out)}")
+    print(
+        f"\nsigned off: logits within {worst:.1e} of upstream (allowed {made.sign_off.bound:.0e} in "
+        f"{made.sign_off.dtype}), {made.sign_off.greedy_tokens} greedy tokens equal in "
+        f"{', '.join(made.sign_off.greedy_models)}\nwritten as {save(made, args.out)}"
+    )
     return 0
 
 
@@ -214,9 +343,18 @@ def compare(args: argparse.Namespace) -> int:
     from .engine.tokenizer import encode, load_tokenizer, pad_left
     from .lab.sides import PEER, Side, compare_sides, default_dtype
 
-    def side(path: str, plan: str, device: str | None, dtype: str | None, ranks: int, peer: bool = False) -> Side:
+    def side(
+        path: str, plan: str, device: str | None, dtype: str | None, ranks: int, peer: bool = False
+    ) -> Side:
         where = pick_device(device or args.device)
-        return Side(path, parse_plan(plan), str(where), dtype or args.dtype or default_dtype(where), ranks, peer)
+        return Side(
+            path,
+            parse_plan(plan),
+            str(where),
+            dtype or args.dtype or default_dtype(where),
+            ranks,
+            peer,
+        )
 
     peer = args.b == PEER
     path_b = args.a if peer or not args.b else args.b
@@ -228,9 +366,19 @@ def compare(args: argparse.Namespace) -> int:
         ids, mask = pad_left(encode(tokenizer, args.prompt), tokenizer.pad_token_id or 0)
     else:
         generator = torch.Generator().manual_seed(args.seed)
-        ids = torch.randint(DeepseekV3Config.from_pretrained(args.a).vocab_size, (2, args.tokens), generator=generator)
-    names = tuple(f"{s.path} (" + ", ".join((PEER if s.peer else plan, s.dtype, *(
-        [f"{s.ranks} ranks"] if s.ranks > 1 else []))) + ")" for s, plan in ((a, args.plan_a), (b, args.plan_b)))
+        ids = torch.randint(
+            DeepseekV3Config.from_pretrained(args.a).vocab_size,
+            (2, args.tokens),
+            generator=generator,
+        )
+    names = tuple(
+        f"{s.path} ("
+        + ", ".join(
+            (PEER if s.peer else plan, s.dtype, *([f"{s.ranks} ranks"] if s.ranks > 1 else []))
+        )
+        + ")"
+        for s, plan in ((a, args.plan_a), (b, args.plan_b))
+    )
     reports = compare_sides(a, b, ids, mask, args.rtol, (names[0], names[1]))
     print("\n\n".join(map(str, reports)))
     return 0 if all(r.ok for r in reports) else 1
@@ -246,14 +394,27 @@ def tutorial(args: argparse.Namespace) -> int:
     only = [word.strip() for text in args.only or () for word in text.split(",")]
 
     def tell(run: NotebookRun) -> None:
-        tqdm.write(f"{'ok    ' if run.status == 'ok' else 'FAILED'} {run.name:<20} {run.seconds:7.1f} s  "
-                   f"{run.cells} code cells{'  ' + run.error if run.error else ''}")  # above the bars
+        tqdm.write(
+            f"{'ok    ' if run.status == 'ok' else 'FAILED'} {run.name:<20} {run.seconds:7.1f} s  "
+            f"{run.cells} code cells{'  ' + run.error if run.error else ''}"
+        )  # above the bars
         sys.stdout.flush()
 
-    runs = run_tutorial(notebooks, out, profile=args.profile, device=args.device, only=only, seed=args.seed,
-                        timeout=args.timeout, progress=not args.quiet, on_done=tell)
+    runs = run_tutorial(
+        notebooks,
+        out,
+        profile=args.profile,
+        device=args.device,
+        only=only,
+        seed=args.seed,
+        timeout=args.timeout,
+        progress=not args.quiet,
+        on_done=tell,
+    )
     failed = [run.name for run in runs if run.status != "ok"]
-    print(f"\n{len(runs) - len(failed)} of {len(runs)} notebooks ran through in {sum(r.seconds for r in runs):.0f} s"
-          + (f"; failed: {', '.join(failed)}" if failed else ""))
+    print(
+        f"\n{len(runs) - len(failed)} of {len(runs)} notebooks ran through in {sum(r.seconds for r in runs):.0f} s"
+        + (f"; failed: {', '.join(failed)}" if failed else "")
+    )
     print(f"open {out.resolve() / 'index.html'}")
     return int(bool(failed))

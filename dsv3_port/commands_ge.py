@@ -19,12 +19,25 @@ def arguments(p: argparse.ArgumentParser) -> None:
     does = p.add_mutually_exclusive_group()
     does.add_argument("--count", action="store_true", help="operators by type")
     does.add_argument("--inputs", action="store_true", help="the inputs that --run asks for")
-    does.add_argument("--draw", metavar="FILE", help="a picture of one decoder layer (.svg or .png)")
-    does.add_argument("--run", metavar="FILE", dest="inputs_file", help="execute it with the inputs in this "
-                      "safetensors file, named by the inputs' names or indices")
+    does.add_argument(
+        "--draw", metavar="FILE", help="a picture of one decoder layer (.svg or .png)"
+    )
+    does.add_argument(
+        "--run",
+        metavar="FILE",
+        dest="inputs_file",
+        help="execute it with the inputs in this "
+        "safetensors file, named by the inputs' names or indices",
+    )
     does.add_argument("--diff", metavar="GRAPH", help="what is different in this other graph")
-    p.add_argument("--layer", type=int, default=1, help="the layer to draw, from 0 (default: %(default)s)")
-    p.add_argument("--out", metavar="FILE", help="with --run: write outputs and changed inputs there (safetensors)")
+    p.add_argument(
+        "--layer", type=int, default=1, help="the layer to draw, from 0 (default: %(default)s)"
+    )
+    p.add_argument(
+        "--out",
+        metavar="FILE",
+        help="with --run: write outputs and changed inputs there (safetensors)",
+    )
     p.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -45,24 +58,37 @@ def ge(args: argparse.Namespace) -> int:
         return _diff(graph, read_file(args.diff), args.json)
     elif args.count:
         counts = graph.count()
-        _table([(kind, str(n)) for kind, n in counts.items()] + [("all", str(sum(counts.values())))],
-               ("operator", "count"), counts if args.json else None)
+        _table(
+            [(kind, str(n)) for kind, n in counts.items()] + [("all", str(sum(counts.values())))],
+            ("operator", "count"),
+            counts if args.json else None,
+        )
     elif args.inputs:
         from .lab.ge_tables import input_rows
 
         header, rows = ("index", "name", "type and shape"), input_rows(graph)
-        _table(rows, header, [dict(zip(header, row, strict=True)) for row in rows] if args.json else None)
+        _table(
+            rows,
+            header,
+            [dict(zip(header, row, strict=True)) for row in rows] if args.json else None,
+        )
     else:
         from .lab.ge_tables import node_lines
 
-        print(json.dumps(node_lines(graph), indent=1) if args.json else "\n".join(node_lines(graph)))
+        print(
+            json.dumps(node_lines(graph), indent=1) if args.json else "\n".join(node_lines(graph))
+        )
     return 0
 
 
 def _table(rows: Sequence[tuple[str, ...]], header: tuple[str, ...], as_json: Any = None) -> None:
     from tabulate import tabulate
 
-    print(tabulate(rows, header, disable_numparse=True) if as_json is None else json.dumps(as_json, indent=1))
+    print(
+        tabulate(rows, header, disable_numparse=True)
+        if as_json is None
+        else json.dumps(as_json, indent=1)
+    )
 
 
 def _run(graph: Any, args: argparse.Namespace) -> None:
@@ -78,17 +104,36 @@ def _run(graph: Any, args: argparse.Namespace) -> None:
     if args.out:
         Path(args.out).parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, args.out)
-    told = {"operators": len(done.records), "bytes": sum(r.nbytes for r in done.records),
-            "flops": sum(r.flops for r in done.records), "peak_bytes": done.peak, "cpu_seconds": done.seconds,
-            "surprises": done.surprises}
+    told = {
+        "operators": len(done.records),
+        "bytes": sum(r.nbytes for r in done.records),
+        "flops": sum(r.flops for r in done.records),
+        "peak_bytes": done.peak,
+        "cpu_seconds": done.seconds,
+        "surprises": done.surprises,
+    }
     if args.json:
         records = [asdict(r) | {"dtypes": [str(d) for d in r.dtypes]} for r in done.records]
         print(json.dumps(told | {"records": records}, indent=1))
         return
-    _table([(name, str(t.dtype)[6:], str(list(t.shape)), f"{t.double().min():.6g}", f"{t.double().max():.6g}")
-            for name, t in tensors.items() if t.numel()], ("result", "dtype", "shape", "least", "greatest"))
-    print(f"{told['operators']} operators, {told['flops']} FLOPs in products, {told['bytes']} bytes moved, at most "
-          f"{done.peak} bytes held at once; {done.seconds:.2f} s on this CPU (no time of an NPU)")
+    _table(
+        [
+            (
+                name,
+                str(t.dtype)[6:],
+                str(list(t.shape)),
+                f"{t.double().min():.6g}",
+                f"{t.double().max():.6g}",
+            )
+            for name, t in tensors.items()
+            if t.numel()
+        ],
+        ("result", "dtype", "shape", "least", "greatest"),
+    )
+    print(
+        f"{told['operators']} operators, {told['flops']} FLOPs in products, {told['bytes']} bytes moved, at most "
+        f"{done.peak} bytes held at once; {done.seconds:.2f} s on this CPU (no time of an NPU)"
+    )
     for line in done.surprises:
         print(line)
 
@@ -104,7 +149,10 @@ def _diff(a: Any, b: Any, as_json: bool) -> int:
     if not found:
         print("the graphs are equal, but for names")
         return 0
-    _table([(k, str(x), str(y), f"{y - x:+d}") for k, x, y in found.counts], ("operator", "first", "second", "change"))
+    _table(
+        [(k, str(x), str(y), f"{y - x:+d}") for k, x, y in found.counts],
+        ("operator", "first", "second", "change"),
+    )
     for line, count in list(found.lines.items())[:_SHOWN]:
         print(f"{line[:1]} {count} × {line[2:]}")
     if len(found.lines) > _SHOWN:

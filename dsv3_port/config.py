@@ -1,9 +1,10 @@
-"""DeepSeek-V3's configuration: read from a published config.json, from transformers 5's form, or from a preset.
+"""DeepSeek-V3's configuration: read from a published config.json, from transformers 5's form, or
+from a preset.
 
 Letters used in shape comments everywhere in this package:
-B batch, S sequence, L cache length, T tokens (B*S), H hidden, N heads, D head dim (Dn without position, Dr rotary,
-Dv value), E experts, K experts per token, G expert groups, I intermediate width, R rank (low-rank width),
-V vocabulary, W world size.
+B batch, S sequence, L cache length, T tokens (B*S), H hidden, N heads, D head dim (Dn without
+position, Dr rotary, Dv value), E experts, K experts per token, G expert groups, I intermediate
+width, R rank (low-rank width), V vocabulary, W world size.
 
 Source: DeepSeek-V3 technical report (arXiv 2412.19437), section 4.2, and the published config.json.
 """
@@ -24,7 +25,8 @@ FP8_BLOCK = (128, 128)
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """YaRN, as in config.json's `rope_scaling` (arXiv 2309.00071; DeepSeek-V2 report, section 3.1.4)."""
+    """YaRN, as in config.json's `rope_scaling` (arXiv 2309.00071; DeepSeek-V2 report, section
+    3.1.4)."""
 
     factor: float
     original_max_position_embeddings: int
@@ -42,7 +44,9 @@ class RopeScaling:
     def cos_sin_scale(self) -> float:
         """Factor on cos and sin; 1 for the published model, where both mscales are equal."""
         if self.mscale and self.mscale_all_dim:
-            return yarn_mscale(self.factor, self.mscale) / yarn_mscale(self.factor, self.mscale_all_dim)
+            return yarn_mscale(self.factor, self.mscale) / yarn_mscale(
+                self.factor, self.mscale_all_dim
+            )
         return yarn_mscale(self.factor, 1.0)
 
 
@@ -85,29 +89,62 @@ class DeepseekV3Config:
     pad_token_id: int | None = None
     torch_dtype: str = "bfloat16"
     fp8: bool = False  # weights stored as e4m3 blocks with weight_scale_inv
-    extra: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)  # keys kept but not used
+    extra: dict[str, Any] = field(
+        default_factory=dict, compare=False, repr=False
+    )  # keys kept but not used
 
     def __post_init__(self) -> None:
         def check(ok: bool, what: str) -> None:
             if not ok:
                 raise PortError(f"config: {what}")
 
-        for name in ("vocab_size", "hidden_size", "intermediate_size", "moe_intermediate_size", "num_hidden_layers",
-                     "num_attention_heads", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim",
-                     "n_routed_experts", "num_experts_per_tok", "n_group", "topk_group"):
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "moe_intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "kv_lora_rank",
+            "qk_nope_head_dim",
+            "qk_rope_head_dim",
+            "v_head_dim",
+            "n_routed_experts",
+            "num_experts_per_tok",
+            "n_group",
+            "topk_group",
+        ):
             value = getattr(self, name)
-            check(isinstance(value, int) and value > 0, f"{name} must be a positive integer, not {value!r}")
-        check(self.qk_rope_head_dim % 2 == 0, f"qk_rope_head_dim must be even, not {self.qk_rope_head_dim}")
-        check(self.n_routed_experts % self.n_group == 0,
-              f"n_routed_experts {self.n_routed_experts} is not a multiple of n_group {self.n_group}")
-        check(self.topk_group <= self.n_group, f"topk_group {self.topk_group} exceeds n_group {self.n_group}")
+            check(
+                isinstance(value, int) and value > 0,
+                f"{name} must be a positive integer, not {value!r}",
+            )
+        check(
+            self.qk_rope_head_dim % 2 == 0,
+            f"qk_rope_head_dim must be even, not {self.qk_rope_head_dim}",
+        )
+        check(
+            self.n_routed_experts % self.n_group == 0,
+            f"n_routed_experts {self.n_routed_experts} is not a multiple of n_group {self.n_group}",
+        )
+        check(
+            self.topk_group <= self.n_group,
+            f"topk_group {self.topk_group} exceeds n_group {self.n_group}",
+        )
         per_group = self.n_routed_experts // self.n_group
-        check(self.num_experts_per_tok <= per_group * self.topk_group,
-              f"num_experts_per_tok {self.num_experts_per_tok} exceeds the {per_group * self.topk_group} experts "
-              f"that {self.topk_group} groups of {per_group} offer")
-        check(per_group >= 2, "a group needs two experts at least: its score is the sum of its two best")
-        check(0 <= self.first_k_dense_replace <= self.num_hidden_layers,
-              f"first_k_dense_replace {self.first_k_dense_replace} is outside 0..{self.num_hidden_layers}")
+        check(
+            self.num_experts_per_tok <= per_group * self.topk_group,
+            f"num_experts_per_tok {self.num_experts_per_tok} exceeds the {per_group * self.topk_group} experts "
+            f"that {self.topk_group} groups of {per_group} offer",
+        )
+        check(
+            per_group >= 2,
+            "a group needs two experts at least: its score is the sum of its two best",
+        )
+        check(
+            0 <= self.first_k_dense_replace <= self.num_hidden_layers,
+            f"first_k_dense_replace {self.first_k_dense_replace} is outside 0..{self.num_hidden_layers}",
+        )
 
     @property
     def qk_head_dim(self) -> int:
@@ -115,8 +152,11 @@ class DeepseekV3Config:
 
     @property
     def softmax_scale(self) -> float:
-        """Scale of the attention scores; it stays this value after the low-rank absorb (D is not R + Dr)."""
-        return self.qk_head_dim**-0.5 * (self.rope_scaling.softmax_mscale if self.rope_scaling else 1.0)
+        """Scale of the attention scores; it stays this value after the low-rank absorb (D is not R
+        + Dr)."""
+        return self.qk_head_dim**-0.5 * (
+            self.rope_scaling.softmax_mscale if self.rope_scaling else 1.0
+        )
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
@@ -128,11 +168,14 @@ class DeepseekV3Config:
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> DeepseekV3Config:
-        """Read `config.json` of a checkpoint folder, in the published form or as transformers 5 writes it."""
+        """Read `config.json` of a checkpoint folder, in the published form or as transformers 5
+        writes it."""
         file = Path(path) / "config.json"
         if not file.is_file():
-            raise PortError(f"{file}: no such file; give the folder of a DeepSeek-V3 checkpoint (it holds config.json "
-                            "and *.safetensors)")
+            raise PortError(
+                f"{file}: no such file; give the folder of a DeepSeek-V3 checkpoint (it holds config.json "
+                "and *.safetensors)"
+            )
         try:
             values = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
@@ -150,39 +193,78 @@ class DeepseekV3Config:
         kind = values.get("model_type", "deepseek_v3")
         if kind != "deepseek_v3":
             raise PortError(f"model_type is {kind!r}; this package ports 'deepseek_v3' only")
-        for name, only in (("scoring_func", "sigmoid"), ("topk_method", "noaux_tc"), ("hidden_act", "silu"),
-                           ("attention_bias", False), ("moe_layer_freq", 1), ("ep_size", 1)):
+        for name, only in (
+            ("scoring_func", "sigmoid"),
+            ("topk_method", "noaux_tc"),
+            ("hidden_act", "silu"),
+            ("attention_bias", False),
+            ("moe_layer_freq", 1),
+            ("ep_size", 1),
+        ):
             if values.get(name, only) not in (only, None):
-                raise PortError(f"{name} is {values[name]!r}; DeepSeek-V3 has {only!r} and nothing else is supported")
+                raise PortError(
+                    f"{name} is {values[name]!r}; DeepSeek-V3 has {only!r} and nothing else is supported"
+                )
         theta, scaling, interleave = _rope(values)
         quantization = values.pop("quantization_config", None)
         fp8 = _check_quantization(quantization)
         dtype = values.pop("torch_dtype", None) or values.get("dtype") or "bfloat16"
         if isinstance(values.get("eos_token_id"), list):
             values["eos_token_id"] = tuple(values["eos_token_id"])
-        own = {f.name for f in dataclasses.fields(cls)} - {"extra", "fp8", "rope_theta", "rope_scaling",
-                                                           "rope_interleave", "torch_dtype"}
-        missing = sorted(f.name for f in dataclasses.fields(cls)
-                         if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-                         and f.name not in values)
+        own = {f.name for f in dataclasses.fields(cls)} - {
+            "extra",
+            "fp8",
+            "rope_theta",
+            "rope_scaling",
+            "rope_interleave",
+            "torch_dtype",
+        }
+        missing = sorted(
+            f.name
+            for f in dataclasses.fields(cls)
+            if f.default is dataclasses.MISSING
+            and f.default_factory is dataclasses.MISSING
+            and f.name not in values
+        )
         if missing:
             raise PortError(f"missing {', '.join(missing)}")
         extra = {k: v for k, v in values.items() if k not in own}
-        return cls(**{k: v for k, v in values.items() if k in own}, rope_theta=theta, rope_scaling=scaling,
-                   rope_interleave=interleave, torch_dtype=str(dtype).removeprefix("torch."), fp8=fp8, extra=extra)
+        return cls(
+            **{k: v for k, v in values.items() if k in own},
+            rope_theta=theta,
+            rope_scaling=scaling,
+            rope_interleave=interleave,
+            torch_dtype=str(dtype).removeprefix("torch."),
+            fp8=fp8,
+            extra=extra,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The published form of config.json (the names DeepSeek's own file uses)."""
         skip = ("extra", "fp8", "rope_scaling")
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in skip}
-        values |= {"architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3", "hidden_act": "silu",
-                   "scoring_func": "sigmoid", "topk_method": "noaux_tc", "attention_bias": False, "moe_layer_freq": 1,
-                   "num_key_value_heads": self.num_attention_heads, "rope_scaling": None}
+        values = {
+            f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in skip
+        }
+        values |= {
+            "architectures": ["DeepseekV3ForCausalLM"],
+            "model_type": "deepseek_v3",
+            "hidden_act": "silu",
+            "scoring_func": "sigmoid",
+            "topk_method": "noaux_tc",
+            "attention_bias": False,
+            "moe_layer_freq": 1,
+            "num_key_value_heads": self.num_attention_heads,
+            "rope_scaling": None,
+        }
         if self.rope_scaling:
             values["rope_scaling"] = {"type": "yarn", **dataclasses.asdict(self.rope_scaling)}
         if self.fp8:
-            values["quantization_config"] = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic",
-                                             "weight_block_size": list(FP8_BLOCK)}
+            values["quantization_config"] = {
+                "quant_method": "fp8",
+                "fmt": "e4m3",
+                "activation_scheme": "dynamic",
+                "weight_block_size": list(FP8_BLOCK),
+            }
         return values
 
     def replace(self, **changes: Any) -> DeepseekV3Config:
@@ -197,7 +279,8 @@ class DeepseekV3Config:
 
 
 def _rope(values: dict[str, Any]) -> tuple[float, RopeScaling | None, bool]:
-    """rope_theta, yarn settings and layout, from `rope_scaling` (published) or `rope_parameters` (transformers 5)."""
+    """rope_theta, yarn settings and layout, from `rope_scaling` (published) or `rope_parameters`
+    (transformers 5)."""
     rope = values.pop("rope_parameters", None)
     old = values.pop("rope_scaling", None)
     theta = values.pop("rope_theta", None)
@@ -222,44 +305,121 @@ def _check_quantization(q: dict[str, Any] | None) -> bool:
         return False
     block = tuple(q.get("weight_block_size") or FP8_BLOCK)
     if q.get("quant_method") != "fp8" or q.get("fmt", "e4m3") != "e4m3" or block != FP8_BLOCK:
-        raise PortError(f"quantization_config {q.get('quant_method')!r}/{q.get('fmt')!r} with blocks {block}: only the "
-                        f"published form is read (fp8, e4m3, blocks of {FP8_BLOCK})")
+        raise PortError(
+            f"quantization_config {q.get('quant_method')!r}/{q.get('fmt')!r} with blocks {block}: only the "
+            f"published form is read (fp8, e4m3, blocks of {FP8_BLOCK})"
+        )
     return True
 
 
-_YARN = RopeScaling(factor=40, original_max_position_embeddings=4096, beta_fast=32, beta_slow=1, mscale=1.0,
-                    mscale_all_dim=1.0)
+_YARN = RopeScaling(
+    factor=40,
+    original_max_position_embeddings=4096,
+    beta_fast=32,
+    beta_slow=1,
+    mscale=1.0,
+    mscale_all_dim=1.0,
+)
 
 
-def _random(hidden: int, heads: int, q_rank: int, kv_rank: int, nope: int, rope: int, experts: int, groups: int,
-            top: int, width: int, vocab: int) -> DeepseekV3Config:
+def _random(
+    hidden: int,
+    heads: int,
+    q_rank: int,
+    kv_rank: int,
+    nope: int,
+    rope: int,
+    experts: int,
+    groups: int,
+    top: int,
+    width: int,
+    vocab: int,
+) -> DeepseekV3Config:
     """Random-weight sizes of the timing profiles: four layers, the first one dense."""
     return DeepseekV3Config(
-        vocab_size=vocab, hidden_size=hidden, intermediate_size=4 * hidden, moe_intermediate_size=width,
-        num_hidden_layers=4, num_attention_heads=heads, kv_lora_rank=kv_rank, q_lora_rank=q_rank,
-        qk_nope_head_dim=nope, qk_rope_head_dim=rope, v_head_dim=nope, n_routed_experts=experts,
-        num_experts_per_tok=top, n_group=groups, topk_group=max(1, groups // 2), first_k_dense_replace=1,
-        routed_scaling_factor=2.5, rope_scaling=_YARN, max_position_embeddings=163840, fp8=True)
+        vocab_size=vocab,
+        hidden_size=hidden,
+        intermediate_size=4 * hidden,
+        moe_intermediate_size=width,
+        num_hidden_layers=4,
+        num_attention_heads=heads,
+        kv_lora_rank=kv_rank,
+        q_lora_rank=q_rank,
+        qk_nope_head_dim=nope,
+        qk_rope_head_dim=rope,
+        v_head_dim=nope,
+        n_routed_experts=experts,
+        num_experts_per_tok=top,
+        n_group=groups,
+        topk_group=max(1, groups // 2),
+        first_k_dense_replace=1,
+        routed_scaling_factor=2.5,
+        rope_scaling=_YARN,
+        max_position_embeddings=163840,
+        fp8=True,
+    )
 
 
 PRESETS: dict[str, DeepseekV3Config] = {
     # the embedded model, data/tiny-dsv3, trained by data/train_tiny
     "tiny": DeepseekV3Config(
-        vocab_size=1024, hidden_size=256, intermediate_size=512, moe_intermediate_size=64, num_hidden_layers=4,
-        num_attention_heads=8, kv_lora_rank=64, q_lora_rank=96, qk_nope_head_dim=32, qk_rope_head_dim=16,
-        v_head_dim=32, n_routed_experts=16, num_experts_per_tok=4, n_group=4, topk_group=2, first_k_dense_replace=1,
-        routed_scaling_factor=2.5, num_nextn_predict_layers=1,
-        rope_scaling=RopeScaling(factor=4, original_max_position_embeddings=256, mscale=1.0, mscale_all_dim=1.0),
-        max_position_embeddings=1024, bos_token_id=0, eos_token_id=1, pad_token_id=2, fp8=True),
+        vocab_size=1024,
+        hidden_size=256,
+        intermediate_size=512,
+        moe_intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=8,
+        kv_lora_rank=64,
+        q_lora_rank=96,
+        qk_nope_head_dim=32,
+        qk_rope_head_dim=16,
+        v_head_dim=32,
+        n_routed_experts=16,
+        num_experts_per_tok=4,
+        n_group=4,
+        topk_group=2,
+        first_k_dense_replace=1,
+        routed_scaling_factor=2.5,
+        num_nextn_predict_layers=1,
+        rope_scaling=RopeScaling(
+            factor=4, original_max_position_embeddings=256, mscale=1.0, mscale_all_dim=1.0
+        ),
+        max_position_embeddings=1024,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=2,
+        fp8=True,
+    ),
     # heads, ranks and expert counts: hidden, N, q rank, R, Dn, Dr, E, G, K, I, V
     "small": _random(256, 8, 128, 64, 32, 16, 16, 4, 4, 128, 4096),
-    "w1": _random(256, 32, 128, 64, 32, 16, 256, 8, 8, 64, 16384),  # DeepSeek-V3's own routing numbers
+    "w1": _random(
+        256, 32, 128, 64, 32, 16, 256, 8, 8, 64, 16384
+    ),  # DeepSeek-V3's own routing numbers
     "w2": _random(512, 32, 192, 128, 64, 32, 128, 8, 8, 128, 16384),
     "l": _random(1024, 16, 384, 256, 64, 32, 64, 8, 8, 512, 16384),
     "v3-671b": DeepseekV3Config(
-        vocab_size=129280, hidden_size=7168, intermediate_size=18432, moe_intermediate_size=2048,
-        num_hidden_layers=61, num_attention_heads=128, kv_lora_rank=512, q_lora_rank=1536, qk_nope_head_dim=128,
-        qk_rope_head_dim=64, v_head_dim=128, n_routed_experts=256, num_experts_per_tok=8, n_group=8, topk_group=4,
-        first_k_dense_replace=3, routed_scaling_factor=2.5, num_nextn_predict_layers=1, rope_scaling=_YARN,
-        max_position_embeddings=163840, bos_token_id=0, eos_token_id=1, fp8=True),
+        vocab_size=129280,
+        hidden_size=7168,
+        intermediate_size=18432,
+        moe_intermediate_size=2048,
+        num_hidden_layers=61,
+        num_attention_heads=128,
+        kv_lora_rank=512,
+        q_lora_rank=1536,
+        qk_nope_head_dim=128,
+        qk_rope_head_dim=64,
+        v_head_dim=128,
+        n_routed_experts=256,
+        num_experts_per_tok=8,
+        n_group=8,
+        topk_group=4,
+        first_k_dense_replace=3,
+        routed_scaling_factor=2.5,
+        num_nextn_predict_layers=1,
+        rope_scaling=_YARN,
+        max_position_embeddings=163840,
+        bos_token_id=0,
+        eos_token_id=1,
+        fp8=True,
+    ),
 }

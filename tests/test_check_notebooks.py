@@ -18,17 +18,35 @@ SETTINGS = 'profile = "tiny"\ndevice = "auto"\nresults_dir = "results"\nseed = 0
 
 
 def cell(tag: str, kind: str, text: str, name: str = "") -> dict:
-    made = {"cell_type": kind, "id": name or f"x-{tag}", "metadata": {"tags": [tag] if tag else []}, "source": text}
+    made = {
+        "cell_type": kind,
+        "id": name or f"x-{tag}",
+        "metadata": {"tags": [tag] if tag else []},
+        "source": text,
+    }
     return made | ({"outputs": [], "execution_count": None} if kind == "code" else {})
 
 
 def good() -> dict:
-    cells = [cell(tag, "code" if tag in CODE else "markdown", SETTINGS if tag == "parameters" else f"# {tag}")
-             for tag in rules.ANATOMY]
-    cells[-1:-1] = [cell("exercise", "code", "check()", "x-exercise-2"),
-                    cell("solution", "markdown", "so", "x-solution-2")]
+    cells = [
+        cell(
+            tag,
+            "code" if tag in CODE else "markdown",
+            SETTINGS if tag == "parameters" else f"# {tag}",
+        )
+        for tag in rules.ANATOMY
+    ]
+    cells[-1:-1] = [
+        cell("exercise", "code", "check()", "x-exercise-2"),
+        cell("solution", "markdown", "so", "x-solution-2"),
+    ]
     cells.insert(8, cell("", "markdown", "a part of its own, see https://example.org/", "x-free"))
-    return {"nbformat": 4, "nbformat_minor": 5, "metadata": {"kernelspec": {"name": "python3"}}, "cells": cells}
+    return {
+        "nbformat": 4,
+        "nbformat_minor": 5,
+        "metadata": {"kernelspec": {"name": "python3"}},
+        "cells": cells,
+    }
 
 
 def find(nb: dict, tag: str) -> dict:
@@ -56,11 +74,16 @@ CARD = """| | |
 | Tiers 设备 | cpu |"""
 
 
-@pytest.mark.parametrize(("change", "finding"), [
-    (("3 minutes", "30 minutes"), "30 minutes of reading, the word count 2"),
-    ((", by word count", ""), "by word count"),
-    ((", measured on two CPU cores", ""), "measured"), (("| Difficulty", "| Difficult"), "no row 'Difficulty'"),
-    (("", ""), "")])
+@pytest.mark.parametrize(
+    ("change", "finding"),
+    [
+        (("3 minutes", "30 minutes"), "30 minutes of reading, the word count 2"),
+        ((", by word count", ""), "by word count"),
+        ((", measured on two CPU cores", ""), "measured"),
+        (("| Difficulty", "| Difficult"), "no row 'Difficulty'"),
+        (("", ""), ""),
+    ],
+)
 def test_cards_are_held_to_the_text(change, finding):
     nb = good()
     find(nb, "card")["source"] = CARD.replace(*change)
@@ -74,7 +97,9 @@ def test_cards_are_held_to_a_run(tmp_path):
     (tmp_path / "02_a.ipynb").write_text(json.dumps(nb))
     for seconds, wrong in ((25, 0), (69, 0), (71, 1)):
         run = {"name": "02_a", "status": "ok", "seconds": seconds}
-        (tmp_path / "runs.json").write_text(json.dumps([run, {"name": "03_b", "status": "failed", "seconds": 1}]))
+        (tmp_path / "runs.json").write_text(
+            json.dumps([run, {"name": "03_b", "status": "failed", "seconds": 1}])
+        )
         assert len(rules.cards.against_runs(tmp_path, tmp_path / "runs.json")) == wrong
 
 
@@ -200,15 +225,34 @@ def _may_raise(nb):
     find(nb, "plot")["metadata"]["tags"].append("raises-exception")
 
 
-BAD = {_outputs: "has outputs", _count: "execution count", _kernel: "'my-env'", _format: "format 4.4",
-       _run_metadata: "papermill", _no_id: "has no id", _same_id: "used twice", _random_id: "random one",
-       _two_parameters: "2 cells tagged 'parameters'", _no_seed: "does not set seed",
-       _broken_parameters: "does not set device", _two_imports: "2 code cells tagged 'imports'",
-       _many_cells: "at most 40", _long_cell: "21 lines", _wide_line: "106 characters",
-       _remote_picture: "picture from the net", _remote_tag: "picture from the net",
-       _missing_picture: "figures/none.svg, which does not exist", _home: "/home/me", _windows: "C:\\Users",
-       _missing_part: "no cell tagged 'failure'", _wrong_order: "the order is fixed", _two_parts: "one part only",
-       _unknown_tag: "unknown tag 'hid-input'", _unsolved: "2 exercises and 1 solutions", _may_raise: "may raise"}
+BAD = {
+    _outputs: "has outputs",
+    _count: "execution count",
+    _kernel: "'my-env'",
+    _format: "format 4.4",
+    _run_metadata: "papermill",
+    _no_id: "has no id",
+    _same_id: "used twice",
+    _random_id: "random one",
+    _two_parameters: "2 cells tagged 'parameters'",
+    _no_seed: "does not set seed",
+    _broken_parameters: "does not set device",
+    _two_imports: "2 code cells tagged 'imports'",
+    _many_cells: "at most 40",
+    _long_cell: "21 lines",
+    _wide_line: "106 characters",
+    _remote_picture: "picture from the net",
+    _remote_tag: "picture from the net",
+    _missing_picture: "figures/none.svg, which does not exist",
+    _home: "/home/me",
+    _windows: "C:\\Users",
+    _missing_part: "no cell tagged 'failure'",
+    _wrong_order: "the order is fixed",
+    _two_parts: "one part only",
+    _unknown_tag: "unknown tag 'hid-input'",
+    _unsolved: "2 exercises and 1 solutions",
+    _may_raise: "may raise",
+}
 
 
 @pytest.mark.parametrize("damage", BAD, ids=lambda f: f.__name__.strip("_"))
@@ -222,7 +266,11 @@ def test_each_kind_of_damage_is_found(damage):
 
 def test_the_frame_is_enough_where_no_step_is_taken():
     nb = good()
-    nb["cells"] = [c for c in nb["cells"] if not c["metadata"]["tags"] or c["metadata"]["tags"][0] in rules.FRAME]
+    nb["cells"] = [
+        c
+        for c in nb["cells"]
+        if not c["metadata"]["tags"] or c["metadata"]["tags"][0] in rules.FRAME
+    ]
     assert rules.check_notebook(nb, "10_results") == []
     assert rules.check_notebook(nb, "02_mla_low_rank")
 
@@ -242,8 +290,10 @@ def test_pictures_beside_the_notebook_are_found(tmp_path):
 
 def test_addresses_and_documented_folders_are_no_machine_paths():
     nb = good()
-    find(nb, "card")["source"] = ("https://example.org/home/x, /usr/local/Ascend/latest, `./tmp/x`, a/data/b, "
-                                  "{root}/data/x and 1/work")
+    find(nb, "card")["source"] = (
+        "https://example.org/home/x, /usr/local/Ascend/latest, `./tmp/x`, a/data/b, "
+        "{root}/data/x and 1/work"
+    )
     assert rules.check_notebook(nb, "02_mla_low_rank") == []
 
 

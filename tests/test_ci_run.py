@@ -54,7 +54,9 @@ def commands(repo, monkeypatch):
 
     monkeypatch.setattr(setup_venv, "phase", phase)
     monkeypatch.setattr(setup_venv, "host_npu_is_possible", lambda: True)
-    monkeypatch.setattr(setup_venv, "python_version", lambda python: "3.11.7" if python.exists() else None)
+    monkeypatch.setattr(
+        setup_venv, "python_version", lambda python: "3.11.7" if python.exists() else None
+    )
     return found
 
 
@@ -74,7 +76,9 @@ def test_set_up_once_and_again_when_something_changed(repo, commands, capsys):
     assert commands[5:] == later  # the venv is re-used
 
 
-def test_without_the_host_npu_the_set_up_is_complete_all_the_same(repo, commands, monkeypatch, capsys):
+def test_without_the_host_npu_the_set_up_is_complete_all_the_same(
+    repo, commands, monkeypatch, capsys
+):
     usual = setup_venv.phase
 
     def phase(title, command, log):
@@ -176,8 +180,16 @@ def test_full_disk_and_read_only_folder(tmp_path, monkeypatch):
 
 
 def test_environment_of_children(repo):
-    env = setup_venv.clean_environment({"PATH": "/bin", "PYTHONPATH": "x", "PYTHONHOME": "y", "PIP_TARGET": "z",
-                                        "JUPYTER_PATH": "evil", "HOME": "/h"})
+    env = setup_venv.clean_environment(
+        {
+            "PATH": "/bin",
+            "PYTHONPATH": "x",
+            "PYTHONHOME": "y",
+            "PIP_TARGET": "z",
+            "JUPYTER_PATH": "evil",
+            "HOME": "/h",
+        }
+    )
     assert not {"PYTHONPATH", "PYTHONHOME", "PIP_TARGET"} & set(env)
     assert env["HOME"] == "/h"
     assert env["PATH"].split(os.pathsep) == [str(setup_venv.venv_python().parent), "/bin"]
@@ -185,15 +197,24 @@ def test_environment_of_children(repo):
     assert (env["TOKENIZERS_PARALLELISM"], env["HF_HUB_OFFLINE"]) == ("false", "1")
 
 
-@pytest.mark.parametrize(("output", "hint"), [
-    ("OSError: [Errno 28] No space left on device", "disk is full"),
-    ("NewConnectionError: Failed to establish a new connection", "network and proxy"),
-    ("ERROR: Could not find a version that satisfies x (from versions: none)", "no package index answered"),
-    ("ERROR: Could not find a version that satisfies x (from versions: 1.0)", "no build"),
-    ("ERROR: ResolutionImpossible", "pip config list"),
-    ("something new", "the lines above say why")])
+@pytest.mark.parametrize(
+    ("output", "hint"),
+    [
+        ("OSError: [Errno 28] No space left on device", "disk is full"),
+        ("NewConnectionError: Failed to establish a new connection", "network and proxy"),
+        (
+            "ERROR: Could not find a version that satisfies x (from versions: none)",
+            "no package index answered",
+        ),
+        ("ERROR: Could not find a version that satisfies x (from versions: 1.0)", "no build"),
+        ("ERROR: ResolutionImpossible", "pip config list"),
+        ("something new", "the lines above say why"),
+    ],
+)
 def test_hints(repo, output, hint):
-    text = setup_venv.failure_text("installing packages", "\n".join(map(str, range(99))) + "\n" + output)
+    text = setup_venv.failure_text(
+        "installing packages", "\n".join(map(str, range(99))) + "\n" + output
+    )
     assert hint in text
     assert output in text
     assert "| 80\n" not in text
@@ -215,9 +236,11 @@ def test_a_phase_shows_its_seconds_and_the_tail_of_its_failure(repo, capsys):
 @pytest.mark.skipif(os.name == "nt", reason="process groups")
 def test_an_interrupted_phase_leaves_no_process(repo, tmp_path):
     """pip starts processes of its own: they must end with it."""
-    code = ("import subprocess, sys, time\nsubprocess.Popen([sys.executable, '-c', "
-            "'import os, sys, time; print(os.getpid(), file=open(sys.argv[1], \"w\")); time.sleep(60)', sys.argv[1]])"
-            "\ntime.sleep(60)")
+    code = (
+        "import subprocess, sys, time\nsubprocess.Popen([sys.executable, '-c', "
+        "'import os, sys, time; print(os.getpid(), file=open(sys.argv[1], \"w\")); time.sleep(60)', sys.argv[1]])"
+        "\ntime.sleep(60)"
+    )
     pid_file = tmp_path / "pid"
 
     def interrupt(number, frame):
@@ -254,12 +277,18 @@ def called(repo, monkeypatch):
     signal.signal(signal.SIGTERM, previous)
 
 
-@pytest.mark.parametrize(("words", "command"), [
-    (["test"], ["-m", "pytest"]),
-    (["test", "--", "-k", "name"], ["-m", "pytest", "-k", "name"]),
-    (["tutorial", "--only", "03", "--profile", "tiny", "--device", "cpu"],
-     ["-m", "dsv3_port", "tutorial", "--only", "03", "--profile", "tiny", "--device", "cpu"]),
-    (["lab", "--no-browser"], ["-m", "jupyterlab", "notebooks", "--no-browser"])])
+@pytest.mark.parametrize(
+    ("words", "command"),
+    [
+        (["test"], ["-m", "pytest"]),
+        (["test", "--", "-k", "name"], ["-m", "pytest", "-k", "name"]),
+        (
+            ["tutorial", "--only", "03", "--profile", "tiny", "--device", "cpu"],
+            ["-m", "dsv3_port", "tutorial", "--only", "03", "--profile", "tiny", "--device", "cpu"],
+        ),
+        (["lab", "--no-browser"], ["-m", "jupyterlab", "notebooks", "--no-browser"]),
+    ],
+)
 def test_arguments_are_passed_on(called, words, command):
     assert run.main(words) == 0
     assert called == [command]
@@ -285,8 +314,11 @@ def test_problems_are_told(called, monkeypatch, capsys):
 
 
 def test_standard_library_only():
-    """On a bare machine: nothing but the standard library, isolated from this environment's packages."""
-    done = subprocess.run([sys.executable, "-S", str(CI / "run.py"), "--help"], capture_output=True, text=True)
+    """On a bare machine: nothing but the standard library, isolated from this environment's
+    packages."""
+    done = subprocess.run(
+        [sys.executable, "-S", str(CI / "run.py"), "--help"], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert "tutorial" in done.stdout
 
@@ -302,13 +334,20 @@ def test_pins_cover_what_the_project_asks_for():
     lines = (CI / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
     for python in ("3.10.13", "3.11.7", "3.12.1", "3.13.0"):
-        env = {"python_full_version": python, "python_version": ".".join(python.split(".")[:2]),
-               "sys_platform": "linux"}
+        env = {
+            "python_full_version": python,
+            "python_version": ".".join(python.split(".")[:2]),
+            "sys_platform": "linux",
+        }
         for text in project["dependencies"] + project["optional-dependencies"]["dev"]:
             wanted = Requirement(text)
             if wanted.marker is not None and not wanted.marker.evaluate(env):
                 continue
-            found = [p for p in pins if p.name == wanted.name and (p.marker is None or p.marker.evaluate(env))]
+            found = [
+                p
+                for p in pins
+                if p.name == wanted.name and (p.marker is None or p.marker.evaluate(env))
+            ]
             assert len(found) == 1, f"{text} on Python {python}: {found}"
             (version,) = (s.version for s in found[0].specifier)
             assert wanted.specifier.contains(version), f"{found[0]} does not satisfy {text}"

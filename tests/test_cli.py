@@ -27,13 +27,17 @@ def in_process(code: str) -> str:
 
 
 def test_help_imports_no_torch():
-    heavy = in_process("import sys\nfrom dsv3_port import cli\ntry:\n    cli.main(['--help'])\n"
-                       "except SystemExit: pass\n"
-                       "print([m for m in ('torch', 'transformers', 'numpy', 'papermill') if m in sys.modules])")
+    heavy = in_process(
+        "import sys\nfrom dsv3_port import cli\ntry:\n    cli.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print([m for m in ('torch', 'transformers', 'numpy', 'papermill') if m in sys.modules])"
+    )
     assert heavy.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize("command", ["doctor", "plan", "shard", "infer", "bench", "compare", "tutorial"])
+@pytest.mark.parametrize(
+    "command", ["doctor", "plan", "shard", "infer", "bench", "compare", "tutorial"]
+)
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as end:
         run(command, "--help")
@@ -42,22 +46,41 @@ def test_every_command_has_help(command, capsys):
 
 
 def test_module_and_version():
-    assert in_process("import runpy, sys\nsys.argv = ['x', '--version']\ntry:\n    runpy.run_module('dsv3_port', "
-                      "run_name='__main__')\nexcept SystemExit: pass").startswith("dsv3-port 0.")
+    assert in_process(
+        "import runpy, sys\nsys.argv = ['x', '--version']\ntry:\n    runpy.run_module('dsv3_port', "
+        "run_name='__main__')\nexcept SystemExit: pass"
+    ).startswith("dsv3-port 0.")
 
 
 BAD = {
-    "unknown step": (["infer", "--model-dir", TINY, "--plan", "mla_low_rank,warp"], "unknown step 'warp'"),
+    "unknown step": (
+        ["infer", "--model-dir", TINY, "--plan", "mla_low_rank,warp"],
+        "unknown step 'warp'",
+    ),
     "unknown rung": (["plan", "--plan", "upto:warp"], "unknown step 'warp'"),
     "no checkpoint named": (["infer"], "--model-dir"),
     "missing checkpoint": (["infer", "--model-dir", "nowhere"], "nowhere: no such folder"),
-    "missing checkpoint to split": (["shard", "--model-path", "nowhere", "--output-path", "x", "--world-size", "2"],
-                                    "nowhere"),
+    "missing checkpoint to split": (
+        ["shard", "--model-path", "nowhere", "--output-path", "x", "--world-size", "2"],
+        "nowhere",
+    ),
     "missing checkpoint to compare": (["compare", "nowhere"], "nowhere"),
     "device": (["infer", "--model-dir", TINY, "--device", "quantum"], "quantum"),
     "dtype": (["infer", "--model-dir", TINY, "--dtype", "int7"], "int7"),
-    "dtype of a shard": (["shard", "--model-path", TINY, "--output-path", "x", "--world-size", "2", "--dtype", "int7"],
-                         "int7"),
+    "dtype of a shard": (
+        [
+            "shard",
+            "--model-path",
+            TINY,
+            "--output-path",
+            "x",
+            "--world-size",
+            "2",
+            "--dtype",
+            "int7",
+        ],
+        "int7",
+    ),
     "dtype of a forecast": (["plan", "--dtype", "q4"], "q4"),
     "profile": (["bench", "--profile", "nope"], "nope"),
     "profile of the tutorial": (["tutorial", "--profile", "nope"], "unknown profile 'nope'"),
@@ -67,14 +90,23 @@ BAD = {
     "cards": (["plan", "--world-size", "eight"], "--world-size"),
     "card of a forecast": (["plan", "--forecast", "h100"], "a2, a2-280t, a3"),
     "memory": (["plan", "--hbm", "lots"], "--hbm"),
-    "ranks": (["shard", "--model-path", TINY, "--output-path", "x", "--world-size", "2", "--ranks", "0-"], "--ranks"),
-    "world size": (["shard", "--model-path", TINY, "--output-path", "x", "--world-size", "3"], "3 ranks"),
+    "ranks": (
+        ["shard", "--model-path", TINY, "--output-path", "x", "--world-size", "2", "--ranks", "0-"],
+        "--ranks",
+    ),
+    "world size": (
+        ["shard", "--model-path", TINY, "--output-path", "x", "--world-size", "3"],
+        "3 ranks",
+    ),
     "mode": (["infer", "--model-dir", TINY, "--exe-mode", "fast"], "EXE_MODE"),
     "processes": (["infer", "--model-dir", TINY, "--world-size", "3"], "over 3 ranks"),
     "prompts": (["infer", "--model-dir", TINY, "--prompts", "nowhere.json"], "nowhere.json"),
     "batch": (["bench", "--batch", "0"], "--batch must be 1 or more"),
     "picture": (["bench", "--plot", "ladder.jpg"], "ladder.jpg"),
-    "folder of the results": (["infer", "--model-dir", TINY, "--json", "no/where.json"], "no/where.json"),
+    "folder of the results": (
+        ["infer", "--model-dir", TINY, "--json", "no/where.json"],
+        "no/where.json",
+    ),
 }
 
 
@@ -89,9 +121,18 @@ def test_bad_input_is_one_sentence_and_exit_code_2(case, capsys, monkeypatch):
     assert len(seen.err.splitlines()) == 1
 
 
-@pytest.mark.parametrize(("error", "code", "text"), [
-    (KeyboardInterrupt(), 130, "interrupted"), (MemoryError(), 2, "out of memory"),
-    (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 1 TB"), 2, "out of memory")])
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (MemoryError(), 2, "out of memory"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 1 TB"),
+            2,
+            "out of memory",
+        ),
+    ],
+)
 def test_interrupt_and_memory(error, code, text, monkeypatch, capsys):
     def doctor(args):
         raise error
@@ -162,7 +203,19 @@ def test_plan_prints_a_table_and_json(capsys):
 def test_plan_forecasts_times(capsys):
     from dsv3_port import STEPS
 
-    args = ("plan", "--config", TINY, "--forecast", "a2", "--world-size", "1,2", "--seq-len", "64", "--prefill", "16")
+    args = (
+        "plan",
+        "--config",
+        TINY,
+        "--forecast",
+        "a2",
+        "--world-size",
+        "1,2",
+        "--seq-len",
+        "64",
+        "--prefill",
+        "16",
+    )
     assert run(*args) == 0
     first, _, _, *rows, assumed, rates = capsys.readouterr().out.splitlines()
     assert first.startswith("FORECAST, nothing measured") and "Ascend 910B" in first
@@ -177,13 +230,30 @@ def test_steps_are_those_of_the_registry(capsys):
     from dsv3_port import STEPS
 
     assert run("plan", "--steps") == 0
-    assert all(s.id in line for s, line in zip(STEPS, capsys.readouterr().out.splitlines()[2:], strict=True))
+    assert all(
+        s.id in line
+        for s, line in zip(STEPS, capsys.readouterr().out.splitlines()[2:], strict=True)
+    )
 
 
 def test_infer_prints_text_and_writes_json(tmp_path, capsys):
     file = tmp_path / "out.json"
-    assert run("infer", "--model-dir", TINY, "--prompt", "Once upon a time", "--max-new-tokens", "6", "--device", "cpu",
-               "--json", str(file)) == 0
+    assert (
+        run(
+            "infer",
+            "--model-dir",
+            TINY,
+            "--prompt",
+            "Once upon a time",
+            "--max-new-tokens",
+            "6",
+            "--device",
+            "cpu",
+            "--json",
+            str(file),
+        )
+        == 0
+    )
     out = capsys.readouterr().out
     report = json.loads(file.read_text())
     (made,) = report["generations"]
@@ -198,8 +268,26 @@ def test_infer_in_batches_gives_the_same_texts(tmp_path):
     texts = {}
     for size in ("1", "2"):
         file = tmp_path / f"{size}.json"
-        assert run("infer", "--model-dir", TINY, "--prompt", "One windy morning", "--prompt", "The", "--device", "cpu",
-                   "--max-new-tokens", "8", "--batch-size", size, "--json", str(file)) == 0
+        assert (
+            run(
+                "infer",
+                "--model-dir",
+                TINY,
+                "--prompt",
+                "One windy morning",
+                "--prompt",
+                "The",
+                "--device",
+                "cpu",
+                "--max-new-tokens",
+                "8",
+                "--batch-size",
+                size,
+                "--json",
+                str(file),
+            )
+            == 0
+        )
         texts[size] = [g["text"] for g in json.loads(file.read_text())["generations"]]
     assert texts["1"] == texts["2"]
 
@@ -207,7 +295,10 @@ def test_infer_in_batches_gives_the_same_texts(tmp_path):
 def test_show_settings_says_where_each_came_from(monkeypatch, capsys):
     monkeypatch.setenv("BATCH_SIZE", "3")
     assert run("infer", "--show-settings", "--chat") == 0
-    lines = {line.split()[0]: " ".join(line.split()[1:]) for line in capsys.readouterr().out.splitlines()[2:]}
+    lines = {
+        line.split()[0]: " ".join(line.split()[1:])
+        for line in capsys.readouterr().out.splitlines()[2:]
+    }
     assert lines["BATCH_SIZE"] == "3 environment BATCH_SIZE"
     assert lines["TOKENIZER_MODE"] == "chat flag --tokenizer-mode"
     assert lines["INPUT_MAX_LEN"] == "1024 default"
@@ -218,14 +309,42 @@ def test_compare_says_whether_two_plans_agree(capsys):
     assert "agree at all" in capsys.readouterr().out
     assert run("compare", TINY, "--device", "cpu", "--tokens", "6", "--rtol", "1e-12") == 1
     assert "part at" in capsys.readouterr().out
-    assert run("compare", TINY, "--device", "cpu", "--tokens", "6", "--plan-b", "full", "--dtype-a", "bf16") != 2
+    assert (
+        run(
+            "compare",
+            TINY,
+            "--device",
+            "cpu",
+            "--tokens",
+            "6",
+            "--plan-b",
+            "full",
+            "--dtype-a",
+            "bf16",
+        )
+        != 2
+    )
     assert "data/tiny-dsv3 (full, bf16)" in capsys.readouterr().out.replace(TINY, "data/tiny-dsv3")
     assert run("compare", TINY, "transformers", "--ranks-b", "2") == 2
 
 
 def test_shard_dry_run_writes_nothing(tmp_path, capsys):
-    assert run("shard", "--model-path", TINY, "--output-path", str(tmp_path / "x"), "--world-size", "2", "--ranks", "1",
-               "--dry-run", "--json") == 0
+    assert (
+        run(
+            "shard",
+            "--model-path",
+            TINY,
+            "--output-path",
+            str(tmp_path / "x"),
+            "--world-size",
+            "2",
+            "--ranks",
+            "1",
+            "--dry-run",
+            "--json",
+        )
+        == 0
+    )
     assert json.loads(capsys.readouterr().out)["ranks"] == [1]
     assert not (tmp_path / "x").exists()
 

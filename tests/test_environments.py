@@ -1,4 +1,5 @@
-"""pyproject.toml, the pins, both conda files and what the doctor and the set-up ask for are in step."""
+"""pyproject.toml, the pins, both conda files and what the doctor and the set-up ask for are in
+step."""
 
 from __future__ import annotations
 
@@ -27,19 +28,26 @@ else:
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 CONDA = {"environment.yml": ["dev"], "environment-npu.yml": ["dev", "npu"]}
-PYTHONS = [f"3.{minor}" for minor in range(setup_venv.SUPPORTED[0][1], setup_venv.SUPPORTED[1][1] + 1)]
+PYTHONS = [
+    f"3.{minor}" for minor in range(setup_venv.SUPPORTED[0][1], setup_venv.SUPPORTED[1][1] + 1)
+]
 
 
 def requirements(*extras: str) -> list[Requirement]:
     optional = PROJECT["optional-dependencies"]
-    return [Requirement(text) for text in PROJECT["dependencies"] + [r for e in extras for r in optional[e]]]
+    return [
+        Requirement(text)
+        for text in PROJECT["dependencies"] + [r for e in extras for r in optional[e]]
+    ]
 
 
 def pins(python: str) -> dict[str, Version]:
     lines = (ROOT / "ci" / "constraints.txt").read_text(encoding="utf-8").splitlines()
     found = {}
     for r in (Requirement(line) for line in lines if line and not line.startswith("#")):
-        if r.marker is None or r.marker.evaluate({"python_version": python, "python_full_version": f"{python}.9"}):
+        if r.marker is None or r.marker.evaluate(
+            {"python_version": python, "python_full_version": f"{python}.9"}
+        ):
             (only,) = r.specifier
             found[canonicalize_name(r.name)] = Version(only.version)
     return found
@@ -49,7 +57,9 @@ def conda(name: str) -> tuple[dict[str, str], list[str]]:
     """(conda packages -> version, pip's lines)."""
     content: dict[str, Any] = yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))
     assert content["channels"] == ["conda-forge"]
-    packages = dict((d.split("=") + [""])[:2] for d in content["dependencies"] if isinstance(d, str))
+    packages = dict(
+        (d.split("=") + [""])[:2] for d in content["dependencies"] if isinstance(d, str)
+    )
     (pip,) = [d["pip"] for d in content["dependencies"] if isinstance(d, dict)]
     return packages, pip
 
@@ -77,7 +87,9 @@ def test_one_range_of_python_everywhere() -> None:
     wanted = SpecifierSet(PROJECT["requires-python"])
     assert [p for p in (f"3.{minor}" for minor in range(7, 20)) if wanted.contains(p)] == PYTHONS
     assert doctor.PYTHONS == setup_venv.SUPPORTED
-    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
+    workflow = yaml.safe_load(
+        (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    )
     assert workflow["jobs"]["test"]["strategy"]["matrix"]["python"] == PYTHONS
 
 
@@ -89,8 +101,12 @@ def test_the_doctor_asks_for_the_ranges_of_pyproject() -> None:
 
 
 def test_this_environment_is_the_one_that_is_described() -> None:
-    wrong = [f"{r}: {metadata.version(r.name)}" for r in requirements("dev")
-             if (r.marker is None or r.marker.evaluate()) and not r.specifier.contains(metadata.version(r.name))]
+    wrong = [
+        f"{r}: {metadata.version(r.name)}"
+        for r in requirements("dev")
+        if (r.marker is None or r.marker.evaluate())
+        and not r.specifier.contains(metadata.version(r.name))
+    ]
     assert not wrong
 
 

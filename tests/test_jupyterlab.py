@@ -1,6 +1,8 @@
-"""The notebooks in JupyterLab itself, in a headless Chromium: all cells run, plots are drawn, a loop can be stopped.
+"""The notebooks in JupyterLab itself, in a headless Chromium: all cells run, plots are drawn, a
+loop can be stopped.
 
-A copy of the notebooks is used, so that what JupyterLab saves stays out of the repository. Skipped without a browser.
+A copy of the notebooks is used, so that what JupyterLab saves stays out of the repository. Skipped
+without a browser.
 """
 
 from __future__ import annotations
@@ -40,19 +42,37 @@ LOOP = "import time\nfrom tqdm import tqdm\nfor _ in tqdm(range(3000), desc='wai
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """JupyterLab on the loopback address with a token, over a copy of the notebooks; (address, token)."""
+    """JupyterLab on the loopback address with a token, over a copy of the notebooks; (address,
+    token)."""
     home = tmp_path_factory.mktemp("lab")
-    shutil.copytree(ROOT / "notebooks", home / "notebooks", ignore=shutil.ignore_patterns("*checkpoints"))
+    shutil.copytree(
+        ROOT / "notebooks", home / "notebooks", ignore=shutil.ignore_patterns("*checkpoints")
+    )
     (home / "data").symlink_to(ROOT / "data")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     token = secrets.token_hex(16)
-    env = os.environ | {"PYTHONPATH": str(ROOT), "JUPYTER_CONFIG_DIR": str(home / "config"), "HF_HUB_OFFLINE": "1",
-                        "JUPYTER_DATA_DIR": str(home / "share"), "JUPYTER_PREFER_ENV_PATH": "1"}
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ServerApp.ip=127.0.0.1", f"--port={port}",
-               f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={home}", "--ServerApp.port_retries=0",
-               "--LabApp.expose_app_in_browser=True", "--LabApp.news_url=None"]
+    env = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "JUPYTER_CONFIG_DIR": str(home / "config"),
+        "HF_HUB_OFFLINE": "1",
+        "JUPYTER_DATA_DIR": str(home / "share"),
+        "JUPYTER_PREFER_ENV_PATH": "1",
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        "--no-browser",
+        "--ServerApp.ip=127.0.0.1",
+        f"--port={port}",
+        f"--IdentityProvider.token={token}",
+        f"--ServerApp.root_dir={home}",
+        "--ServerApp.port_retries=0",
+        "--LabApp.expose_app_in_browser=True",
+        "--LabApp.news_url=None",
+    ]
     command += ["--allow-root"] if os.geteuid() == 0 else []
     with (home / "log").open("wb") as log:
         process = subprocess.Popen(command, env=env, cwd=home, stdout=log, stderr=subprocess.STDOUT)
@@ -111,8 +131,14 @@ def test_all_cells_run(page, server, name):
     assert any(o["image"] for o in outputs) and len(outputs) > 10
     page.wait(DRAWN, 30, "a plot with its alternative text is on the screen")
     for theme, drawn in (("Dark", "invert"), ("Light", "none")):
-        page.run(f"void jupyterapp.commands.execute('apputils:change-theme', {{theme: 'JupyterLab {theme}'}})")
-        page.wait(f"{PICTURES}.every(i => getComputedStyle(i).filter.startsWith('{drawn}'))", 20, f"plots are {theme}")
+        page.run(
+            f"void jupyterapp.commands.execute('apputils:change-theme', {{theme: 'JupyterLab {theme}'}})"
+        )
+        page.wait(
+            f"{PICTURES}.every(i => getComputedStyle(i).filter.startsWith('{drawn}'))",
+            20,
+            f"plots are {theme}",
+        )
 
 
 def test_a_running_cell_shows_its_bar_is_interrupted_and_the_kernel_restarts(page, server):
@@ -125,15 +151,25 @@ def test_a_running_cell_shows_its_bar_is_interrupted_and_the_kernel_restarts(pag
     here = f"{PANEL}.content.widgets[4]"
     page.wait(f"{here}.node.innerText.includes('waiting:')", 60, "the progress bar renders")
     command(page, "notebook:interrupt-kernel")
-    page.wait(f"{here}.model.outputs.toJSON().some(o => o.ename === 'KeyboardInterrupt')", 30, "the loop stops")
+    page.wait(
+        f"{here}.model.outputs.toJSON().some(o => o.ename === 'KeyboardInterrupt')",
+        30,
+        "the loop stops",
+    )
     page.wait(f"{KERNEL} === 'idle'", 30)
     before = page.run(f"{PANEL}.sessionContext.session.kernel.id")
     command(page, "notebook:restart-kernel")
-    page.wait("!!document.querySelector('.jp-Dialog .jp-mod-accept')", 10, "the question before a restart")
+    page.wait(
+        "!!document.querySelector('.jp-Dialog .jp-mod-accept')", 10, "the question before a restart"
+    )
     page.run("document.querySelector('.jp-Dialog .jp-mod-accept').click()")
     time.sleep(1)
     page.wait(f"{KERNEL} === 'idle'", 60, "the kernel is back")
     assert page.run(f"{PANEL}.sessionContext.session.kernel.id") == before
     page.run(f"{here}.model.sharedModel.setSource('print(2 + 2)')")
     command(page, "notebook:run-cell")
-    page.wait(f"{here}.model.outputs.toJSON().some(o => String(o.text).trim() === '4')", 30, "the new kernel answers")
+    page.wait(
+        f"{here}.model.outputs.toJSON().some(o => String(o.text).trim() === '4')",
+        30,
+        "the new kernel answers",
+    )

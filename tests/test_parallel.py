@@ -1,4 +1,5 @@
-"""Real processes and real gloo: the cut model gives the whole model's answer, and a failing rank is named."""
+"""Real processes and real gloo: the cut model gives the whole model's answer, and a failing rank is
+named."""
 
 from __future__ import annotations
 
@@ -70,7 +71,9 @@ def test_ranks_of_the_upstream_forms_straight_from_the_checkpoint():
 
 
 def test_a_failing_rank_is_named():
-    with pytest.raises(PortError, match=r"rank 1 of 2 failed on .*, process .*: the shard of this rank is broken"):
+    with pytest.raises(
+        PortError, match=r"rank 1 of 2 failed on .*, process .*: the shard of this rank is broken"
+    ):
         run_ranks(fail_on_one, 2)
 
 
@@ -81,13 +84,17 @@ def test_a_rank_that_dies_is_named():
 
 def test_a_rank_that_hangs_is_named_by_those_that_waited():
     """Three ranks: the two that gave up tell each other, so that only the one that hangs is left."""
-    with pytest.raises(PortError, match=r"no answer within 3 s from rank 1 \(.*process \d+\): it hangs"):
+    with pytest.raises(
+        PortError, match=r"no answer within 3 s from rank 1 \(.*process \d+\): it hangs"
+    ):
         run_ranks(hang_on_one, 3, timeout_seconds=3)
 
 
 def test_a_defect_keeps_its_stack(caplog):
     """One sentence is enough for bad input; an error in the code is told with where it happened."""
-    with pytest.raises(PortError, match=r"rank 1 of 2 failed on .*: RuntimeError: a defect of rank 1"):
+    with pytest.raises(
+        PortError, match=r"rank 1 of 2 failed on .*: RuntimeError: a defect of rank 1"
+    ):
         run_ranks(differ_on_one, 2)
     assert "differ_on_one" in caplog.text
 

@@ -17,7 +17,9 @@ TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_tables_are_those_of_the_code():
-    done = subprocess.run([sys.executable, ROOT / "ci" / "readme.py", "--check"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, ROOT / "ci" / "readme.py", "--check"], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -46,8 +48,12 @@ def shell_blocks(file: str = "README.md") -> list[str]:
 def test_every_shell_block_is_shell(file):
     for block in shell_blocks(file):
         # <this repository> stands for the address, which a copy of the repository cannot know
-        done = subprocess.run(["bash", "-n"], input=block.replace("<this repository>", "ADDRESS"), text=True,
-                              capture_output=True)
+        done = subprocess.run(
+            ["bash", "-n"],
+            input=block.replace("<this repository>", "ADDRESS"),
+            text=True,
+            capture_output=True,
+        )
         assert done.returncode == 0, f"{block}\n{done.stderr}"
 
 
@@ -58,7 +64,8 @@ def test_scripts_that_are_named_exist(file):
 
 
 def commands(file: str = "README.md") -> list[list[str]]:
-    """Every `dsv3-port ...` and `... -m dsv3_port ...` line, its variables and continuation lines included."""
+    """Every `dsv3-port ...` and `... -m dsv3_port ...` line, its variables and continuation lines
+    included."""
     found = []
     for line in "\n".join(shell_blocks(file)).replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
@@ -67,16 +74,29 @@ def commands(file: str = "README.md") -> list[list[str]]:
         if words[:1] == ["dsv3-port"]:
             found.append(words[1:])
         elif "dsv3_port" in words:
-            found.append(words[words.index("dsv3_port") + 1:])
+            found.append(words[words.index("dsv3_port") + 1 :])
     return found
 
 
 def test_every_command_in_the_readme_parses():
     from dsv3_port.cli import make_parser
 
-    assert {words[0] for words in commands()} == {"doctor", "plan", "shard", "infer", "compare", "bench", "record",
-                                                  "hostnpu", "ge"}
-    for words in [*commands(), *commands("README.zh-CN.md"), *commands("notebooks/workshop/instructor.md")]:
+    assert {words[0] for words in commands()} == {
+        "doctor",
+        "plan",
+        "shard",
+        "infer",
+        "compare",
+        "bench",
+        "record",
+        "hostnpu",
+        "ge",
+    }
+    for words in [
+        *commands(),
+        *commands("README.zh-CN.md"),
+        *commands("notebooks/workshop/instructor.md"),
+    ]:
         make_parser().parse_args(words)
 
 
@@ -97,7 +117,9 @@ def test_the_memory_that_the_readme_names_is_the_plans():
     from dsv3_port.config import DeepseekV3Config
     from dsv3_port.lab.planner import GIB, forecast
 
-    rows = forecast(DeepseekV3Config.preset("v3-671b"), world_sizes=(8, 32), dtypes=("bfloat16",), hbm_gib=64)
+    rows = forecast(
+        DeepseekV3Config.preset("v3-671b"), world_sizes=(8, 32), dtypes=("bfloat16",), hbm_gib=64
+    )
     eight, many = (round(r.total_bytes / GIB) for r in rows)
     assert re.search(rf"take {eight} GiB a card on 8 cards and {many} GiB on 32", TEXT)
     assert [r.fits for r in rows] == [False, True]

@@ -34,7 +34,9 @@ def test_plans():
 
 
 def test_unknown_names_are_refused_with_the_known_ones():
-    with pytest.raises(PortError, match="unknown step 'merge'; the steps are tensor_parallel, mla_low_rank"):
+    with pytest.raises(
+        PortError, match="unknown step 'merge'; the steps are tensor_parallel, mla_low_rank"
+    ):
         PortPlan.with_steps("merge")
     with pytest.raises(PortError, match="PortPlan.mlp is 'fused'; it can be 'split' or 'merged'"):
         PortPlan(mlp="fused")
@@ -43,5 +45,10 @@ def test_unknown_names_are_refused_with_the_known_ones():
 def test_progress_map_marks_the_notebook():
     lines = progress_map("06_eager_finish").splitlines()
     assert len(lines) == len(STEPS) + 2
-    assert [line.split("|")[1].strip() for line in lines if "▶" in line] == ["6.1", "6.2", "6.3", "6.4"]
+    assert [line.split("|")[1].strip() for line in lines if "▶" in line] == [
+        "6.1",
+        "6.2",
+        "6.3",
+        "6.4",
+    ]
     assert step("4").id == "one_hot_gate"

@@ -1,4 +1,5 @@
-"""Whether runs of `dsv3-port infer --json` chose the same tokens: `same_tokens.py FIRST OTHER...`; 1 where not."""
+"""Whether runs of `dsv3-port infer --json` chose the same tokens: `same_tokens.py FIRST OTHER...`;
+1 where not."""
 
 from __future__ import annotations
 
@@ -8,7 +9,9 @@ from pathlib import Path
 
 
 def tokens(file: str) -> list[list[int]]:
-    return [g["token_ids"] for g in json.loads(Path(file).read_text(encoding="utf-8"))["generations"]]
+    return [
+        g["token_ids"] for g in json.loads(Path(file).read_text(encoding="utf-8"))["generations"]
+    ]
 
 
 def main(files: list[str]) -> int:

@@ -1,4 +1,5 @@
-"""From the grammar's documents to what training and measuring need: tokenizer, packed batches, held-out questions."""
+"""From the grammar's documents to what training and measuring need: tokenizer, packed batches,
+held-out questions."""
 
 from __future__ import annotations
 
@@ -17,37 +18,60 @@ SPECIAL = ["<|begin|>", "<|end|>", "<|pad|>", "<|user|>", "<|assistant|>"]  # id
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'assistant' %}"
     "<|assistant|>{{ message['content'] }}{{ eos_token }}{% else %}<|user|>{{ message['content'] }}{% endif %}"
-    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}")
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
 TOKENIZER_SEED = 3
 ANSWER = "\nAnswer:"
 
 
 def make_tokenizer(vocab: int, length: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE of at most `vocab` entries, trained on the grammar's text; every prompt gets the begin token."""
+    """Byte-level BPE of at most `vocab` entries, trained on the grammar's text; every prompt gets
+    the begin token."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
-    texts = (d if isinstance(d, str) else "\n".join(m["content"] for m in d)
-             for d in islice(documents(TOKENIZER_SEED), 4000))
-    core.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocab, special_tokens=SPECIAL, show_progress=False,
-                                                        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
-    core.post_processor = processors.TemplateProcessing(single=f"{SPECIAL[0]} $A", special_tokens=[(SPECIAL[0], 0)])
+    texts = (
+        d if isinstance(d, str) else "\n".join(m["content"] for m in d)
+        for d in islice(documents(TOKENIZER_SEED), 4000)
+    )
+    core.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=vocab,
+            special_tokens=SPECIAL,
+            show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        ),
+    )
+    core.post_processor = processors.TemplateProcessing(
+        single=f"{SPECIAL[0]} $A", special_tokens=[(SPECIAL[0], 0)]
+    )
     return PreTrainedTokenizerFast(
-        tokenizer_object=core, bos_token=SPECIAL[0], eos_token=SPECIAL[1], pad_token=SPECIAL[2],
-        additional_special_tokens=SPECIAL[3:], chat_template=CHAT_TEMPLATE, padding_side="left",
-        model_max_length=length)
+        tokenizer_object=core,
+        bos_token=SPECIAL[0],
+        eos_token=SPECIAL[1],
+        pad_token=SPECIAL[2],
+        additional_special_tokens=SPECIAL[3:],
+        chat_template=CHAT_TEMPLATE,
+        padding_side="left",
+        model_max_length=length,
+    )
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """tokenizer.json, and tokenizer_config.json with the chat template in it, as the published checkpoint has them."""
+    """tokenizer.json, and tokenizer_config.json with the chat template in it, as the published
+    checkpoint has them."""
     tokenizer.save_pretrained(folder, save_jinja_files=False)
     file = folder / "tokenizer_config.json"
-    # transformers 5 names a class that transformers 4 and other tools do not know; both load this one
+    # transformers 5 names a class that transformers 4 and other tools do not know; both load this
+    # one
     values = json.loads(file.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}
     file.write_text(json.dumps(values, indent=2) + "\n")
 
 
-def batches(tokenizer: PreTrainedTokenizerFast, seed: int, batch: int, length: int) -> Iterator[Tensor]:
+def batches(
+    tokenizer: PreTrainedTokenizerFast, seed: int, batch: int, length: int
+) -> Iterator[Tensor]:
     """[batch, length] of packed documents, each with begin and end tokens, without end."""
     row: list[int] = []
     rows: list[list[int]] = []
@@ -65,8 +89,11 @@ def batches(tokenizer: PreTrainedTokenizerFast, seed: int, batch: int, length: i
             rows = rows[batch:]
 
 
-def answers(tokenizer: PreTrainedTokenizerFast, seed: int, count: int) -> Iterator[tuple[list[int], int, int]]:
-    """`count` times (tokens of a text up to the end of an answer, where the answer begins, where it ends)."""
+def answers(
+    tokenizer: PreTrainedTokenizerFast, seed: int, count: int
+) -> Iterator[tuple[list[int], int, int]]:
+    """`count` times (tokens of a text up to the end of an answer, where the answer begins, where it
+    ends)."""
     found = 0
     for document in documents(seed):
         if not isinstance(document, str):

@@ -1,9 +1,9 @@
 """Graph modes: the only file that calls torch.compile and torchair.
 
-EXE_MODE=eager runs the model operator by operator. EXE_MODE=dynamo compiles its step. On npu that is torchair's GE
-graph ("ge"), or with ENABLE_ACLGRAPH=1 a captured graph ("aclgraph"): backend npugraph_ex where torch_npu has it, else
-torchair's older mode reduce-overhead. On cpu and cuda inductor compiles it, where "aclgraph" adds CUDA graphs on cuda
-(on cpu it changes nothing).
+EXE_MODE=eager runs the model operator by operator. EXE_MODE=dynamo compiles its step. On npu that
+is torchair's GE graph ("ge"), or with ENABLE_ACLGRAPH=1 a captured graph ("aclgraph"): backend
+npugraph_ex where torch_npu has it, else torchair's older mode reduce-overhead. On cpu and cuda
+inductor compiles it, where "aclgraph" adds CUDA graphs on cuda (on cpu it changes nothing).
 """
 
 from __future__ import annotations
@@ -29,14 +29,16 @@ from ..steps import PortPlan, step
 
 # every model compiled in a process shares one code object, and each counts as a recompile of it
 RECOMPILE_LIMITS = {"recompile_limit": 256, "accumulated_recompile_limit": 2048}
-# inductor's checks of every weight's strides before each step: they cost 0.2 ms of W1's 2.2, and nothing moves weights
+# inductor's checks of every weight's strides before each step: they cost 0.2 ms of W1's 2.2, and
+# nothing moves weights
 UNASSERTED = {"size_asserts": False, "alignment_asserts": False}
 NPU_BACKENDS = ("ge", "npugraph_ex", "reduce-overhead")
 
 
 @dataclass(frozen=True)
 class Option:
-    """A setting of torchair: its name for each backend ("" where that has none), our value, why, and the source."""
+    """A setting of torchair: its name for each backend ("" where that has none), our value, why,
+    and the source."""
 
     ge: str
     npugraph_ex: str
@@ -46,29 +48,61 @@ class Option:
     source: str
 
 
-# Not used: torchair.inference.cache_compile, which keeps compiled graphs on disk. A second process finds the port's
-# decode graph there (GE and reduce-overhead, host NPU); prefill is compiled anew, and again with every new cache.
+# Not used: torchair.inference.cache_compile, which keeps compiled graphs on disk. A second process
+# finds the port's decode graph there (GE and reduce-overhead, host NPU); prefill is compiled anew,
+# and again with every new cache.
 OPTIONS: tuple[Option, ...] = (
-    Option("experimental_config.frozen_parameter", "frozen_parameter", "experimental_config.frozen_parameter", True,
-           "weights keep their address: none is handed over or compared again before a step",
-           "Ascend/torchair: docs/zh/ascend_ir"),
-    Option("experimental_config.tiling_schedule_optimize", "", "", True,
-           "static shapes: tiling is computed when the graph is compiled, not before each run",
-           "Ascend/torchair: docs/zh/ascend_ir"),
-    Option("experimental_config.enable_view_optimize", "", "", False,
-           "True (torchair's own value) merges chains of views; in 2.13.0 it loses the Transpose before head_matmul in "
-           "absorbed prefill, and with one expert a card it makes a Transpose kernel of a weight's view",
-           "tests/hostnpu/inside/check_ge.py; hicann/cann-learning-hub: blogs/inference/"
-           "vllm_ascend_inference_optimization"),
-    Option("", "clone_output", "debug.aclgraph.enable_output_clone", True,
-           "logits are copied out of the graph's memory, which the next replay overwrites",
-           "Ascend/torchair: docs/zh/npugraph_ex/api/npugraph_ex/compiler_config.md"),
-    Option("", "static_kernel_compile", "experimental_config.aclgraph._aclnn_static_shape_kernel", False,
-           "True compiles kernels for the very shapes: slow at first, faster after; it needs CANN's compiler, and "
-           "LOCAL_WORLD_SIZE with several cards", "Ascend/torchair: docs/zh/npugraph_ex/basic"),
-    Option("", "capture_limit", "debug.aclgraph.static_capture_size_limit", 64,
-           "captures of one graph (one for every new address of a cache); beyond it torchair silently runs eagerly",
-           "Ascend/torchair: docs/zh/npugraph_ex/api/npugraph_ex/compiler_config.md"),
+    Option(
+        "experimental_config.frozen_parameter",
+        "frozen_parameter",
+        "experimental_config.frozen_parameter",
+        True,
+        "weights keep their address: none is handed over or compared again before a step",
+        "Ascend/torchair: docs/zh/ascend_ir",
+    ),
+    Option(
+        "experimental_config.tiling_schedule_optimize",
+        "",
+        "",
+        True,
+        "static shapes: tiling is computed when the graph is compiled, not before each run",
+        "Ascend/torchair: docs/zh/ascend_ir",
+    ),
+    Option(
+        "experimental_config.enable_view_optimize",
+        "",
+        "",
+        False,
+        "True (torchair's own value) merges chains of views; in 2.13.0 it loses the Transpose before head_matmul in "
+        "absorbed prefill, and with one expert a card it makes a Transpose kernel of a weight's view",
+        "tests/hostnpu/inside/check_ge.py; hicann/cann-learning-hub: blogs/inference/"
+        "vllm_ascend_inference_optimization",
+    ),
+    Option(
+        "",
+        "clone_output",
+        "debug.aclgraph.enable_output_clone",
+        True,
+        "logits are copied out of the graph's memory, which the next replay overwrites",
+        "Ascend/torchair: docs/zh/npugraph_ex/api/npugraph_ex/compiler_config.md",
+    ),
+    Option(
+        "",
+        "static_kernel_compile",
+        "experimental_config.aclgraph._aclnn_static_shape_kernel",
+        False,
+        "True compiles kernels for the very shapes: slow at first, faster after; it needs CANN's compiler, and "
+        "LOCAL_WORLD_SIZE with several cards",
+        "Ascend/torchair: docs/zh/npugraph_ex/basic",
+    ),
+    Option(
+        "",
+        "capture_limit",
+        "debug.aclgraph.static_capture_size_limit",
+        64,
+        "captures of one graph (one for every new address of a cache); beyond it torchair silently runs eagerly",
+        "Ascend/torchair: docs/zh/npugraph_ex/api/npugraph_ex/compiler_config.md",
+    ),
 )
 
 
@@ -78,14 +112,19 @@ def run_eager(model: DeepseekV3) -> DeepseekV3:
     return model
 
 
-def compile_steps(model: DeepseekV3, mode: str = "ge", *, dynamic: bool = False, **options: Any) -> DeepseekV3:
-    """Ported: `model.step` becomes one graph for prefill of each length and one for decode; returns the model.
+def compile_steps(
+    model: DeepseekV3, mode: str = "ge", *, dynamic: bool = False, **options: Any
+) -> DeepseekV3:
+    """Ported: `model.step` becomes one graph for prefill of each length and one for decode; returns
+    the model.
 
-    mode: a PortPlan.graph ("eager", "ge", "aclgraph"), on npu also "npugraph_ex" and "reduce-overhead" by name. Shapes
-    are static, so pad prompts to a fixed length. dynamic=True makes sizes symbols: one decode graph for all lengths,
-    but still a prefill graph for each, because npu_moe_init_routing takes its number of tokens as a plain int (not
-    with npu_routing_kernel=False). The first call of each shape compiles (seconds). `options` are the backend's own,
-    by its names (npu: OPTIONS; cpu and cuda: inductor's). PortError where the plan cannot be one graph.
+    mode: a PortPlan.graph ("eager", "ge", "aclgraph"), on npu also "npugraph_ex" and
+    "reduce-overhead" by name. Shapes are static, so pad prompts to a fixed length. dynamic=True
+    makes sizes symbols: one decode graph for all lengths, but still a prefill graph for each,
+    because npu_moe_init_routing takes its number of tokens as a plain int (not with
+    npu_routing_kernel=False). The first call of each shape compiles (seconds). `options` are the
+    backend's own, by its names (npu: OPTIONS; cpu and cuda: inductor's). PortError where the plan
+    cannot be one graph.
     """
     if mode == "eager":
         return run_eager(model)
@@ -97,29 +136,44 @@ def compile_steps(model: DeepseekV3, mode: str = "ge", *, dynamic: bool = False,
     kind = model.device.type
     if kind == "npu":
         chosen = npu_backend(mode)
-        dispatch.torch_npu()  # now: imported while Dynamo traces, it would make the first graph's guards fail later
-        if dynamic:  # else epsilons and scales become inputs on the host, which torchair 2.13.0 cannot copy
+        # now: imported while Dynamo traces, it would make the first graph's guards fail later
+        dispatch.torch_npu()
+        if (
+            dynamic
+        ):  # else epsilons and scales become inputs on the host, which torchair 2.13.0 cannot copy
             torch._dynamo.config.specialize_float = True
-        model.run_step = _compile_for_npu(model.step, chosen, backend_options(chosen, options), dynamic)
+        model.run_step = _compile_for_npu(
+            model.step, chosen, backend_options(chosen, options), dynamic
+        )
     elif kind in ("cpu", "cuda") and mode in ("ge", "aclgraph"):
-        # a torch that cannot keep the graphs of two models apart needs the guards that tell them apart
+        # a torch that cannot keep the graphs of two models apart needs the guards that tell them
+        # apart
         apart: dict[str, Any] = {"isolate_recompiles": True} if _isolates() else {}
-        settings: dict[str, Any] = {"guard_filter_fn": _argument_guards if apart else
-                                    torch.compiler.skip_guard_on_inbuilt_nn_modules_unsafe, **UNASSERTED}
+        settings: dict[str, Any] = {
+            "guard_filter_fn": _argument_guards
+            if apart
+            else torch.compiler.skip_guard_on_inbuilt_nn_modules_unsafe,
+            **UNASSERTED,
+        }
         if mode == "aclgraph" and kind == "cuda":
             settings["triton.cudagraphs"] = True
-        model.run_step = torch.compile(model.step, fullgraph=True, dynamic=dynamic, options=settings | options, **apart)
+        model.run_step = torch.compile(
+            model.step, fullgraph=True, dynamic=dynamic, options=settings | options, **apart
+        )
     else:
-        raise PortError(f"graph mode {mode!r} does not exist on device {kind!r}; on cpu and cuda it can be ge or "
-                        "aclgraph")
+        raise PortError(
+            f"graph mode {mode!r} does not exist on device {kind!r}; on cpu and cuda it can be ge or "
+            "aclgraph"
+        )
     return model
 
 
 def _argument_guards(entries: Sequence[Any]) -> list[bool]:
     """Which guards to keep: all but those on the model (`self`) and on globals of the package.
 
-    Neither changes between steps; checking 1,500 modules, weights and functions before each of them cost 0.15 to 0.3 ms
-    on cpu, a tenth of a step of W1. What the step is called with, and torch's own state, is checked.
+    Neither changes between steps; checking 1,500 modules, weights and functions before each of them
+    cost 0.15 to 0.3 ms on cpu, a tenth of a step of W1. What the step is called with, and torch's
+    own state, is checked.
     """
     return [not entry.name.startswith(("self", "G[")) for entry in entries]
 
@@ -129,8 +183,8 @@ def _isolates() -> bool:
 
 
 def compile_peer(forward: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    """Another library's decode step under torch.compile, shapes static, for comparison (lab/peer_forms.py); `options`
-    are inductor's."""
+    """Another library's decode step under torch.compile, shapes static, for comparison
+    (lab/peer_forms.py); `options` are inductor's."""
     for name, limit in RECOMPILE_LIMITS.items():
         setattr(torch._dynamo.config, name, max(getattr(torch._dynamo.config, name), limit))
     compiled: Callable[..., Any] = torch.compile(forward, dynamic=False, options=options or None)
@@ -141,20 +195,31 @@ def graph_blockers(plan: PortPlan) -> list[str]:
     """Why a plan cannot run as one static graph, each with the step that removes the reason."""
     reasons = []
     if plan.experts == "loop":
-        reasons.append(f"the expert loop reads counts on the host (step {step('gmm_routing').id!r} removes it)")
+        reasons.append(
+            f"the expert loop reads counts on the host (step {step('gmm_routing').id!r} removes it)"
+        )
     if plan.cache == "growing":
-        reasons.append(f"the growing cache has a new shape each step (step {step('fixed_kv_cache').id!r} removes it)")
+        reasons.append(
+            f"the growing cache has a new shape each step (step {step('fixed_kv_cache').id!r} removes it)"
+        )
     return reasons
 
 
-# ---- npu ------------------------------------------------------------------------------------------------------------
+# ---- npu -----------------------------------------------------------------------------------------
+
 
 def npu_backend(mode: str) -> str:
     """The backend, one of NPU_BACKENDS, that a mode means with the installed torch_npu."""
     if mode == "aclgraph":
-        return "npugraph_ex" if "npugraph_ex" in torch._dynamo.list_backends(exclude_tags=()) else "reduce-overhead"
+        return (
+            "npugraph_ex"
+            if "npugraph_ex" in torch._dynamo.list_backends(exclude_tags=())
+            else "reduce-overhead"
+        )
     if mode not in NPU_BACKENDS:
-        raise PortError(f"graph mode {mode!r}; on npu it can be aclgraph, {', '.join(NPU_BACKENDS)}")
+        raise PortError(
+            f"graph mode {mode!r}; on npu it can be aclgraph, {', '.join(NPU_BACKENDS)}"
+        )
     return mode
 
 
@@ -165,10 +230,13 @@ def backend_options(backend: str, changes: dict[str, Any] | None = None) -> dict
     return rows | (changes or {})
 
 
-def _compile_for_npu(function: Callable[..., Any], backend: str, options: dict[str, Any], dynamic: bool
-                     ) -> Callable[..., Any]:
+def _compile_for_npu(
+    function: Callable[..., Any], backend: str, options: dict[str, Any], dynamic: bool
+) -> Callable[..., Any]:
     if backend == "npugraph_ex":
-        return torch.compile(function, backend=backend, options=options, fullgraph=True, dynamic=dynamic)
+        return torch.compile(
+            function, backend=backend, options=options, fullgraph=True, dynamic=dynamic
+        )
     import torchair
 
     compiler = torchair.get_npu_backend(compiler_config=compiler_config(backend, options))
@@ -176,7 +244,8 @@ def _compile_for_npu(function: Callable[..., Any], backend: str, options: dict[s
 
 
 def compiler_config(backend: str, options: dict[str, Any]) -> Any:
-    """torchair's CompilerConfig for "ge" or "reduce-overhead". PortError names an option that it does not have."""
+    """torchair's CompilerConfig for "ge" or "reduce-overhead". PortError names an option that it
+    does not have."""
     import torchair
 
     config = torchair.CompilerConfig()
@@ -190,13 +259,16 @@ def compiler_config(backend: str, options: dict[str, Any]) -> Any:
                 raise AttributeError(name)
             setattr(owner, parts[-1], value)
         except (AttributeError, ValueError, TypeError) as error:
-            raise PortError(f"torchair cannot be given {name} = {value!r} in mode {backend}: {error}") from error
+            raise PortError(
+                f"torchair cannot be given {name} = {value!r} in mode {backend}: {error}"
+            ) from error
     return config
 
 
 @contextlib.contextmanager
 def converted_graphs() -> Iterator[list[Any]]:
-    """Collects torchair's GeGraph (`.op`: the operators of its GraphDef) of every GE graph first run within it."""
+    """Collects torchair's GeGraph (`.op`: the operators of its GraphDef) of every GE graph first
+    run within it."""
     import torchair  # noqa: F401  # the next line finds nothing before torchair is loaded
     from torchair.core import _backend
 
@@ -222,22 +294,36 @@ class _StepModule(torch.nn.Module):
         return self.model.step(input_ids, pad, self.cache, self.first)
 
 
-def export_graph(model: DeepseekV3, folder: str | Path, *, length: int = 1, batch: int = 1, max_length: int = 64,
-                 first: bool = False) -> dict[str, Path]:
-    """Write a model's converted GE graph for offline use and for reading; nothing of the model runs.
+def export_graph(
+    model: DeepseekV3,
+    folder: str | Path,
+    *,
+    length: int = 1,
+    batch: int = 1,
+    max_length: int = 64,
+    first: bool = False,
+) -> dict[str, Path]:
+    """Write a model's converted GE graph for offline use and for reading; nothing of the model
+    runs.
 
-    length, first: of the step ([batch, length] tokens, first=True for prefill); max_length: of the cache. Returns the
-    files in `folder` by name: step.air (for CANN's tools), graph.pbtxt and graph.py (its operators as text and as
-    Python calls, torchair's graph_dump), options.json. On npu only. Steps compiled before in this process compile
+    length, first: of the step ([batch, length] tokens, first=True for prefill); max_length: of the
+        cache. Returns the
+    files in `folder` by name: step.air (for CANN's tools), graph.pbtxt and graph.py (its operators
+    as text and as Python calls, torchair's graph_dump), options.json. On npu only. Steps compiled
+    before in this process compile
     anew afterwards: dynamo_export resets Dynamo.
     """
     if model.device.type != "npu":
-        raise PortError(f"export_graph: the model is on {model.device.type}; a GE graph is made of a model on npu")
+        raise PortError(
+            f"export_graph: the model is on {model.device.type}; a GE graph is made of a model on npu"
+        )
     blockers = graph_blockers(model.plan)
     if blockers:
         raise PortError("this plan cannot be exported as one graph: " + "; ".join(blockers))
     if not first and length >= max_length:
-        raise PortError(f"export_graph: a cache of {max_length} positions has no room for {length} more")
+        raise PortError(
+            f"export_graph: a cache of {max_length} positions has no room for {length} more"
+        )
     import torchair
 
     where = Path(folder)
@@ -251,11 +337,19 @@ def export_graph(model: DeepseekV3, folder: str | Path, *, length: int = 1, batc
         for kind in ("py", "pbtxt"):
             config = compiler_config("ge", backend_options("ge"))
             config.debug.graph_dump.type, config.debug.graph_dump.path = kind, str(where)
-            torchair.dynamo_export(*inputs, model=_StepModule(model, cache, first), export_path=str(where),
-                                   export_name="step", dynamic=False, config=config)
+            torchair.dynamo_export(
+                *inputs,
+                model=_StepModule(model, cache, first),
+                export_path=str(where),
+                export_name="step",
+                dynamic=False,
+                config=config,
+            )
             for dumped in where.glob(f"dynamo_optimized_graph_*_pid_{os.getpid()}_*.{kind}"):
                 dumped.replace(where / f"graph.{kind}")
-    (where / "dynamo.pbtxt").unlink(missing_ok=True)  # the graph once more, its constants as text: three times step.air
+    (where / "dynamo.pbtxt").unlink(
+        missing_ok=True
+    )  # the graph once more, its constants as text: three times step.air
     files = {name: where / name for name in ("step.air", "graph.pbtxt", "graph.py", "options.json")}
     missing = [name for name, path in files.items() if not path.is_file()]
     if missing:

@@ -1,7 +1,8 @@
-"""The whole inference run over ranks: start them, load, generate batch by batch, collect the report.
+"""The whole inference run over ranks: start them, load, generate batch by batch, collect the
+report.
 
-One process for one rank; otherwise this process starts all ranks of this machine, or is itself one of them where
-torchrun or a script started it (RANK_ID or RANK is set), on one machine or several.
+One process for one rank; otherwise this process starts all ranks of this machine, or is itself one
+of them where torchrun or a script started it (RANK_ID or RANK is set), on one machine or several.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ from .tokenizer import Prompt, load_tokenizer
 
 @dataclass(frozen=True)
 class Job:
-    """One run. on_text(text) is called on rank 0 as text appears; it must be picklable where ranks are started."""
+    """One run. on_text(text) is called on rank 0 as text appears; it must be picklable where ranks
+    are started."""
 
     settings: Settings
     prompts: tuple[Prompt, ...]
@@ -52,9 +54,11 @@ class Job:
 
 
 def run_job(job: Job) -> JobReport | None:
-    """Run it and return rank 0's report; None on another rank of a job that was started rank by rank.
+    """Run it and return rank 0's report; None on another rank of a job that was started rank by
+    rank.
 
-    Raises PortError before any rank starts or any weight is read where folder, ranks and plan do not fit, and when a
+    Raises PortError before any rank starts or any weight is read where folder, ranks and plan do
+    not fit, and when a
     rank fails: with its number, machine and cause.
     """
     job = check_job(job)
@@ -67,12 +71,20 @@ def run_job(job: Job) -> JobReport | None:
         use_card(job.device, s.local_rank)
         with joined(job.device, s.job_timeout, address) as parallel:
             return run_rank(parallel, job, s.local_rank)
-    return run_ranks(run_rank, s.world_size, job, device=job.device, timeout_seconds=s.job_timeout,
-                     host=s.master_addr, port=s.master_port)[0]
+    return run_ranks(
+        run_rank,
+        s.world_size,
+        job,
+        device=job.device,
+        timeout_seconds=s.job_timeout,
+        host=s.master_addr,
+        port=s.master_port,
+    )[0]
 
 
 def check_job(job: Job) -> Job:
-    """The job with its plan, device and world size settled; PortError where they do not fit the folder."""
+    """The job with its plan, device and world size settled; PortError where they do not fit the
+    folder."""
     s = job.settings
     if not s.model_dir:
         raise PortError("no checkpoint: give --model-dir, or set MODEL_DIR")
@@ -88,11 +100,17 @@ def check_job(job: Job) -> Job:
         check_fits(folder, manifest, s.world_size, plan, asked=s.origin.get("world_size", ""))
     elif s.world_size > 1:
         if not plan.tensor_parallel:
-            raise PortError(f"world size {s.world_size} needs the step 'tensor_parallel' in the plan")
-        for _ in targets(DeepseekV3Config.from_pretrained(folder), plan, TensorParallel(0, s.world_size)):
+            raise PortError(
+                f"world size {s.world_size} needs the step 'tensor_parallel' in the plan"
+            )
+        for _ in targets(
+            DeepseekV3Config.from_pretrained(folder), plan, TensorParallel(0, s.world_size)
+        ):
             pass  # raises where a size does not divide
     if s.is_rank and s.world_size > 1 and not s.master_port:
-        raise PortError("MASTER_PORT is not set: ranks that are started one by one need the port on which they meet")
+        raise PortError(
+            "MASTER_PORT is not set: ranks that are started one by one need the port on which they meet"
+        )
     return replace(job, settings=s, plan=plan, device=_device(job.device, s))
 
 
@@ -107,7 +125,9 @@ def _device(name: str, settings: Settings) -> str:
         return kind
     if name == "auto":
         return "cpu"
-    raise PortError(f"{here} ranks on this machine and {cards} {kind} devices: one for each rank is needed")
+    raise PortError(
+        f"{here} ranks on this machine and {cards} {kind} devices: one for each rank is needed"
+    )
 
 
 def use_card(kind: str, index: int) -> str:
@@ -124,12 +144,23 @@ def run_rank(parallel: TensorParallel, job: Job, card: int | None = None) -> Job
     start = time.perf_counter()
     where = use_card(job.device, parallel.rank if card is None else card)
     tokenizer = load_tokenizer(s.model_dir)
-    model = load_model(s.model_dir, job.plan, where, job.dtype, parallel, progress=job.progress and parallel.rank == 0)
-    parallel.all_reduce(torch.zeros(1, device=model.device))  # a rank that cannot load is known before rank 0 speaks
+    model = load_model(
+        s.model_dir,
+        job.plan,
+        where,
+        job.dtype,
+        parallel,
+        progress=job.progress and parallel.rank == 0,
+    )
+    parallel.all_reduce(
+        torch.zeros(1, device=model.device)
+    )  # a rank that cannot load is known before rank 0 speaks
     loaded = time.perf_counter() - start
     size = min(s.batch_size, len(job.prompts))
     caches, warming = None, 0.0
-    if s.graph != "eager":  # shapes and places are fixed: compile and capture before anything is timed
+    if (
+        s.graph != "eager"
+    ):  # shapes and places are fixed: compile and capture before anything is timed
         caches = Caches.make(model, size, s.input_max_len, s.max_new_tokens)
         warming = warm_up(model, caches)
     start = time.perf_counter()
@@ -141,30 +172,56 @@ def run_rank(parallel: TensorParallel, job: Job, card: int | None = None) -> Job
     ranks = _collect(parallel, rank_memory(model, size, longest + s.max_new_tokens), done)
     if parallel.rank:
         return None
-    return JobReport(s.model_name, s.world_size, size, s.graph, str(model.dtype).removeprefix("torch."), done, ranks,
-                     loaded, warming, seconds, not hostnpu.enabled())
+    return JobReport(
+        s.model_name,
+        s.world_size,
+        size,
+        s.graph,
+        str(model.dtype).removeprefix("torch."),
+        done,
+        ranks,
+        loaded,
+        warming,
+        seconds,
+        not hostnpu.enabled(),
+    )
 
 
 def _pads(job: Job) -> bool:
     return job.pad or job.settings.graph != "eager"
 
 
-def _run_batch(model: DeepseekV3, tokenizer: Any, job: Job, at: int, caches: Caches | None) -> list[Generation]:
-    """The batch that starts with prompt `at`. One prompt's text is handed out as it comes, that of several when they
+def _run_batch(
+    model: DeepseekV3, tokenizer: Any, job: Job, at: int, caches: Caches | None
+) -> list[Generation]:
+    """The batch that starts with prompt `at`. One prompt's text is handed out as it comes, that of
+    several when they
     are done: a terminal has one cursor."""
     s = job.settings
     batch = list(job.prompts[at : at + s.batch_size])
     count = len(batch)
     if caches:
-        batch += batch[-1:] * (caches.batch.batch - count)  # the last batch too has the shape that was compiled
+        batch += batch[-1:] * (
+            caches.batch.batch - count
+        )  # the last batch too has the shape that was compiled
     tell = job.on_text if model.parallel.rank == 0 else None
     streams = tell is not None and len(batch) == 1
     if tell and streams:
         tell(shown(batch[0]))
-    found = generate(model, tokenizer, batch, s.max_new_tokens, temperature=job.temperature, seed=job.seed,
-                     first_number=at, chat=job.chat, pad_to=s.input_max_len if _pads(job) else None,
-                     limit=s.input_max_len,
-                     caches=caches, on_token=(lambda row, text: tell(text)) if tell and streams else None)[:count]
+    found = generate(
+        model,
+        tokenizer,
+        batch,
+        s.max_new_tokens,
+        temperature=job.temperature,
+        seed=job.seed,
+        first_number=at,
+        chat=job.chat,
+        pad_to=s.input_max_len if _pads(job) else None,
+        limit=s.input_max_len,
+        caches=caches,
+        on_token=(lambda row, text: tell(text)) if tell and streams else None,
+    )[:count]
     if tell:
         tell("\n\n" if streams else "".join(f"{shown(g.prompt)}{g.text}\n\n" for g in found))
     return found
@@ -172,16 +229,26 @@ def _run_batch(model: DeepseekV3, tokenizer: Any, job: Job, at: int, caches: Cac
 
 def shown(prompt: Prompt) -> str:
     """A prompt as a terminal shows it before its continuation."""
-    return prompt if isinstance(prompt, str) else "".join(f"{m['role']}: {m['content']}\n" for m in prompt)
+    return (
+        prompt
+        if isinstance(prompt, str)
+        else "".join(f"{m['role']}: {m['content']}\n" for m in prompt)
+    )
 
 
-def _collect(parallel: TensorParallel, mine: RankMemory, done: list[Generation]) -> list[RankMemory]:
+def _collect(
+    parallel: TensorParallel, mine: RankMemory, done: list[Generation]
+) -> list[RankMemory]:
     """Every rank's memory, by rank; PortError where ranks chose different tokens."""
     if parallel.world_size == 1:
         return [mine]
     said = hashlib.sha256(json.dumps([g.token_ids for g in done]).encode()).hexdigest()
     # objects travel over gloo whatever carries the tensors
-    group = parallel.group if dist.get_backend(parallel.group) == "gloo" else dist.new_group(backend="gloo")
+    group = (
+        parallel.group
+        if dist.get_backend(parallel.group) == "gloo"
+        else dist.new_group(backend="gloo")
+    )
     found: list[Any] = [None] * parallel.world_size
     dist.all_gather_object(found, (mine, said), group=group)
     _same_tokens([text for _, text in found])
@@ -192,5 +259,7 @@ def _same_tokens(digests: list[str]) -> None:
     """What each rank generated, by rank, as digests."""
     odd = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
     if odd:
-        raise PortError(f"ranks {odd} chose other tokens than rank 0: do all have the same prompts, files and "
-                        "settings?")
+        raise PortError(
+            f"ranks {odd} chose other tokens than rank 0: do all have the same prompts, files and "
+            "settings?"
+        )

@@ -18,9 +18,9 @@ from .runner import Generation
 
 @dataclass(frozen=True)
 class RankMemory:
-    """Bytes of one rank. `peak_process` is the largest resident size of its process (on a CPU the weights are in it,
-    and so are mapped pages of the files they came from), `peak_device` what the device's allocator handed out at most
-    (0 on a CPU)."""
+    """Bytes of one rank. `peak_process` is the largest resident size of its process (on a CPU the
+    weights are in it, and so are mapped pages of the files they came from), `peak_device` what the
+    device's allocator handed out at most (0 on a CPU)."""
 
     rank: int
     host: str
@@ -38,8 +38,16 @@ def rank_memory(model: DeepseekV3, batch: int, length: int) -> RankMemory:
     one.fill_random(1)
     kind = model.device.type
     device = 0 if kind == "cpu" else torch.get_device_module(kind).max_memory_allocated()
-    return RankMemory(model.parallel.rank, socket.gethostname(), os.getpid(), str(model.device),
-                      sum(p.nbytes for p in model.parameters()), one.nbytes * batch * length, peak_process(), device)
+    return RankMemory(
+        model.parallel.rank,
+        socket.gethostname(),
+        os.getpid(),
+        str(model.device),
+        sum(p.nbytes for p in model.parameters()),
+        one.nbytes * batch * length,
+        peak_process(),
+        device,
+    )
 
 
 def peak_process() -> int:
@@ -97,11 +105,25 @@ class JobReport:
 
         prompt = sum(g.prompt_tokens for g in self.generations)
         ranks = "1 rank" if self.world_size == 1 else f"{self.world_size} ranks"
-        lines = [f"{self.model_name}: {ranks}, batch {self.batch_size}, {self.mode}, {self.dtype}",
-                 f"{prompt} prompt tokens, {self.new_tokens} new; {self._times()}",
-                 tabulate([(r.rank, r.host, r.process, r.device, *_mib(r)) for r in self.ranks],
-                          ("rank", "host", "process", "device", "weights, MiB", "KV cache", "peak process",
-                           "peak device"), disable_numparse=True, stralign="right")]
+        lines = [
+            f"{self.model_name}: {ranks}, batch {self.batch_size}, {self.mode}, {self.dtype}",
+            f"{prompt} prompt tokens, {self.new_tokens} new; {self._times()}",
+            tabulate(
+                [(r.rank, r.host, r.process, r.device, *_mib(r)) for r in self.ranks],
+                (
+                    "rank",
+                    "host",
+                    "process",
+                    "device",
+                    "weights, MiB",
+                    "KV cache",
+                    "peak process",
+                    "peak device",
+                ),
+                disable_numparse=True,
+                stralign="right",
+            ),
+        ]
         return "\n".join(lines)
 
     def _times(self) -> str:
@@ -111,8 +133,10 @@ class JobReport:
         if self.seconds_per_token:
             pace = f"{self.seconds_per_token * 1e3:.2f} ms per output token"
         compiled = f", compiled in {self.seconds_warm_up:.1f} s" if self.seconds_warm_up else ""
-        return (f"first token after {self.seconds_first * 1e3:.1f} ms; {pace}; {self.tokens_per_second:.1f} tokens/s; "
-                f"loaded in {self.seconds_load:.1f} s{compiled}")
+        return (
+            f"first token after {self.seconds_first * 1e3:.1f} ms; {pace}; {self.tokens_per_second:.1f} tokens/s; "
+            f"loaded in {self.seconds_load:.1f} s{compiled}"
+        )
 
 
 def _without_times(value: Any) -> Any:
@@ -123,4 +147,5 @@ def _without_times(value: Any) -> Any:
 
 def _mib(r: RankMemory) -> Sequence[str]:
     return [f"{n / 2**20:.2f}" for n in (r.parameters, r.cache, r.peak_process)] + [
-        f"{r.peak_device / 2**20:.2f}" if r.peak_device else "–"]
+        f"{r.peak_device / 2**20:.2f}" if r.peak_device else "–"
+    ]

@@ -25,14 +25,22 @@ from .graph import compile_steps
 from .settings import environment
 from .tokenizer import Prompt, check_length, encode, pad_left
 
-DTYPES = {"float32": torch.float32, "fp32": torch.float32, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16,
-          "float16": torch.float16, "fp16": torch.float16}
+DTYPES = {
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+}
 
 
 def pick_device(name: str | torch.device = "auto") -> torch.device:
-    """`auto`: npu where torch_npu sees one, else cuda, else cpu. A device that is not there is an error.
+    """`auto`: npu where torch_npu sees one, else cuda, else cpu. A device that is not there is an
+    error.
 
-    `host-npu` enables the package's stand-in for CANN in this process and is device npu from then on.
+    `host-npu` enables the package's stand-in for CANN in this process and is device npu from then
+    on.
     """
     if isinstance(name, torch.device):
         return name
@@ -40,9 +48,13 @@ def pick_device(name: str | torch.device = "auto") -> torch.device:
         hostnpu.enable()
         return torch.device("npu")
     has_npu = hasattr(torch, "npu") and torch.npu.is_available()
-    if str(name).split(":")[0] == "npu" and not has_npu:  # torch itself does not even know the word without torch_npu
-        raise PortError("device 'npu': torch_npu is not loaded or sees no NPU; `dsv3-port doctor` says why. Device "
-                        "'host-npu' is the real torch_npu on a stand-in for CANN, for machines without an NPU")
+    if (
+        str(name).split(":")[0] == "npu" and not has_npu
+    ):  # torch itself does not even know the word without torch_npu
+        raise PortError(
+            "device 'npu': torch_npu is not loaded or sees no NPU; `dsv3-port doctor` says why. Device "
+            "'host-npu' is the real torch_npu on a stand-in for CANN, for machines without an NPU"
+        )
     if name == "auto":
         return torch.device("npu" if has_npu else "cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -67,12 +79,18 @@ def pick_dtype(name: str | torch.dtype | None, default: torch.dtype = torch.floa
     raise PortError(f"dtype {name!r} is not supported; use {', '.join(DTYPES)}")
 
 
-def load_model(path: str | Path, plan: PortPlan | None = None, device: str | torch.device = "auto",
-               dtype: str | torch.dtype | None = None, parallel: TensorParallel = SINGLE,
-               progress: bool = False) -> DeepseekV3:
-    """Read a checkpoint folder into the model of `plan` (default: the full port); dtype defaults to float32 on cpu
-    and bfloat16 elsewhere. A published checkpoint is cut on the way for `parallel`; a folder that `dsv3-port shard`
-    wrote must have been written for the same world size and forms. plan.graph other than eager compiles the step.
+def load_model(
+    path: str | Path,
+    plan: PortPlan | None = None,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype | None = None,
+    parallel: TensorParallel = SINGLE,
+    progress: bool = False,
+) -> DeepseekV3:
+    """Read a checkpoint folder into the model of `plan` (default: the full port); dtype defaults to
+    float32 on cpu and bfloat16 elsewhere. A published checkpoint is cut on the way for `parallel`;
+    a folder that `dsv3-port shard` wrote must have been written for the same world size and forms.
+    plan.graph other than eager compiles the step.
     """
     from ..weights.shard import is_sharded, load_shard
 
@@ -98,20 +116,34 @@ class Generation:
     text: str
     token_ids: list[int]
     prompt_tokens: int
-    seconds_first: float  # from the start of its batch to its first token: the prompts before it are prefilled first
+    # from the start of its batch to its first token: the prompts before it are prefilled first
+    seconds_first: float
     seconds_per_token: float  # median decode step of its batch; 0 where no step was made
 
 
-def generate(model: DeepseekV3, tokenizer: Any, prompts: Sequence[Prompt], max_new_tokens: int = 32, *,
-             temperature: float = 0.0, seed: int = 0, first_number: int = 0, chat: bool = False,
-             pad_to: int | None = None, limit: int | None = None, caches: Caches | None = None,
-             on_token: Callable[[int, str], None] | None = None) -> list[Generation]:
-    """Continue every prompt (text, or chat messages): each is prefilled alone, then all are decoded together.
+def generate(
+    model: DeepseekV3,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    max_new_tokens: int = 32,
+    *,
+    temperature: float = 0.0,
+    seed: int = 0,
+    first_number: int = 0,
+    chat: bool = False,
+    pad_to: int | None = None,
+    limit: int | None = None,
+    caches: Caches | None = None,
+    on_token: Callable[[int, str], None] | None = None,
+) -> list[Generation]:
+    """Continue every prompt (text, or chat messages): each is prefilled alone, then all are decoded
+    together.
 
-    temperature 0 is greedy; otherwise prompt i is drawn with the seed `seed + first_number + i`, so that its text does
-    not depend on the batch it runs in. A sequence stops at an EOS token, the batch when all have. pad_to fixes the
-    prompt length for graphs, limit (INPUT_MAX_LEN) refuses longer prompts. caches that fit are used
-    again, so that graphs find them where they were. on_token(row, new text) is called as text appears.
+    temperature 0 is greedy; otherwise prompt i is drawn with the seed `seed + first_number + i`, so
+    that its text does not depend on the batch it runs in. A sequence stops at an EOS token, the
+    batch when all have. pad_to fixes the prompt length for graphs, limit (INPUT_MAX_LEN) refuses
+    longer prompts. caches that fit are used again, so that graphs find them where they were.
+    on_token(row, new text) is called as text appears.
     """
     if max_new_tokens < 1:
         raise PortError(f"max_new_tokens must be 1 or more, not {max_new_tokens}")
@@ -135,25 +167,36 @@ def generate(model: DeepseekV3, tokenizer: Any, prompts: Sequence[Prompt], max_n
         stream.add(token.tolist())
         steps.append(time.perf_counter() - start)
     pace = statistics.median(steps) if steps else 0.0
-    return [Generation(prompt, tokenizer.decode(out, skip_special_tokens=True), out, len(row), first, pace)
-            for prompt, row, out, first in zip(prompts, rows, stream.out, firsts, strict=True)]
+    return [
+        Generation(
+            prompt, tokenizer.decode(out, skip_special_tokens=True), out, len(row), first, pace
+        )
+        for prompt, row, out, first in zip(prompts, rows, stream.out, firsts, strict=True)
+    ]
 
 
-def _check_rows(model: DeepseekV3, rows: list[list[int]], max_new_tokens: int, limit: int | None) -> None:
+def _check_rows(
+    model: DeepseekV3, rows: list[list[int]], max_new_tokens: int, limit: int | None
+) -> None:
     highest, longest = max(map(max, rows)), max(map(len, rows))
     if highest >= model.config.vocab_size:
-        raise PortError(f"the tokenizer gives id {highest}, the model's vocabulary has {model.config.vocab_size}: "
-                        "is tokenizer.json the one that belongs to these weights?")
+        raise PortError(
+            f"the tokenizer gives id {highest}, the model's vocabulary has {model.config.vocab_size}: "
+            "is tokenizer.json the one that belongs to these weights?"
+        )
     check_length(longest, limit)
     positions = model.config.max_position_embeddings
     if longest + max_new_tokens > positions:
-        raise PortError(f"a prompt of {longest} tokens and {max_new_tokens} new ones are more than the model's "
-                        f"{positions} positions: shorten it, or set MAX_NEW_TOKENS lower")
+        raise PortError(
+            f"a prompt of {longest} tokens and {max_new_tokens} new ones are more than the model's "
+            f"{positions} positions: shorten it, or set MAX_NEW_TOKENS lower"
+        )
 
 
 @dataclass(frozen=True)
 class Caches:
-    """One prompt is prefilled in `one`, of [1, S]; all rows are decoded in `batch`, of [B, S + new tokens]."""
+    """One prompt is prefilled in `one`, of [1, S]; all rows are decoded in `batch`, of [B, S + new
+    tokens]."""
 
     one: Cache
     batch: Cache
@@ -164,7 +207,8 @@ class Caches:
 
 
 def warm_up(model: DeepseekV3, caches: Caches) -> float:
-    """One prefill and two decode steps of these shapes, which compiles them where the model is a graph; seconds."""
+    """One prefill and two decode steps of these shapes, which compiles them where the model is a
+    graph; seconds."""
     start = time.perf_counter()
     ids = torch.zeros(1, caches.one.max_length, dtype=torch.int64, device=model.device)
     caches.batch.reset()
@@ -173,13 +217,23 @@ def warm_up(model: DeepseekV3, caches: Caches) -> float:
         model(ids, torch.ones_like(ids), caches.one)
         _adopt(caches.batch, caches.one, row)
     for _ in range(min(2, caches.batch.max_length - caches.batch.length)):
-        model(ids[:, :1].expand(caches.batch.batch, 1).contiguous(), cache=caches.batch).argmax(-1).tolist()
+        model(ids[:, :1].expand(caches.batch.batch, 1).contiguous(), cache=caches.batch).argmax(
+            -1
+        ).tolist()
     return time.perf_counter() - start
 
 
-def _prefill(model: DeepseekV3, ids: Tensor, mask: Tensor, caches: Caches, pick: _Picker, stream: _Stream,
-             start: float) -> tuple[Tensor, list[float]]:
-    """Row by row through a cache of one sequence, so that the step has the same shape [1, S] whatever the batch is.
+def _prefill(
+    model: DeepseekV3,
+    ids: Tensor,
+    mask: Tensor,
+    caches: Caches,
+    pick: _Picker,
+    stream: _Stream,
+    start: float,
+) -> tuple[Tensor, list[float]]:
+    """Row by row through a cache of one sequence, so that the step has the same shape [1, S]
+    whatever the batch is.
 
     Returns the first tokens [B] and the seconds at which each was there.
     """
@@ -211,8 +265,8 @@ def _adopt(cache: Cache, one: Cache, row: int) -> None:
 class _Picker:
     """The next token of each row: the largest logit, or a draw from the row's own generator.
 
-    Drawn on the host, so that the draw is the same on every device; and every rank has the same logits to draw from,
-    because each part of them is computed by one rank and gathered.
+    Drawn on the host, so that the draw is the same on every device; and every rank has the same
+    logits to draw from, because each part of them is computed by one rank and gathered.
     """
 
     def __init__(self, temperature: float, seeds: Sequence[int]) -> None:
@@ -226,14 +280,19 @@ class _Picker:
         if not self.temperature:
             return logits.argmax(-1)
         chances = (logits.cpu() / self.temperature).softmax(-1)
-        drawn = [torch.multinomial(row, 1, generator=self.generators[first_row + i]) for i, row in enumerate(chances)]
+        drawn = [
+            torch.multinomial(row, 1, generator=self.generators[first_row + i])
+            for i, row in enumerate(chances)
+        ]
         return torch.cat(drawn).to(logits.device)
 
 
 class _Stream:
     """Collects tokens of each row until its EOS and hands out text as it becomes whole characters."""
 
-    def __init__(self, tokenizer: Any, rows: int, stop: set[int], on_token: Callable[[int, str], None] | None) -> None:
+    def __init__(
+        self, tokenizer: Any, rows: int, stop: set[int], on_token: Callable[[int, str], None] | None
+    ) -> None:
         self.tokenizer, self.stop, self.on_token = tokenizer, stop, on_token
         self.out: list[list[int]] = [[] for _ in range(rows)]
         self.shown = [""] * rows
@@ -252,5 +311,5 @@ class _Stream:
             if self.on_token is not None:
                 text = self.tokenizer.decode(self.out[row], skip_special_tokens=True)
                 if not text.endswith("\ufffd"):  # a character may take several tokens
-                    self.on_token(row, text[len(self.shown[row]):])
+                    self.on_token(row, text[len(self.shown[row]) :])
                     self.shown[row] = text

@@ -18,7 +18,9 @@ def load_tokenizer(path: str | Path) -> Any:
     """transformers' fast tokenizer of a checkpoint folder (tokenizer.json), padding on the left."""
     file = Path(path) / "tokenizer.json"
     if not file.is_file():
-        raise PortError(f"{file}: no such file; copy tokenizer.json and tokenizer_config.json beside the weights")
+        raise PortError(
+            f"{file}: no such file; copy tokenizer.json and tokenizer_config.json beside the weights"
+        )
     from transformers import PreTrainedTokenizerFast
 
     try:
@@ -36,10 +38,14 @@ def encode(tokenizer: Any, prompts: Sequence[Prompt], chat: bool = False) -> lis
         if isinstance(prompt, str) and not chat:
             ids = tokenizer(prompt)["input_ids"]
         else:
-            messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+            messages = (
+                [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+            )
             if not tokenizer.chat_template:
                 raise PortError("chat mode: this tokenizer has no chat template; use plain prompts")
-            text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            text = tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, tokenize=False
+            )
             ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         if not ids:
             raise PortError(f"prompt {prompt!r} has no tokens")
@@ -48,15 +54,23 @@ def encode(tokenizer: Any, prompts: Sequence[Prompt], chat: bool = False) -> lis
 
 
 def check_length(longest: int, limit: int | None) -> None:
-    """PortError where a prompt of `longest` tokens is longer than INPUT_MAX_LEN, if there is such a limit."""
+    """PortError where a prompt of `longest` tokens is longer than INPUT_MAX_LEN, if there is such a
+    limit."""
     if limit is not None and longest > limit:
-        raise PortError(f"a prompt has {longest} tokens, more than INPUT_MAX_LEN = {limit}: set it higher, or shorten "
-                        "the prompt")
+        raise PortError(
+            f"a prompt has {longest} tokens, more than INPUT_MAX_LEN = {limit}: set it higher, or shorten "
+            "the prompt"
+        )
 
 
-def pad_left(rows: Sequence[Sequence[int]], pad_id: int, length: int | None = None,
-             device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-    """Ragged rows -> input_ids [B, S] and attention_mask [B, S]; S is `length`, or that of the longest row."""
+def pad_left(
+    rows: Sequence[Sequence[int]],
+    pad_id: int,
+    length: int | None = None,
+    device: torch.device | str = "cpu",
+) -> tuple[Tensor, Tensor]:
+    """Ragged rows -> input_ids [B, S] and attention_mask [B, S]; S is `length`, or that of the
+    longest row."""
     longest = max(len(r) for r in rows)
     check_length(longest, length)
     width = length or longest

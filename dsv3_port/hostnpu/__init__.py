@@ -1,11 +1,13 @@
-"""Host NPU: the real torch_npu and torchair on a machine without NPU and CANN, by a stand-in for CANN's C library.
+"""Host NPU: the real torch_npu and torchair on a machine without NPU and CANN, by a stand-in for
+CANN's C library.
 
     import dsv3_port.hostnpu
     dsv3_port.hostnpu.enable()          # once per process, at any time; then device="npu" works
 
-torch_npu's Python and C++ are unmodified: schemas, shape functions, graph capture and conversion are the real ones.
-Kernels run on the CPU from ops/reference.py. Results are exact by the operators' documents; times, memory limits and
-the device's own rounding are not simulated, and no time taken here is a time of an NPU.
+torch_npu's Python and C++ are unmodified: schemas, shape functions, graph capture and conversion
+are the real ones. Kernels run on the CPU from ops/reference.py. Results are exact by the operators'
+documents; times, memory limits and the device's own rounding are not simulated, and no time taken
+here is a time of an NPU.
 """
 
 from __future__ import annotations
@@ -26,8 +28,18 @@ from ..errors import PortError
 from . import library
 from .install import FOLDER_VARIABLE, find, wanted_version
 
-__all__ = ["CARDS", "DEVICE_NAME", "FOLDER_VARIABLE", "Status", "devices", "enable", "enabled", "own_signals", "status",
-           "why_not"]
+__all__ = [
+    "CARDS",
+    "DEVICE_NAME",
+    "FOLDER_VARIABLE",
+    "Status",
+    "devices",
+    "enable",
+    "enabled",
+    "own_signals",
+    "status",
+    "why_not",
+]
 
 DEVICE_NAME = "host stand-in"
 CARDS = 8  # as many as an Atlas 800 server has
@@ -38,7 +50,8 @@ _failure = ""  # a failure after torch_npu's import began: this process cannot t
 
 @dataclass(frozen=True)
 class Status:
-    """What `dsv3-port hostnpu status` shows. `reason`: why it cannot be enabled here, "" where it can."""
+    """What `dsv3-port hostnpu status` shows. `reason`: why it cannot be enabled here, "" where it
+    can."""
 
     enabled: bool
     reason: str
@@ -62,8 +75,13 @@ def status() -> Status:
         folder = find()
     except PortError:
         folder = None
-    return Status(enabled(), reason, str(folder or ""), wanted_version() if folder else "",
-                  folder is not None and library.is_built(folder / "torch_npu"))
+    return Status(
+        enabled(),
+        reason,
+        str(folder or ""),
+        wanted_version() if folder else "",
+        folder is not None and library.is_built(folder / "torch_npu"),
+    )
 
 
 def why_not() -> str:
@@ -84,26 +102,35 @@ def _folder() -> Path:
         raise PortError(reason)
     cann = library.cann()
     if cann:
-        raise PortError(f"CANN is installed ({cann}): device npu is a real NPU here, and the stand-in is never loaded "
-                        "beside it; install torch_npu as its documentation says")
+        raise PortError(
+            f"CANN is installed ({cann}): device npu is a real NPU here, and the stand-in is never loaded "
+            "beside it; install torch_npu as its documentation says"
+        )
     if "torch_npu" in sys.modules or importlib.util.find_spec("torch_npu") is not None:
-        raise PortError("torch_npu is installed in this environment, where it breaks `import torch` without CANN: pip "
-                        "uninstall torch-npu, then `dsv3-port hostnpu install` puts it into a folder of its own")
+        raise PortError(
+            "torch_npu is installed in this environment, where it breaks `import torch` without CANN: pip "
+            "uninstall torch-npu, then `dsv3-port hostnpu install` puts it into a folder of its own"
+        )
     folder = find()
     if folder is None:
-        raise PortError(f"torch_npu {wanted_version()} is not there: `dsv3-port hostnpu install` downloads it into a "
-                        f"folder of its own (150 MB); {FOLDER_VARIABLE} may name a folder that has it")
+        raise PortError(
+            f"torch_npu {wanted_version()} is not there: `dsv3-port hostnpu install` downloads it into a "
+            f"folder of its own (150 MB); {FOLDER_VARIABLE} may name a folder that has it"
+        )
     if not library.is_built(folder / "torch_npu") and library.compiler() is None:
-        raise PortError("no C compiler (CC, cc, gcc or clang), which the stand-in for CANN is built with: install gcc "
-                        "(Debian, Ubuntu: apt install gcc)")
+        raise PortError(
+            "no C compiler (CC, cc, gcc or clang), which the stand-in for CANN is built with: install gcc "
+            "(Debian, Ubuntu: apt install gcc)"
+        )
     return folder
 
 
 def enable(devices: int = CARDS) -> None:
     """Make device "npu" exist in this process; nothing happens where that is done already.
 
-    devices: how many; a rank uses one of them. Compiles the stand-in once per machine (about a second), loads it,
-    imports torch_npu and puts the host kernels in place. Children enable it themselves. PortError says why not.
+    devices: how many; a rank uses one of them. Compiles the stand-in once per machine (about a
+    second), loads it, imports torch_npu and puts the host kernels in place. Children enable it
+    themselves. PortError says why not.
     """
     global _devices, _failure
     if devices < 1:
@@ -111,24 +138,32 @@ def enable(devices: int = CARDS) -> None:
     with _lock:
         if _devices:
             if devices > _devices:
-                raise PortError(f"the host NPU is enabled with {_devices} device(s), which cannot become {devices}: "
-                                "ask for them in the first enable() of the process")
+                raise PortError(
+                    f"the host NPU is enabled with {_devices} device(s), which cannot become {devices}: "
+                    "ask for them in the first enable() of the process"
+                )
             return
         if _failure:
             raise PortError(_failure)
         folder = _folder()
-        os.environ.setdefault("TASK_QUEUE_ENABLE", "0")  # no launch thread: kernels run in the caller
+        os.environ.setdefault(
+            "TASK_QUEUE_ENABLE", "0"
+        )  # no launch thread: kernels run in the caller
         import torch  # before torch_npu can be found, or torch would load it itself
 
         if torch.cuda.is_available():
-            raise PortError("this torch sees a GPU, and torch_npu refuses a second kind of accelerator: start the "
-                            "process with CUDA_VISIBLE_DEVICES= (empty) to use the host NPU")
+            raise PortError(
+                "this torch sees a GPU, and torch_npu refuses a second kind of accelerator: start the "
+                "process with CUDA_VISIBLE_DEVICES= (empty) to use the host NPU"
+            )
         library.preload(folder / "torch_npu").hostcann_set_devices(devices)
         try:
             _import(folder)
         except BaseException as error:
-            _failure = (f"torch_npu in {folder} could not be enabled ({type(error).__name__}: {error}); start a new "
-                        "process to try again")
+            _failure = (
+                f"torch_npu in {folder} could not be enabled ({type(error).__name__}: {error}); start a new "
+                "process to try again"
+            )
             if isinstance(error, Exception):
                 raise PortError(_failure) from error
             raise
@@ -136,11 +171,12 @@ def enable(devices: int = CARDS) -> None:
 
 
 def _import(folder: Path) -> None:
-    # The folder is on the path during the import only: multiprocessing and inductor hand the path to their children,
-    # where `import torch` would find torch_npu without the stand-in and fail.
+    # The folder is on the path during the import only: multiprocessing and inductor hand the path
+    # to their children, where `import torch` would find torch_npu without the stand-in and fail.
     sys.path.append(str(folder))
     try:
-        # it prints that ASCEND_HOME_PATH is not set, and warns in a notebook of the TASK_QUEUE_ENABLE that enable() set
+        # it prints that ASCEND_HOME_PATH is not set, and warns in a notebook of the
+        # TASK_QUEUE_ENABLE that enable() set
         with own_signals(), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*TASK_QUEUE_ENABLE")
             import torch_npu  # noqa: F401
@@ -158,8 +194,8 @@ def _import(folder: Path) -> None:
 
 @contextlib.contextmanager
 def own_signals() -> Iterator[None]:
-    """Keep this process's SIGINT and SIGTERM handlers: importing torchair sets some that finalise and then ignore the
-    signal, and a notebook could not be interrupted any more."""
+    """Keep this process's SIGINT and SIGTERM handlers: importing torchair sets some that finalise
+    and then ignore the signal, and a notebook could not be interrupted any more."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,7 +1,7 @@
 """HCCL on the host: torch_npu's ProcessGroupHCCL is real, the data moves through gloo.
 
-A communicator is a name that its ranks share (cann_host.c); each gets a gloo group of that name over the store of the
-default process group.
+A communicator is a name that its ranks share (cann_host.c); each gets a gloo group of that name
+over the store of the default process group.
 """
 
 from __future__ import annotations
@@ -18,11 +18,30 @@ from torch import Tensor
 from . import kernels, library
 
 # HcclDataType and HcclReduceOp, in their order
-DTYPES = (torch.int8, torch.int16, torch.int32, torch.float16, torch.float32, torch.int64, torch.uint64, torch.uint8,
-          torch.uint16, torch.uint32, torch.float64, torch.bfloat16)
-REDUCTIONS: tuple[Any, ...] = (dist.ReduceOp.SUM, dist.ReduceOp.PRODUCT, dist.ReduceOp.MAX, dist.ReduceOp.MIN)
+DTYPES = (
+    torch.int8,
+    torch.int16,
+    torch.int32,
+    torch.float16,
+    torch.float32,
+    torch.int64,
+    torch.uint64,
+    torch.uint8,
+    torch.uint16,
+    torch.uint32,
+    torch.float64,
+    torch.bfloat16,
+)
+REDUCTIONS: tuple[Any, ...] = (
+    dist.ReduceOp.SUM,
+    dist.ReduceOp.PRODUCT,
+    dist.ReduceOp.MAX,
+    dist.ReduceOp.MIN,
+)
 REDUCTION_NAMES = ("sum", "prod", "max", "min")  # as GE calls them
-ALL_REDUCE, BROADCAST, ALL_GATHER, REDUCE_SCATTER, ALL_TO_ALL, BARRIER = range(6)  # the enum of cann_host.c
+ALL_REDUCE, BROADCAST, ALL_GATHER, REDUCE_SCATTER, ALL_TO_ALL, BARRIER = range(
+    6
+)  # the enum of cann_host.c
 HCCL_E_INTERNAL = 4
 TIMEOUT = datetime.timedelta(minutes=5)
 _groups: dict[str, Any] = {}
@@ -53,9 +72,19 @@ def _reduced(group: Any, value: Tensor, reduction: int) -> Tensor:
     return value
 
 
-def _move(kind: int, group: Any, size: int, rank: int, send: int, recv: int, count: int, dtype: torch.dtype,
-          argument: int) -> None:
-    """One collective on host memory; `count` elements of each rank, `argument` the reduction or the root."""
+def _move(
+    kind: int,
+    group: Any,
+    size: int,
+    rank: int,
+    send: int,
+    recv: int,
+    count: int,
+    dtype: torch.dtype,
+    argument: int,
+) -> None:
+    """One collective on host memory; `count` elements of each rank, `argument` the reduction or the
+    root."""
     if kind == BARRIER:
         group.barrier().wait()
     elif kind == BROADCAST:
@@ -78,7 +107,8 @@ def _move(kind: int, group: Any, size: int, rank: int, send: int, recv: int, cou
 
 
 def named(name: str) -> Any:
-    """The gloo group behind an HCCL communicator of this process; None where no process group has that name."""
+    """The gloo group behind an HCCL communicator of this process; None where no process group has
+    that name."""
     if name in _groups:
         return _groups[name]
     if not dist.is_initialized():
@@ -95,7 +125,9 @@ def named(name: str) -> Any:
 
 def all_reduce(group: Any, x: Tensor, reduction: str) -> Tensor:
     """x [...] of every rank, combined: "sum", "prod", "max" or "min". x is not changed."""
-    return _reduced(group, x.clone(memory_format=torch.contiguous_format), REDUCTION_NAMES.index(reduction))
+    return _reduced(
+        group, x.clone(memory_format=torch.contiguous_format), REDUCTION_NAMES.index(reduction)
+    )
 
 
 def all_gather(group: Any, x: Tensor) -> Tensor:
@@ -103,10 +135,29 @@ def all_gather(group: Any, x: Tensor) -> Tensor:
     return torch.cat(_gathered(group, x.contiguous(), group.size()))
 
 
-def _on_collective(kind: int, name: bytes, size: int, rank: int, send: int, recv: int, count: int, dtype: int,
-                   argument: int) -> int:
+def _on_collective(
+    kind: int,
+    name: bytes,
+    size: int,
+    rank: int,
+    send: int,
+    recv: int,
+    count: int,
+    dtype: int,
+    argument: int,
+) -> int:
     try:
-        args = (kind, _group(name.decode(), size, rank), size, rank, send, recv, count, DTYPES[dtype], argument)
+        args = (
+            kind,
+            _group(name.decode(), size, rank),
+            size,
+            rank,
+            send,
+            recv,
+            count,
+            DTYPES[dtype],
+            argument,
+        )
         if kernels.recorder.capturing():
             kernels.recorder.record(_move, args, {}, [])
         else:
@@ -121,6 +172,16 @@ def _on_collective(kind: int, name: bytes, size: int, rank: int, send: int, recv
 def install() -> None:
     global _callback
     c = ctypes
-    _callback = c.CFUNCTYPE(c.c_int, c.c_int, c.c_char_p, c.c_uint32, c.c_uint32, c.c_void_p, c.c_void_p, c.c_uint64,
-                            c.c_int, c.c_int)(_on_collective)
+    _callback = c.CFUNCTYPE(
+        c.c_int,
+        c.c_int,
+        c.c_char_p,
+        c.c_uint32,
+        c.c_uint32,
+        c.c_void_p,
+        c.c_void_p,
+        c.c_uint64,
+        c.c_int,
+        c.c_int,
+    )(_on_collective)
     library.loaded().hostcann_set_collective(_callback)

@@ -1,7 +1,8 @@
 """Converted GE graphs: what torchair hands to the graph engine, read from memory or from a file.
 
-Running the FX graph cannot show a wrong conversion (a transpose flag, swapped inputs, an attribute); running the
-GraphDef can. `read` takes a ModelDef or GraphDef (serialised, `.air`, or pbtxt) and ge_run.py executes it. Storage
+Running the FX graph cannot show a wrong conversion (a transpose flag, swapped inputs, an
+attribute); running the GraphDef can. `read` takes a ModelDef or GraphDef (serialised, `.air`, or
+pbtxt) and ge_run.py executes it. Storage
 formats are tags here: values lie in plain order.
 """
 
@@ -27,16 +28,40 @@ from .ge_table import OPERATORS, GraphError
 from .install import find
 
 _PROTO = "torchair._ge_concrete_graph.ge_ir_by_protoc_3_19_pb2"
-# of the message enum DataType; the attributes of operators number types otherwise (ge_table.GE_TYPES)
-_PROTO_TYPES = {1: torch.float32, 2: torch.float16, 3: torch.int8, 4: torch.uint8, 5: torch.int16, 7: torch.int32,
-                8: torch.int64, 10: torch.uint64, 11: torch.bool, 12: torch.float64, 27: torch.bfloat16}
+# of the message enum DataType; the attributes of operators number types otherwise
+# (ge_table.GE_TYPES)
+_PROTO_TYPES = {
+    1: torch.float32,
+    2: torch.float16,
+    3: torch.int8,
+    4: torch.uint8,
+    5: torch.int16,
+    7: torch.int32,
+    8: torch.int64,
+    10: torch.uint64,
+    11: torch.bool,
+    12: torch.float64,
+    27: torch.bfloat16,
+}
 # bookkeeping of torchair that has no meaning for the values
-_NOTES = frozenset(("_input_name_key", "_input_name_value", "_output_name_key", "_output_name_value",
-                    "_readable_value", "_inputs_all_sym", "_origin_data_name", "_fx_tensor_name",
-                    "_enable_storage_format_spread", "_force_unknown_shape"))
+_NOTES = frozenset(
+    (
+        "_input_name_key",
+        "_input_name_value",
+        "_output_name_key",
+        "_output_name_value",
+        "_readable_value",
+        "_inputs_all_sym",
+        "_origin_data_name",
+        "_fx_tensor_name",
+        "_enable_storage_format_spread",
+        "_force_unknown_shape",
+    )
+)
 INPUTS = ("Data", "RefData")
 Edge = tuple[str, int]  # a node, and the number of its output
-# "Tensor(dtype=torch.float32, shape=torch.Size([2, s0])", as torchair notes it: names are sizes known at run time only
+# "Tensor(dtype=torch.float32, shape=torch.Size([2, s0])", as torchair notes it: names are sizes
+# known at run time only
 _META = re.compile(r"Tensor\(dtype=torch\.(\w+), shape=torch\.Size\(\[([^\]]*)\]\)")
 
 
@@ -48,8 +73,11 @@ class Promise:
     shape: tuple[int | None, ...]
 
     def kept(self, value: Tensor) -> bool:
-        return (value.dtype == self.dtype and value.dim() == len(self.shape)
-                and all(b is None or a == b for a, b in zip(value.shape, self.shape, strict=True)))
+        return (
+            value.dtype == self.dtype
+            and value.dim() == len(self.shape)
+            and all(b is None or a == b for a, b in zip(value.shape, self.shape, strict=True))
+        )
 
     def __str__(self) -> str:
         return f"{self.dtype} [{', '.join('?' if n is None else str(n) for n in self.shape)}]"
@@ -57,7 +85,8 @@ class Promise:
 
 @dataclass
 class Node:
-    """One operator. `inputs`: (producer, its output number), or None for an optional input that is not fed."""
+    """One operator. `inputs`: (producer, its output number), or None for an optional input that is
+    not fed."""
 
     name: str
     type: str
@@ -80,23 +109,30 @@ class Graph:
     @property
     def inputs(self) -> list[Node]:
         """Data and RefData, by their index."""
-        return sorted((n for n in self.nodes if n.type in INPUTS), key=lambda n: n.attributes.get("index", 0))
+        return sorted(
+            (n for n in self.nodes if n.type in INPUTS), key=lambda n: n.attributes.get("index", 0)
+        )
 
     @property
     def unknown(self) -> list[str]:
         """Operator types that the interpreter does not have."""
         from . import ge_npu, ge_ops  # noqa: F401  # they fill the table
 
-        return sorted({n.type for n in self.nodes} - OPERATORS.keys() - {*INPUTS, "Const", "NetOutput"})
+        return sorted(
+            {n.type for n in self.nodes} - OPERATORS.keys() - {*INPUTS, "Const", "NetOutput"}
+        )
 
 
 def messages() -> Any:
-    """torchair's generated protobuf module; the file is read on its own where torchair is not imported."""
+    """torchair's generated protobuf module; the file is read on its own where torchair is not
+    imported."""
     if _PROTO in sys.modules:
         return sys.modules[_PROTO]
     folder = find()
     if folder is None:
-        raise PortError("reading GE graphs needs torchair's message definitions: run `dsv3-port hostnpu install`")
+        raise PortError(
+            "reading GE graphs needs torchair's message definitions: run `dsv3-port hostnpu install`"
+        )
     path = folder / "torch_npu" / "dynamo" / (_PROTO.replace(".", "/") + ".py")
     spec = importlib.util.spec_from_file_location("dsv3_port_ge_ir", path)
     if spec is None or spec.loader is None or not path.is_file():
@@ -151,13 +187,19 @@ def _parse(data: bytes) -> Any:
         found = [message] if isinstance(message, forms.GraphDef) else list(message.graph)
         if len(found) == 1 and found[0].op:
             return found[0]
-    raise PortError("not a GE graph: expected a serialised ModelDef with one graph (.air) or its text form (pbtxt)")
+    raise PortError(
+        "not a GE graph: expected a serialised ModelDef with one graph (.air) or its text form (pbtxt)"
+    )
 
 
 def _value(name: str, key: str, attribute: Any) -> Any:
     kind = attribute.WhichOneof("value")
     if kind == "list":
-        kinds = [list(getattr(attribute.list, k)) for k in ("i", "f", "b", "s") if len(getattr(attribute.list, k))]
+        kinds = [
+            list(getattr(attribute.list, k))
+            for k in ("i", "f", "b", "s")
+            if len(getattr(attribute.list, k))
+        ]
         if len(kinds) > 1:
             raise GraphError(f"node {name}: attribute {key} mixes types in one list")
         return kinds[0] if kinds else []
@@ -166,7 +208,9 @@ def _value(name: str, key: str, attribute: Any) -> Any:
     if kind in ("i", "f", "b", "s"):
         value = getattr(attribute, kind)
         return value.decode() if kind == "s" else value
-    raise GraphError(f"node {name}: attribute {key} is of kind {kind}, which the interpreter does not read")
+    raise GraphError(
+        f"node {name}: attribute {key} is of kind {kind}, which the interpreter does not read"
+    )
 
 
 def _constant(name: str, message: Any) -> Tensor:
@@ -179,20 +223,29 @@ def _constant(name: str, message: Any) -> Tensor:
             raise GraphError(f"node {name}: a constant of {shape} has no data in the file")
         return torch.empty(shape, dtype=dtype)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # bytes cannot be written; nobody does: Scatter takes graph inputs only
+        warnings.simplefilter(
+            "ignore"
+        )  # bytes cannot be written; nobody does: Scatter takes graph inputs only
         return torch.frombuffer(message.data, dtype=dtype).view(shape)
 
 
 def _promise(kind: str, described: Any) -> Promise | None:
-    """torchair describes inputs in the message itself; what it knows of other outputs it leaves as a note."""
+    """torchair describes inputs in the message itself; what it knows of other outputs it leaves as
+    a note."""
     if kind in INPUTS:
         dtype = _PROTO_TYPES.get(described.dtype)
-        return Promise(dtype, tuple(None if n < 0 else n for n in described.shape.dim)) if dtype else None
+        return (
+            Promise(dtype, tuple(None if n < 0 else n for n in described.shape.dim))
+            if dtype
+            else None
+        )
     found = _META.search(described.attr["_meta"].s.decode()) if "_meta" in described.attr else None
     if found is None or "(" in found[2]:  # Max(1, s0): how many sizes there are cannot be read off
         return None
     sizes = [n.strip() for n in found[2].split(",") if n.strip()]
-    return Promise(getattr(torch, found[1]), tuple(int(n) if n.isdecimal() else None for n in sizes))
+    return Promise(
+        getattr(torch, found[1]), tuple(int(n) if n.isdecimal() else None for n in sizes)
+    )
 
 
 def _node(op: Any) -> Node:
@@ -208,10 +261,20 @@ def _node(op: Any) -> Node:
             raise GraphError(f"node {op.name}: its input {edge!r} is not NODE:NUMBER")
         else:
             inputs.append((source, int(number)) if edge else None)
-    attributes = {key: _value(op.name, key, op.attr[key]) for key in sorted(op.attr) if key not in _NOTES}
+    attributes = {
+        key: _value(op.name, key, op.attr[key]) for key in sorted(op.attr) if key not in _NOTES
+    }
     origin = op.attr["_origin_data_name"].s.decode() if "_origin_data_name" in op.attr else op.name
-    return Node(op.name, op.type, inputs, [d.name for d in op.input_desc], control,
-                [_promise(op.type, d) for d in op.output_desc], attributes, origin)
+    return Node(
+        op.name,
+        op.type,
+        inputs,
+        [d.name for d in op.input_desc],
+        control,
+        [_promise(op.type, d) for d in op.output_desc],
+        attributes,
+        origin,
+    )
 
 
 def _ordered(nodes: list[Node]) -> list[Node]:

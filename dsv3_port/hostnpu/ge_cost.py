@@ -1,6 +1,8 @@
-"""What one operator of a GE graph moves and computes: the records that a roofline forecast is made of.
+"""What one operator of a GE graph moves and computes: the records that a roofline forecast is made
+of.
 
-Counts follow from the operator's definition. Caches on the chip and fusion by GE are not part of them.
+Counts follow from the operator's definition. Caches on the chip and fusion by GE are not part of
+them.
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ import torch
 from torch import Tensor
 
 # no kernel behind them: inputs, constants, outputs, and changes of shape alone
-NO_KERNEL = frozenset(("Data", "RefData", "Const", "NetOutput", "Reshape", "Squeeze", "Unsqueeze", "Shape"))
+NO_KERNEL = frozenset(
+    ("Data", "RefData", "Const", "NetOutput", "Reshape", "Squeeze", "Unsqueeze", "Shape")
+)
 MATMULS = frozenset(("MatMul", "BatchMatMul", "GroupedMatmul"))
 
 
@@ -25,7 +29,8 @@ def kernels_of(counts: Mapping[str, int]) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Record:
-    """One executed operator. shapes and dtypes: of its outputs; nbytes: read and written; flops: of its products."""
+    """One executed operator. shapes and dtypes: of its outputs; nbytes: read and written; flops: of
+    its products."""
 
     name: str
     type: str
@@ -35,10 +40,22 @@ class Record:
     flops: int
 
 
-def record(name: str, kind: str, attributes: dict[str, Any], names: list[str], fed: list[Tensor | None],
-           results: list[Tensor]) -> Record:
-    return Record(name, kind, tuple(tuple(t.shape) for t in results), tuple(t.dtype for t in results),
-                  nbytes(kind, names, fed, results), flops(kind, attributes, fed, results))
+def record(
+    name: str,
+    kind: str,
+    attributes: dict[str, Any],
+    names: list[str],
+    fed: list[Tensor | None],
+    results: list[Tensor],
+) -> Record:
+    return Record(
+        name,
+        kind,
+        tuple(tuple(t.shape) for t in results),
+        tuple(t.dtype for t in results),
+        nbytes(kind, names, fed, results),
+        flops(kind, attributes, fed, results),
+    )
 
 
 def nbytes(kind: str, names: list[str], fed: list[Tensor | None], results: list[Tensor]) -> int:
@@ -47,24 +64,35 @@ def nbytes(kind: str, names: list[str], fed: list[Tensor | None], results: list[
         return 0
     named = {name: t for name, t in zip(names, fed, strict=True) if t is not None}
     written = sum(t.nbytes for t in results)
-    if kind in ("Scatter", "ScatterElements", "Assign"):  # the rest of what they write into stays as it is
+    if kind in (
+        "Scatter",
+        "ScatterElements",
+        "Assign",
+    ):  # the rest of what they write into stays as it is
         return sum(t.nbytes for t in list(named.values())[1:]) + list(named.values())[-1].nbytes
     if kind in ("GatherV2", "Gather", "GatherElements", "IndexByTensor"):
         return 2 * written + sum(t.nbytes for t in list(named.values())[1:])
     if kind == "GroupedMatmul":
         used = _groups_used(named["group_list"], named["weight0"].shape[0])
-        return named["x0"].nbytes + written + named["weight0"].nbytes * used // named["weight0"].shape[0]
+        return (
+            named["x0"].nbytes
+            + written
+            + named["weight0"].nbytes * used // named["weight0"].shape[0]
+        )
     return written + sum(t.nbytes for t in named.values())
 
 
 def _groups_used(cumulative: Tensor, groups: int) -> int:
-    """Experts that have rows, from a cumulative group_list (the kind the model uses); else all of them."""
+    """Experts that have rows, from a cumulative group_list (the kind the model uses); else all of
+    them."""
     if cumulative.dim() != 1 or len(cumulative) != groups:
         return groups
     return int((torch.diff(cumulative, prepend=cumulative.new_zeros(1)) > 0).sum())
 
 
-def flops(kind: str, attributes: dict[str, Any], fed: list[Tensor | None], results: list[Tensor]) -> int:
+def flops(
+    kind: str, attributes: dict[str, Any], fed: list[Tensor | None], results: list[Tensor]
+) -> int:
     """Two for each product of a matmul; other operators count as 0, their cost is memory."""
     if kind not in MATMULS or fed[0] is None:
         return 0

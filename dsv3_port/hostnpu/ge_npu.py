@@ -10,10 +10,13 @@ from . import collectives
 from .ge_table import GraphError, Results, operator, same_type
 from .operators import checked
 
-# ---- matmuls --------------------------------------------------------------------------------------------------------
+# ---- matmuls -------------------------------------------------------------------------------------
+
 
 @operator("MatMul", "x1 x2 bias?", transpose_x1=False, transpose_x2=False)
-def matmul(x1: Tensor, x2: Tensor, bias: Tensor | None, transpose_x1: bool, transpose_x2: bool) -> Tensor:
+def matmul(
+    x1: Tensor, x2: Tensor, bias: Tensor | None, transpose_x1: bool, transpose_x2: bool
+) -> Tensor:
     y = batch_matmul(x1, x2, transpose_x1, transpose_x2)
     return y if bias is None else y + bias
 
@@ -24,21 +27,42 @@ def batch_matmul(x1: Tensor, x2: Tensor, adj_x1: bool, adj_x2: bool) -> Tensor:
     return (x1.mT if adj_x1 else x1) @ (x2.mT if adj_x2 else x2)
 
 
-@operator("GroupedMatmul", "x* weight* bias* scale* offset* antiquant_scale* antiquant_offset* group_list? "
-          "per_token_scale?", {"dtype": -1, "transpose_x": False, "act_type": 0, "tuning_config": [0]},
-          split_item=0, transpose_weight=False, group_type=-1, group_list_type=0)
-def grouped_matmul(x: list[Tensor], weight: list[Tensor], *other: Any, split_item: int, transpose_weight: bool,
-                   group_type: int, group_list_type: int) -> Results:
+@operator(
+    "GroupedMatmul",
+    "x* weight* bias* scale* offset* antiquant_scale* antiquant_offset* group_list? "
+    "per_token_scale?",
+    {"dtype": -1, "transpose_x": False, "act_type": 0, "tuning_config": [0]},
+    split_item=0,
+    transpose_weight=False,
+    group_type=-1,
+    group_list_type=0,
+)
+def grouped_matmul(
+    x: list[Tensor],
+    weight: list[Tensor],
+    *other: Any,
+    split_item: int,
+    transpose_weight: bool,
+    group_type: int,
+    group_list_type: int,
+) -> Results:
     """A list input that is not used arrives as one empty tensor."""
     *lists, group_list, per_token_scale = other
     if per_token_scale is not None or any(t.numel() for values in lists for t in values):
         raise GraphError("bias, scales and offsets are not known to the interpreter")
     weights = [w.mT for w in weight] if transpose_weight else weight
-    return checked("npu_grouped_matmul")(x, weights, group_list=group_list, split_item=split_item,
-                                        group_type=group_type, group_list_type=group_list_type)
+    return checked("npu_grouped_matmul")(
+        x,
+        weights,
+        group_list=group_list,
+        split_item=split_item,
+        group_type=group_type,
+        group_list_type=group_list_type,
+    )
 
 
-# ---- the NPU's own operators ----------------------------------------------------------------------------------------
+# ---- the NPU's own operators ---------------------------------------------------------------------
+
 
 @operator("RmsNorm", "x gamma", epsilon=1e-6)
 def rms_norm(x: Tensor, gamma: Tensor, epsilon: float) -> Results:
@@ -63,8 +87,13 @@ def rotary_mul(x: Tensor, r1: Tensor, r2: Tensor) -> Tensor:
 
 @operator("MoeInitRouting", "x row_idx expert_idx", active_num=...)
 def moe_init_routing(x: Tensor, row_idx: Tensor, expert_idx: Tensor, active_num: int) -> Results:
-    """GE's tensors always lie in plain order; here a Transpose is a view, which this operator would refuse."""
-    return list(checked("npu_moe_init_routing")(x, row_idx.contiguous(), expert_idx.contiguous(), active_num))
+    """GE's tensors always lie in plain order; here a Transpose is a view, which this operator would
+    refuse."""
+    return list(
+        checked("npu_moe_init_routing")(
+            x, row_idx.contiguous(), expert_idx.contiguous(), active_num
+        )
+    )
 
 
 @operator("MoeComputeExpertTokens", "sorted_experts", num_experts=...)
@@ -72,13 +101,30 @@ def moe_compute_expert_tokens(sorted_experts: Tensor, num_experts: int) -> Tenso
     return checked("npu_moe_compute_expert_tokens")(sorted_experts, num_experts)
 
 
-@operator("MoeFinalizeRoutingV2", "expanded_x expanded_row_idx x1? x2? bias? scales? expert_idx?", drop_pad_mode=0, k=1)
-def moe_finalize_routing(rows: Tensor, row_idx: Tensor, x1: Tensor | None, x2: Tensor | None, bias: Tensor | None,
-                         scales: Tensor | None, expert_idx: Tensor | None, drop_pad_mode: int, k: int) -> Tensor:
-    return checked("npu_moe_finalize_routing")(rows, x1, x2, bias, scales, row_idx, expert_idx, drop_pad_mode, k)
+@operator(
+    "MoeFinalizeRoutingV2",
+    "expanded_x expanded_row_idx x1? x2? bias? scales? expert_idx?",
+    drop_pad_mode=0,
+    k=1,
+)
+def moe_finalize_routing(
+    rows: Tensor,
+    row_idx: Tensor,
+    x1: Tensor | None,
+    x2: Tensor | None,
+    bias: Tensor | None,
+    scales: Tensor | None,
+    expert_idx: Tensor | None,
+    drop_pad_mode: int,
+    k: int,
+) -> Tensor:
+    return checked("npu_moe_finalize_routing")(
+        rows, x1, x2, bias, scales, row_idx, expert_idx, drop_pad_mode, k
+    )
 
 
-# ---- written in place -----------------------------------------------------------------------------------------------
+# ---- written in place ----------------------------------------------------------------------------
+
 
 @operator("Scatter", "var indices updates", {"reduce": "update"}, writes="var", axis=0)
 def scatter(var: Tensor, indices: Tensor, updates: Tensor, axis: int) -> Tensor:
@@ -95,7 +141,8 @@ def assign(ref: Tensor, value: Tensor) -> Tensor:
     return ref.copy_(value)
 
 
-# ---- collectives ----------------------------------------------------------------------------------------------------
+# ---- collectives ---------------------------------------------------------------------------------
+
 
 @operator("HcomAllReduce", "x", free=("fusion", "fusion_id"), reduction=..., group=...)
 def all_reduce(x: Tensor, reduction: str, group: str) -> Tensor:
@@ -115,6 +162,8 @@ def all_gather(x: Tensor, rank_size: int, group: str) -> Tensor:
 def _group(name: str) -> Any:
     found = collectives.named(name)
     if found is None:
-        raise GraphError(f"no process group of this process is named {name}: a graph of several ranks runs only where "
-                         "it was converted")
+        raise GraphError(
+            f"no process group of this process is named {name}: a graph of several ranks runs only where "
+            "it was converted"
+        )
     return found

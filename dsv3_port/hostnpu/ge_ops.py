@@ -1,4 +1,5 @@
-"""What the plain GE operators mean: arithmetic, shapes, constants, reductions, order, index. The rest: ge_npu.py."""
+"""What the plain GE operators mean: arithmetic, shapes, constants, reductions, order, index. The
+rest: ge_npu.py."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from torch import Tensor
 
 from .ge_table import GE_TYPES, GraphError, Results, all_of, ints, operator, same_type
 
-# ---- arithmetic -----------------------------------------------------------------------------------------------------
+# ---- arithmetic ----------------------------------------------------------------------------------
+
 
 def _binary(name: str, function: Callable[..., Tensor]) -> None:
     @operator(name, "x1 x2")
@@ -24,12 +26,27 @@ def _unary(name: str, function: Callable[..., Tensor]) -> None:
 
 
 _TWO: dict[str, Callable[..., Tensor]] = {
-    "Add": torch.add, "Sub": torch.sub, "Mul": torch.mul, "RealDiv": torch.div, "Equal": torch.eq,
-    "Less": torch.lt, "GreaterEqual": torch.ge, "LessEqual": torch.le, "LogicalAnd": torch.logical_and,
-    "FloorDiv": torch.floor_divide}
+    "Add": torch.add,
+    "Sub": torch.sub,
+    "Mul": torch.mul,
+    "RealDiv": torch.div,
+    "Equal": torch.eq,
+    "Less": torch.lt,
+    "GreaterEqual": torch.ge,
+    "LessEqual": torch.le,
+    "LogicalAnd": torch.logical_and,
+    "FloorDiv": torch.floor_divide,
+}
 _ONE: dict[str, Callable[..., Tensor]] = {
-    "Cos": torch.cos, "Sin": torch.sin, "Neg": torch.neg, "Rsqrt": torch.rsqrt,
-    "Sigmoid": torch.sigmoid, "ZerosLike": torch.zeros_like, "Identity": torch.clone, "TensorMove": torch.clone}
+    "Cos": torch.cos,
+    "Sin": torch.sin,
+    "Neg": torch.neg,
+    "Rsqrt": torch.rsqrt,
+    "Sigmoid": torch.sigmoid,
+    "ZerosLike": torch.zeros_like,
+    "Identity": torch.clone,
+    "TensorMove": torch.clone,
+}
 for _name, _function in _TWO.items():
     _binary(_name, _function)
 for _name, _function in _ONE.items():
@@ -75,7 +92,8 @@ def masked_fill(x: Tensor, mask: Tensor, value: Tensor) -> Tensor:
     return x.masked_fill(mask, value)
 
 
-# ---- shapes ---------------------------------------------------------------------------------------------------------
+# ---- shapes --------------------------------------------------------------------------------------
+
 
 @operator("Shape", "x", dtype=3)
 def shape(x: Tensor, dtype: int) -> Tensor:
@@ -84,7 +102,8 @@ def shape(x: Tensor, dtype: int) -> Tensor:
 
 @operator("Reshape", "x shape", {"axis": 0, "num_axes": -1})
 def reshape(x: Tensor, size: Tensor) -> Tensor:
-    """0 in `shape` means: as in x, at this place; only where x has elements (then no length can be 0)."""
+    """0 in `shape` means: as in x, at this place; only where x has elements (then no length can be
+    0)."""
     sizes = ints(size)
     if x.numel():
         sizes = [x.shape[i] if n == 0 else n for i, n in enumerate(sizes)]
@@ -137,9 +156,14 @@ def split(x: Tensor, sizes: Tensor, dim: Tensor, num_split: int) -> Results:
     return list(x.split(lengths, int(dim)))
 
 
-@operator("StridedSliceV2", "x begin end axes? strides?", {"begin_mask": 0, "end_mask": 0, "ellipsis_mask": 0,
-                                                           "new_axis_mask": 0, "shrink_axis_mask": 0})
-def strided_slice(x: Tensor, begin: Tensor, end: Tensor, axes: Tensor | None, strides: Tensor | None) -> Tensor:
+@operator(
+    "StridedSliceV2",
+    "x begin end axes? strides?",
+    {"begin_mask": 0, "end_mask": 0, "ellipsis_mask": 0, "new_axis_mask": 0, "shrink_axis_mask": 0},
+)
+def strided_slice(
+    x: Tensor, begin: Tensor, end: Tensor, axes: Tensor | None, strides: Tensor | None
+) -> Tensor:
     first, stop = ints(begin), ints(end)
     where = range(len(first)) if axes is None else ints(axes)
     every = [1] * len(first) if strides is None else ints(strides)
@@ -149,7 +173,8 @@ def strided_slice(x: Tensor, begin: Tensor, end: Tensor, axes: Tensor | None, st
     return x[tuple(index)]
 
 
-# ---- constants ------------------------------------------------------------------------------------------------------
+# ---- constants -----------------------------------------------------------------------------------
+
 
 @operator("Fill", "dims value")
 def fill(dims: Tensor, value: Tensor) -> Tensor:
@@ -170,7 +195,8 @@ def range_(start: Tensor, limit: Tensor, delta: Tensor) -> Tensor:
     return torch.arange(start.item(), limit.item(), delta.item(), dtype=dtype)
 
 
-# ---- reductions and order -------------------------------------------------------------------------------------------
+# ---- reductions and order ------------------------------------------------------------------------
+
 
 @operator("ReduceMean", "x axes", {"noop_with_empty_axes": True}, keep_dims=False)
 def reduce_mean(x: Tensor, axes: Tensor, keep_dims: bool) -> Tensor:
@@ -202,24 +228,38 @@ def sort(x: Tensor, axis: int, descending: bool) -> Results:
     return [values, indices.int()]
 
 
-# ---- index ----------------------------------------------------------------------------------------------------------
+# ---- index ---------------------------------------------------------------------------------------
 
-@operator("GatherV2", "x indices axis", {"batch_dims": 0, "is_preprocessed": False, "negative_index_support": False})
+
+@operator(
+    "GatherV2",
+    "x indices axis",
+    {"batch_dims": 0, "is_preprocessed": False, "negative_index_support": False},
+)
 def gather(x: Tensor, indices: Tensor, axis: Tensor) -> Tensor:
     dim = int(axis) % x.dim()
     found = x.index_select(dim, indices.reshape(-1))
     return found.reshape((*x.shape[:dim], *indices.shape, *x.shape[dim + 1 :]))
 
 
-@operator("Gather", "x indices", {"validate_indices": True, "batch_dims": 0, "is_preprocessed": False,
-                                  "negative_index_support": False})
+@operator(
+    "Gather",
+    "x indices",
+    {
+        "validate_indices": True,
+        "batch_dims": 0,
+        "is_preprocessed": False,
+        "negative_index_support": False,
+    },
+)
 def gather_rows(x: Tensor, indices: Tensor) -> Tensor:
     return gather(x, indices, torch.tensor(0))
 
 
 @operator("IndexByTensor", "x indices*", indices_mask=...)
 def index_by_tensor(x: Tensor, indices: list[Tensor], indices_mask: list[int]) -> Tensor:
-    """indices_mask: for each dimension of x from the first on, whether one of `indices` is for it (x[:, i] is 0 1)."""
+    """indices_mask: for each dimension of x from the first on, whether one of `indices` is for it
+    (x[:, i] is 0 1)."""
     if sum(indices_mask) != len(indices) or not set(indices_mask) <= {0, 1}:
         raise GraphError(f"indices_mask {indices_mask} with {len(indices)} indices")
     rest = iter(indices)

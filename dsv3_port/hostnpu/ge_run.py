@@ -1,4 +1,5 @@
-"""Executes a GE graph with PyTorch on the CPU, operator by operator, from the tables in ge_ops.py and ge_npu.py."""
+"""Executes a GE graph with PyTorch on the CPU, operator by operator, from the tables in ge_ops.py
+and ge_npu.py."""
 
 from __future__ import annotations
 
@@ -21,10 +22,10 @@ from .ge_table import OPERATORS, GraphError
 class Run:
     """What a run gave and took.
 
-    outputs: those of NetOutput. surprises: where a result is not of the type and shape that torchair noted (a note is
-    no part of the graph; its view optimisation leaves stale ones behind). peak: most bytes of intermediate values held
-    at once, views counted by their storage; inputs and constants are neither copied nor counted. seconds: on this CPU,
-    no time of an NPU.
+    outputs: those of NetOutput. surprises: where a result is not of the type and shape that
+    torchair noted (a note is no part of the graph; its view optimisation leaves stale ones behind).
+    peak: most bytes of intermediate values held at once, views counted by their storage; inputs and
+    constants are neither copied nor counted. seconds: on this CPU, no time of an NPU.
     """
 
     outputs: list[Tensor]
@@ -65,9 +66,14 @@ class _Values:
             self.held -= storage.nbytes()
 
     def keep_apart(self, written: Tensor, same: set[Edge]) -> None:
-        """Before `written` changes: a view of it that is still needed, and not the reference itself, becomes a copy."""
+        """Before `written` changes: a view of it that is still needed, and not the reference
+        itself, becomes a copy."""
         address = written.untyped_storage().data_ptr()
-        for edge in [e for e, t in self.live.items() if e not in same and t.untyped_storage().data_ptr() == address]:
+        for edge in [
+            e
+            for e, t in self.live.items()
+            if e not in same and t.untyped_storage().data_ptr() == address
+        ]:
             copy = self.live[edge].clone()
             self.drop(edge)
             self.put(edge, copy)
@@ -75,10 +81,11 @@ class _Values:
 
 @torch.no_grad()
 def run(graph: Graph, inputs: Sequence[Tensor], records: bool = False) -> Run:
-    """Execute on CPU tensors. inputs[i] feeds the Data node with index i, and is written where a Scatter refers to it.
+    """Execute on CPU tensors. inputs[i] feeds the Data node with index i, and is written where a
+    Scatter refers to it.
 
-    Each value is freed after its last use. GraphError (a PortError) names the node that is unknown or fails, or the
-    input that is not of the type and shape in the graph.
+    Each value is freed after its last use. GraphError (a PortError) names the node that is unknown
+    or fails, or the input that is not of the type and shape in the graph.
     """
     begin = time.perf_counter()
     done = Run([])
@@ -94,7 +101,9 @@ def run(graph: Graph, inputs: Sequence[Tensor], records: bool = False) -> Run:
         _before_writing(node, fed, values, references)
         results = _execute(node, fed, inputs)
         if records and node.type not in INPUTS and node.type != "Const":
-            done.records.append(record(node.name, node.type, node.attributes, node.names, fed, results))
+            done.records.append(
+                record(node.name, node.type, node.attributes, node.names, fed, results)
+            )
         done.surprises += _surprises(node, results)
         for number, result in enumerate(results):
             if (node.name, number) in last:
@@ -108,7 +117,9 @@ def run(graph: Graph, inputs: Sequence[Tensor], records: bool = False) -> Run:
     return done
 
 
-def _before_writing(node: Node, fed: list[Tensor | None], values: _Values, references: set[Edge]) -> None:
+def _before_writing(
+    node: Node, fed: list[Tensor | None], values: _Values, references: set[Edge]
+) -> None:
     operator = OPERATORS.get(node.type)
     if operator is None or operator.writes is None or operator.writes not in node.names:
         return
@@ -125,7 +136,9 @@ def _execute(node: Node, fed: list[Tensor | None], inputs: Sequence[Tensor]) -> 
         return _compute(node, fed)
     index = node.attributes.get("index", 0)
     if not 0 <= index < len(inputs):
-        raise GraphError(f"node {node.name}: the graph has no input {index}; {len(inputs)} were given")
+        raise GraphError(
+            f"node {node.name}: the graph has no input {index}; {len(inputs)} were given"
+        )
     wrong = _surprises(node, [inputs[index]])
     if wrong:
         raise GraphError(f"input {index}: {wrong[0]}")
@@ -133,9 +146,12 @@ def _execute(node: Node, fed: list[Tensor | None], inputs: Sequence[Tensor]) -> 
 
 
 def _surprises(node: Node, results: list[Tensor]) -> list[str]:
-    return [f"node {node.name} ({node.type}): output {number} is {result.dtype} {list(result.shape)}, the graph says "
-            f"{promise}" for number, (result, promise) in enumerate(zip(results, node.promises, strict=True))
-            if promise and not promise.kept(result)]
+    return [
+        f"node {node.name} ({node.type}): output {number} is {result.dtype} {list(result.shape)}, the graph says "
+        f"{promise}"
+        for number, (result, promise) in enumerate(zip(results, node.promises, strict=True))
+        if promise and not promise.kept(result)
+    ]
 
 
 def _compute(node: Node, fed: list[Tensor | None]) -> list[Tensor]:
@@ -146,8 +162,17 @@ def _compute(node: Node, fed: list[Tensor | None]) -> list[Tensor]:
         results = operator(node.names, fed, node.attributes)
     except GraphError as error:
         raise GraphError(f"node {node.name} ({node.type}): {error}") from error
-    except (PortError, RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:
+    except (
+        PortError,
+        RuntimeError,
+        ValueError,
+        TypeError,
+        IndexError,
+        NotImplementedError,
+    ) as error:
         raise GraphError(f"node {node.name} ({node.type}) cannot be computed: {error}") from error
     if len(results) != len(node.promises):
-        raise GraphError(f"node {node.name} ({node.type}) declares {len(node.promises)} outputs, not {len(results)}")
+        raise GraphError(
+            f"node {node.name} ({node.type}) declares {len(node.promises)} outputs, not {len(results)}"
+        )
     return results

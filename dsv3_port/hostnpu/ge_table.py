@@ -1,7 +1,9 @@
-"""The table of GE operators: how a function becomes one, and how a node's inputs and attributes reach it.
+"""The table of GE operators: how a function becomes one, and how a node's inputs and attributes
+reach it.
 
-A function takes its inputs by the names of the operator's definition (Ascend IR, as quoted in torchair's converters)
-and its attributes by theirs. Both are checked: what the definition here does not list raises.
+A function takes its inputs by the names of the operator's definition (Ascend IR, as quoted in
+torchair's converters) and its attributes by theirs. Both are checked: what the definition here does
+not list raises.
 """
 
 from __future__ import annotations
@@ -37,20 +39,25 @@ class Operator:
     writes: str | None
 
     def settings(self, given: dict[str, Any]) -> dict[str, Any]:
-        """The function's attributes for a node that has the `given` ones; GraphError for one that is not known."""
+        """The function's attributes for a node that has the `given` ones; GraphError for one that
+        is not known."""
         unknown = given.keys() - self.attributes.keys() - self.only.keys() - set(self.free)
         if unknown:
             raise GraphError(f"attribute {min(unknown)} is not known to the interpreter")
         for key, value in self.only.items():
             if given.get(key, value) != value:
-                raise GraphError(f"attribute {key} is {given[key]!r}; the interpreter knows {value!r} only")
+                raise GraphError(
+                    f"attribute {key} is {given[key]!r}; the interpreter knows {value!r} only"
+                )
         values = self.attributes | {k: v for k, v in given.items() if k in self.attributes}
         missing = [k for k, v in values.items() if v is ...]
         if missing:
             raise GraphError(f"attribute {missing[0]} is missing")
         return values
 
-    def __call__(self, names: list[str], fed: list[Tensor | None], given: dict[str, Any]) -> Results:
+    def __call__(
+        self, names: list[str], fed: list[Tensor | None], given: dict[str, Any]
+    ) -> Results:
         result = self.function(*_bind(self.inputs, names, fed), **self.settings(given))
         return [result] if isinstance(result, Tensor) else list(result)
 
@@ -58,16 +65,27 @@ class Operator:
 OPERATORS: dict[str, Operator] = {}
 
 
-def operator(name: str, inputs: str, only: dict[str, Any] | None = None, free: tuple[str, ...] = (),
-             writes: str | None = None, **attributes: Any) -> Callable[..., Any]:
+def operator(
+    name: str,
+    inputs: str,
+    only: dict[str, Any] | None = None,
+    free: tuple[str, ...] = (),
+    writes: str | None = None,
+    **attributes: Any,
+) -> Callable[..., Any]:
     """Register a function as operator `name`.
 
-    inputs: names in order, "?" behind an optional one, "*" behind a list (x0, x1, ...). attributes: name=default, `...`
-    where there is none. only: attributes that may have just this value, and do not reach the function. free: those that
-    say how to run it and not what comes out. writes: the input that it changes in place and returns.
+    inputs: names in order, "?" behind an optional one, "*" behind a list (x0, x1, ...). attributes:
+        name=default, `...`
+    where there is none. only: attributes that may have just this value, and do not reach the
+    function. free: those that say how to run it and not what comes out. writes: the input that it
+    changes in place and returns.
     """
+
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        OPERATORS[name] = Operator(function, tuple(inputs.split()), attributes, only or {}, free, writes)
+        OPERATORS[name] = Operator(
+            function, tuple(inputs.split()), attributes, only or {}, free, writes
+        )
         return function
 
     return register

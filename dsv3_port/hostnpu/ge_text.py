@@ -1,8 +1,9 @@
-"""The text form in which torchair dumps GE graphs (graph_dump type pbtxt, dynamo.pbtxt of dynamo_export).
+"""The text form in which torchair dumps GE graphs (graph_dump type pbtxt, dynamo.pbtxt of
+dynamo_export).
 
-It is laid out as a TensorFlow graph, for viewers: node { name, op, input ("^" before a control edge), attr }. Each
-attr's `s` holds a message of torchair's own as text; keys "[i]NAME" and "[o]NAME" are descriptions of inputs and
-outputs. Nothing is lost in it, constants included.
+It is laid out as a TensorFlow graph, for viewers: node { name, op, input ("^" before a control
+edge), attr }. Each attr's `s` holds a message of torchair's own as text; keys "[i]NAME" and
+"[o]NAME" are descriptions of inputs and outputs. Nothing is lost in it, constants included.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ def is_dump(text: str) -> bool:
 
 
 def parse(text: str, forms: Any) -> Any:
-    """A GraphDef from a dump. forms: torchair's protobuf module. GraphError names the line that cannot be read."""
+    """A GraphDef from a dump. forms: torchair's protobuf module. GraphError names the line that
+    cannot be read."""
     from google.protobuf import text_format
 
     graph, op, key = forms.GraphDef(name="graph"), None, ""
@@ -48,5 +50,11 @@ def _put(op: Any, word: str, value: str, key: str, parse_text: Any) -> None:
     elif word == "input:":
         op.input.append(f"{value[1:]}:-1" if value.startswith("^") else value)
     else:
-        parse_text(value, op.input_desc.add() if key.startswith("[i]") else op.output_desc.add()
-                   if key.startswith("[o]") else op.attr[key])
+        parse_text(
+            value,
+            op.input_desc.add()
+            if key.startswith("[i]")
+            else op.output_desc.add()
+            if key.startswith("[o]")
+            else op.attr[key],
+        )

@@ -1,9 +1,10 @@
 """torchair on the host NPU: everything of it is real but the engine.
 
-Input processing, storage formats, references between outputs and inputs, dumps and export are torchair's own. In the
-engine's place, by DSV3_GE_ENGINE: "fx" (default) runs the FX graph after torchair's passes, from which the GE graph was
-converted; "interpret" executes the converted GE graph itself (ge_run.py) and so finds a wrong conversion (a transpose
-flag, an attribute), which the FX graph cannot show.
+Input processing, storage formats, references between outputs and inputs, dumps and export are
+torchair's own. In the engine's place, by DSV3_GE_ENGINE: "fx" (default) runs the FX graph after
+torchair's passes, from which the GE graph was converted; "interpret" executes the converted GE
+graph itself (ge_run.py) and so finds a wrong conversion (a transpose flag, an attribute), which the
+FX graph cannot show.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ def engine() -> str:
 
 
 class HostGraph:
-    """In the place of torchair's wrapper of a native GE graph (torchair.core._backend.TorchNpuGraph)."""
+    """In the place of torchair's wrapper of a native GE graph
+    (torchair.core._backend.TorchNpuGraph)."""
 
     def __init__(self, name: str = "") -> None:
         self.name = name
@@ -52,17 +54,24 @@ class HostGraph:
             raise RuntimeError("torchair compiles a graph that it has not loaded")
 
     def auto_tune(self, example_inputs: Sequence[Any] = (), stream: Any = None) -> None:
-        raise PortError("aoe_config: the host stand-in cannot tune a graph; take the option out, or use an NPU")
+        raise PortError(
+            "aoe_config: the host stand-in cannot tune a graph; take the option out, or use an NPU"
+        )
 
-    def run(self, inputs: Sequence[Any], assigned_outputs: Sequence[Any] = (), stream: Any = None) -> list[Any]:
-        """Outputs in the GE graph's order. assigned_outputs: for each output the input that it is, or None."""
+    def run(
+        self, inputs: Sequence[Any], assigned_outputs: Sequence[Any] = (), stream: Any = None
+    ) -> list[Any]:
+        """Outputs in the GE graph's order. assigned_outputs: for each output the input that it is,
+        or None."""
         if engine() == "interpret":
             return self._interpret(inputs, assigned_outputs)
         owner, args = getattr(_current, "call", None) or (None, ())
         if owner is None or owner.graph._executor is not self or owner.fx_graph is None:
-            raise PortError("this GE graph comes from torchair's cache (cache_compile), which keeps no FX graph, and "
-                            f"the host stand-in runs FX graphs: set {ENGINE_VARIABLE}=interpret, compile it in this "
-                            "process, or use npugraph_ex's cache_compile, which works here")
+            raise PortError(
+                "this GE graph comes from torchair's cache (cache_compile), which keeps no FX graph, and "
+                f"the host stand-in runs FX graphs: set {ENGINE_VARIABLE}=interpret, compile it in this "
+                "process, or use npugraph_ex's cache_compile, which works here"
+            )
         with torch.no_grad():
             results = owner.fx_graph(*args)
         outputs = self._slots(assigned_outputs)
@@ -82,23 +91,29 @@ class HostGraph:
         found = ge_run.run(self.interpreted, [kernels.to_host(t) for t in inputs]).outputs
         outputs = self._slots(assigned_outputs)
         if len(found) != len(outputs):
-            raise PortError(f"{self.interpreted.name}: NetOutput gives {len(found)} outputs, torchair waits for "
-                            f"{len(outputs)}")
+            raise PortError(
+                f"{self.interpreted.name}: NetOutput gives {len(found)} outputs, torchair waits for "
+                f"{len(outputs)}"
+            )
         for i, (value, destination) in enumerate(zip(found, outputs, strict=True)):
             if destination is None:
                 outputs[i] = value.contiguous().to("npu")
-            elif value.data_ptr() != destination.data_ptr():  # otherwise the graph wrote it there itself
+            elif (
+                value.data_ptr() != destination.data_ptr()
+            ):  # otherwise the graph wrote it there itself
                 kernels.alias(destination).copy_(value)
         return outputs
 
 
 def _export(model: bytes, options: dict[str, str]) -> None:
-    """dynamo_export: CANN would call ge::Graph::SaveToFile; the file holds the same serialised model."""
+    """dynamo_export: CANN would call ge::Graph::SaveToFile; the file holds the same serialised
+    model."""
     Path(options["export_path_dir"], options["export_name"]).write_bytes(model)
 
 
 def _any_cann(operator: str, inputs: Any, attributes: Any) -> str:
-    """"Does the installed CANN know this operator with these inputs and attributes?" "" says yes to all."""
+    """ "Does the installed CANN know this operator with these inputs and attributes?" "" says yes
+    to all."""
     return ""
 
 
@@ -107,13 +122,21 @@ def _check_names(backend: Any, fx2ge: Any) -> None:
     import torch_npu
 
     native = getattr(backend, "_torchair", None)
-    wanted = [(backend, "TorchNpuGraph"), (native, "InitializeGraphEngine"), (native, "FinalizeGraphEngine"),
-              (native, "check_cann_compat"), (native, "export"), (fx2ge.GeConcreteGraph, "fx_graph"),
-              (fx2ge.GeConcreteGraph, "__call__")]
+    wanted = [
+        (backend, "TorchNpuGraph"),
+        (native, "InitializeGraphEngine"),
+        (native, "FinalizeGraphEngine"),
+        (native, "check_cann_compat"),
+        (native, "export"),
+        (fx2ge.GeConcreteGraph, "fx_graph"),
+        (fx2ge.GeConcreteGraph, "__call__"),
+    ]
     missing = [name for owner, name in wanted if not hasattr(owner, name)]
     if missing:
-        raise PortError(f"torch_npu {torch_npu.__version__}: its torchair has no {', '.join(missing)}, which the host "
-                        "stand-in replaces; versions known to work: 2.13.0")
+        raise PortError(
+            f"torch_npu {torch_npu.__version__}: its torchair has no {', '.join(missing)}, which the host "
+            "stand-in replaces; versions known to work: 2.13.0"
+        )
 
 
 def install_tapes() -> None:
@@ -121,7 +144,8 @@ def install_tapes() -> None:
 
 
 def install_engine() -> None:
-    """Import torchair and put HostGraph in the engine's place; without it torchair's native part ends the process."""
+    """Import torchair and put HostGraph in the engine's place; without it torchair's native part
+    ends the process."""
     from . import own_signals
 
     with own_signals():

@@ -1,7 +1,8 @@
 """torch_npu in a folder of its own: install it there, and find it again.
 
-With torch_npu in the environment and no CANN, `import torch` and `import transformers` fail. So on a machine without
-CANN it goes into a folder beside the environment, which only `hostnpu.enable()` looks into.
+With torch_npu in the environment and no CANN, `import torch` and `import transformers` fail. So on
+a machine without CANN it goes into a folder beside the environment, which only `hostnpu.enable()`
+looks into.
 """
 
 from __future__ import annotations
@@ -21,8 +22,16 @@ from ..errors import PortError
 from .library import supported_platform
 
 FOLDER_VARIABLE = "DSV3_TORCH_NPU_DIR"
-NETWORK = ("Temporary failure in name resolution", "Name or service not known", "Failed to establish",
-           "Connection refused", "Network is unreachable", "ConnectTimeout", "Read timed out", "ProxyError")
+NETWORK = (
+    "Temporary failure in name resolution",
+    "Name or service not known",
+    "Failed to establish",
+    "Connection refused",
+    "Network is unreachable",
+    "ConnectTimeout",
+    "Read timed out",
+    "ProxyError",
+)
 
 
 def wanted_version() -> str:
@@ -30,8 +39,9 @@ def wanted_version() -> str:
     try:
         return metadata.version("torch").split("+")[0]
     except metadata.PackageNotFoundError:
-        raise PortError("torch is not installed, and torch_npu must have its version: pip install torch==2.13.0"
-                        ) from None
+        raise PortError(
+            "torch is not installed, and torch_npu must have its version: pip install torch==2.13.0"
+        ) from None
 
 
 def _name(version: str) -> str:
@@ -39,8 +49,12 @@ def _name(version: str) -> str:
 
 
 def places(version: str) -> list[Path]:
-    """Where torch_npu of this version may be, in this order: under the environment, under the user's data folder."""
-    return [Path(sys.prefix) / "share" / "dsv3-port" / _name(version), user_data_path("dsv3-port") / _name(version)]
+    """Where torch_npu of this version may be, in this order: under the environment, under the
+    user's data folder."""
+    return [
+        Path(sys.prefix) / "share" / "dsv3-port" / _name(version),
+        user_data_path("dsv3-port") / _name(version),
+    ]
 
 
 def version_in(folder: Path) -> str | None:
@@ -51,15 +65,18 @@ def version_in(folder: Path) -> str | None:
 
 
 def find() -> Path | None:
-    """The folder that holds torch_npu for this torch, or None. PortError if the variable names a wrong one."""
+    """The folder that holds torch_npu for this torch, or None. PortError if the variable names a
+    wrong one."""
     named, wanted = os.environ.get(FOLDER_VARIABLE), wanted_version()
     if named:
         version = version_in(Path(named))
         if version is None:
             raise PortError(f"{FOLDER_VARIABLE} is {named}, where no torch_npu is")
         if version != wanted:
-            raise PortError(f"{FOLDER_VARIABLE} is {named} with torch_npu {version}, and torch is {wanted}: the two "
-                            "must have one version")
+            raise PortError(
+                f"{FOLDER_VARIABLE} is {named} with torch_npu {version}, and torch is {wanted}: the two "
+                "must have one version"
+            )
         return Path(named)
     return next((p for p in places(wanted) if version_in(p) == wanted), None)
 
@@ -73,12 +90,15 @@ def _target(version: str) -> Path:
                 return place
         except OSError:
             continue
-    raise PortError(f"neither {places(version)[0].parent} nor {places(version)[1].parent} can be written: set "
-                    f"{FOLDER_VARIABLE} to a folder made by pip install --target FOLDER --no-deps torch-npu=={version}")
+    raise PortError(
+        f"neither {places(version)[0].parent} nor {places(version)[1].parent} can be written: set "
+        f"{FOLDER_VARIABLE} to a folder made by pip install --target FOLDER --no-deps torch-npu=={version}"
+    )
 
 
 def install() -> Path:
-    """Download torch_npu of torch's version (about 150 MB) into its folder, unless it is there; returns the folder.
+    """Download torch_npu of torch's version (about 150 MB) into its folder, unless it is there;
+    returns the folder.
 
     Complete or not at all: pip works in a temporary folder beside it, which is renamed at the end.
     """
@@ -90,8 +110,10 @@ def install() -> Path:
         return found
     version = wanted_version()
     if importlib.util.find_spec("pip") is None:
-        raise PortError(f"this Python has no pip (`{sys.executable} -m ensurepip` adds it); or make a folder elsewhere "
-                        f"by pip install --target FOLDER --no-deps torch-npu=={version} and set {FOLDER_VARIABLE}")
+        raise PortError(
+            f"this Python has no pip (`{sys.executable} -m ensurepip` adds it); or make a folder elsewhere "
+            f"by pip install --target FOLDER --no-deps torch-npu=={version} and set {FOLDER_VARIABLE}"
+        )
     target = _target(version)
     work = Path(tempfile.mkdtemp(dir=target.parent, prefix="installing-"))
     try:
@@ -100,15 +122,29 @@ def install() -> Path:
         work.rename(target)
     except OSError as error:
         if version_in(target) != version:  # not another process that was first
-            raise PortError(f"{target}: cannot be put in place: {error.strerror or error}") from error
+            raise PortError(
+                f"{target}: cannot be put in place: {error.strerror or error}"
+            ) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return target
 
 
 def _pip(version: str, folder: Path) -> None:
-    command = [sys.executable, "-m", "pip", "install", "--no-input", "--disable-pip-version-check", "--no-deps",
-               "--only-binary", ":all:", "--target", str(folder), f"torch-npu=={version}"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--no-input",
+        "--disable-pip-version-check",
+        "--no-deps",
+        "--only-binary",
+        ":all:",
+        "--target",
+        str(folder),
+        f"torch-npu=={version}",
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode == 0 and version_in(folder) == version:
         return
@@ -116,8 +152,10 @@ def _pip(version: str, folder: Path) -> None:
     if any(sign in output for sign in NETWORK):
         reason = "no package index was reached: check the network and proxy, or set PIP_INDEX_URL to a mirror"
     elif "No matching distribution" in output or "Could not find a version" in output:
-        reason = (f"the package index has no torch-npu {version} for this Python ({sys.version_info.major}."
-                  f"{sys.version_info.minor}) and machine, or could not be reached")
+        reason = (
+            f"the package index has no torch-npu {version} for this Python ({sys.version_info.major}."
+            f"{sys.version_info.minor}) and machine, or could not be reached"
+        )
     elif "No space left" in output:
         reason = "the disk is full"
     else:

@@ -1,8 +1,9 @@
-"""The C library that stands in for CANN: find out whether it is needed, generate, compile once, preload.
+"""The C library that stands in for CANN: find out whether it is needed, generate, compile once,
+preload.
 
-torch_npu links against CANN's libraries, which exist on Ascend machines only. cann_host.c has those functions whose
-result somebody looks at; every other name that the installed torch_npu leaves undefined is read from its ELF files and
-generated as "return 0". Nothing here imports torch.
+torch_npu links against CANN's libraries, which exist on Ascend machines only. cann_host.c has those
+functions whose result somebody looks at; every other name that the installed torch_npu leaves
+undefined is read from its ELF files and generated as "return 0". Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -24,10 +25,23 @@ from platformdirs import user_cache_path
 from ..errors import PortError
 
 SOURCE = Path(__file__).with_name("cann_host.c")
-# libascendcl holds everything. The others are empty and depend on it: dlsym on any of them finds the one copy.
-SONAMES = ("ascendcl", "hccl", "acl_op_compiler", "ge_runner", "graph", "acl_tdt_channel", "fmk_parser",
-           "ascend_protobuf", "opapi", "msprofiler", "runtime")
-# Looked up with dlsym only, so not among the undefined symbols; "return 0" is right for all of them.
+# libascendcl holds everything. The others are empty and depend on it: dlsym on any of them finds
+# the one copy.
+SONAMES = (
+    "ascendcl",
+    "hccl",
+    "acl_op_compiler",
+    "ge_runner",
+    "graph",
+    "acl_tdt_channel",
+    "fmk_parser",
+    "ascend_protobuf",
+    "opapi",
+    "msprofiler",
+    "runtime",
+)
+# Looked up with dlsym only, so not among the undefined symbols; "return 0" is right for all of
+# them.
 BY_NAME = """
 aclSetCompileopt aclmdlRICaptureThreadExchangeMode aclmdlRIDebugJsonPrint aclmdlRIDebugPrint aclprofSetConfig
 aclrtCtxSetSysParamOpt aclrtDestroyStreamForce aclrtDeviceTaskAbort aclrtGetDeviceResLimit aclrtGetLastError
@@ -39,7 +53,9 @@ aclrtUnSubscribeReport aclrtUnuseStreamResInCurrentThread aclrtUseStreamResInCur
 HcclGroupEnd HcclGroupStart
 """.split()
 # Not "ge" alone: that would also match getenv.
-WANTED = re.compile(r"^(acl[A-Za-z]|rt[A-Z]|Hccl|Hcom|Msprof|GE[A-Z]|_ZNK?2ge|_ZNK?6parser|_Z\w*aclgrph|\w+_s$)")
+WANTED = re.compile(
+    r"^(acl[A-Za-z]|rt[A-Z]|Hccl|Hcom|Msprof|GE[A-Z]|_ZNK?2ge|_ZNK?6parser|_Z\w*aclgrph|\w+_s$)"
+)
 ARCHITECTURES = ("x86_64", "aarch64")
 # where installers put CANN: 8.5 and later, before that
 CANN_HOMES = ("/usr/local/Ascend/cann", "/usr/local/Ascend/ascend-toolkit/latest")
@@ -69,8 +85,14 @@ def cann_library(name: str) -> str | None:
     found = ctypes.util.find_library(name)
     home = cann_home()
     if not found and home:
-        found = next((str(f) for part in ("lib64", "runtime/lib64", "hccl/lib64")
-                      if (f := Path(home) / part / f"lib{name}.so").exists()), None)
+        found = next(
+            (
+                str(f)
+                for part in ("lib64", "runtime/lib64", "hccl/lib64")
+                if (f := Path(home) / part / f"lib{name}.so").exists()
+            ),
+            None,
+        )
     return found
 
 
@@ -95,8 +117,10 @@ def undefined_symbols(path: Path) -> set[str]:
     """Undefined, non-weak dynamic symbols of a 64-bit little-endian ELF file."""
     data = path.read_bytes()
     if data[:6] != b"\x7fELF\x02\x01":
-        raise PortError(f"{path} is not a 64-bit ELF library: install torch-npu again with `dsv3-port hostnpu install`")
-    table, = struct.unpack_from("<Q", data, 40)
+        raise PortError(
+            f"{path} is not a 64-bit ELF library: install torch-npu again with `dsv3-port hostnpu install`"
+        )
+    (table,) = struct.unpack_from("<Q", data, 40)
     size, count = struct.unpack_from("<HH", data, 58)
     # name, type, flags, address, offset, size, link, info, alignment, entry size
     sections = [struct.unpack_from("<IIQQQQIIQQ", data, table + i * size) for i in range(count)]
@@ -121,23 +145,33 @@ def generate(torch_npu: Path) -> str:
     for library in sorted(torch_npu.rglob("*.so")):
         if "atb" not in library.name:  # loaded for ATB operators only, and needs more of CANN
             names |= {n for n in undefined_symbols(library) if WANTED.match(n)}
-    stubs = [f'API long {n}() {{ hostcann_trace("{n}"); return 0; }}' for n in sorted(names - written)]
-    return f"{own}\n/* ---- generated: nobody looks at what these return ---- */\n" + "\n".join(stubs) + "\n"
+    stubs = [
+        f'API long {n}() {{ hostcann_trace("{n}"); return 0; }}' for n in sorted(names - written)
+    ]
+    return (
+        f"{own}\n/* ---- generated: nobody looks at what these return ---- */\n"
+        + "\n".join(stubs)
+        + "\n"
+    )
 
 
 def cache_folder(torch_npu: Path) -> Path:
-    """Where the compiled library for this torch_npu belongs: the folder's name is a key of everything it depends on."""
+    """Where the compiled library for this torch_npu belongs: the folder's name is a key of
+    everything it depends on."""
     main = torch_npu / "lib" / "libtorch_npu.so"
     try:
         stamp = f"{torch_npu} {main.stat().st_mtime_ns} {(torch_npu / 'version.py').read_text(encoding='utf-8')}"
     except OSError as error:
-        raise PortError(f"{error.filename}: missing from torch_npu; install it again with `dsv3-port hostnpu install`"
-                        ) from error
+        raise PortError(
+            f"{error.filename}: missing from torch_npu; install it again with `dsv3-port hostnpu install`"
+        ) from error
     digest = hashlib.sha256(stamp.encode())
     for file in (SOURCE, Path(__file__)):
         digest.update(file.read_bytes())
     base = os.environ.get("DSV3_HOSTNPU_CACHE")
-    return (Path(base) if base else user_cache_path("dsv3-port") / "hostnpu") / digest.hexdigest()[:16]
+    return (Path(base) if base else user_cache_path("dsv3-port") / "hostnpu") / digest.hexdigest()[
+        :16
+    ]
 
 
 def is_built(torch_npu: Path) -> bool:
@@ -145,21 +179,25 @@ def is_built(torch_npu: Path) -> bool:
 
 
 def build(torch_npu: Path) -> Path:
-    """Compile into the cache unless that is done; returns the folder. Safe for several processes at once: each works
-    in a folder of its own, and the first one to rename it wins."""
+    """Compile into the cache unless that is done; returns the folder. Safe for several processes at
+    once: each works in a folder of its own, and the first one to rename it wins."""
     target = cache_folder(torch_npu)
     if target.is_dir():
         return target
     cc = compiler()
     if cc is None:
-        raise PortError("no C compiler (CC, cc, gcc or clang), which the stand-in for CANN is built with: install gcc "
-                        "(Debian, Ubuntu: apt install gcc)")
+        raise PortError(
+            "no C compiler (CC, cc, gcc or clang), which the stand-in for CANN is built with: install gcc "
+            "(Debian, Ubuntu: apt install gcc)"
+        )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(dir=target.parent, prefix="building-"))
     except OSError as error:
-        raise PortError(f"{target.parent}: cannot be written ({error.strerror}); DSV3_HOSTNPU_CACHE may name another "
-                        "folder for the compiled stand-in") from error
+        raise PortError(
+            f"{target.parent}: cannot be written ({error.strerror}); DSV3_HOSTNPU_CACHE may name another "
+            "folder for the compiled stand-in"
+        ) from error
     try:
         _compile(cc, work, generate(torch_npu))
         work.rename(target)
@@ -177,24 +215,39 @@ def _compile(cc: str, folder: Path, source: str) -> None:
     common = [*cc.split(), "-shared", "-fPIC", "-O1", "-w"]
     for name in SONAMES:
         own = name == SONAMES[0]
-        depends = [] if own else ["-Wl,--no-as-needed", f"-L{folder}", f"-l{SONAMES[0]}", "-Wl,-rpath,$ORIGIN"]
-        command = [*common, "-o", str(folder / f"lib{name}.so"), str(folder / ("cann.c" if own else "empty.c")),
-                   f"-Wl,-soname,lib{name}.so", *depends]
+        depends = (
+            []
+            if own
+            else ["-Wl,--no-as-needed", f"-L{folder}", f"-l{SONAMES[0]}", "-Wl,-rpath,$ORIGIN"]
+        )
+        command = [
+            *common,
+            "-o",
+            str(folder / f"lib{name}.so"),
+            str(folder / ("cann.c" if own else "empty.c")),
+            f"-Wl,-soname,lib{name}.so",
+            *depends,
+        ]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode != 0:
             message = " ".join(done.stderr.split())[:500]
-            raise PortError(f"the stand-in for CANN does not compile: {' '.join(command[:3])} ... says: {message}")
+            raise PortError(
+                f"the stand-in for CANN does not compile: {' '.join(command[:3])} ... says: {message}"
+            )
 
 
 def preload(torch_npu: Path) -> ctypes.CDLL:
-    """Make CANN's library names known to this process's dynamic linker, which finds loaded libraries by their soname.
+    """Make CANN's library names known to this process's dynamic linker, which finds loaded
+    libraries by their soname.
 
     Must come before torch_npu is imported. Returns the library that holds everything.
     """
     global _loaded
     if _loaded is None:
         folder = build(torch_npu)
-        handles = [ctypes.CDLL(str(folder / f"lib{name}.so"), mode=ctypes.RTLD_GLOBAL) for name in SONAMES]
+        handles = [
+            ctypes.CDLL(str(folder / f"lib{name}.so"), mode=ctypes.RTLD_GLOBAL) for name in SONAMES
+        ]
         _loaded = handles[0]
     return _loaded
 
@@ -202,5 +255,7 @@ def preload(torch_npu: Path) -> ctypes.CDLL:
 def loaded() -> ctypes.CDLL:
     """The library that `preload` has loaded; a programming error before that."""
     if _loaded is None:
-        raise RuntimeError("the stand-in for CANN is not loaded: call dsv3_port.hostnpu.enable() first")
+        raise RuntimeError(
+            "the stand-in for CANN is not loaded: call dsv3_port.hostnpu.enable() first"
+        )
     return _loaded

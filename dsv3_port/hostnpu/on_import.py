@@ -1,5 +1,5 @@
-"""Do something right after a module was imported, whenever that is: torchair takes longer to import than torch, and
-most processes on the host NPU never need it."""
+"""Do something right after a module was imported, whenever that is: torchair takes longer to import
+than torch, and most processes on the host NPU never need it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from typing import Any
 
 
 class _Loader(importlib.abc.Loader):
-    def __init__(self, real: Any, within: Callable[[], AbstractContextManager[Any]], then: Callable[[], None]) -> None:
+    def __init__(
+        self, real: Any, within: Callable[[], AbstractContextManager[Any]], then: Callable[[], None]
+    ) -> None:
         self.real, self.within, self.then = real, within, then
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
@@ -33,8 +35,9 @@ class _Finder(importlib.abc.MetaPathFinder):
     def __init__(self, name: str, *actions: Any) -> None:
         self.name, self.actions = name, actions
 
-    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-                  ) -> importlib.machinery.ModuleSpec | None:
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
         if fullname != self.name:
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path)
@@ -43,9 +46,11 @@ class _Finder(importlib.abc.MetaPathFinder):
         return spec
 
 
-def after_import(name: str, within: Callable[[], AbstractContextManager[Any]], then: Callable[[], None]) -> None:
-    """`then()` when the module `name` has been imported: now, if it is there already. Import and `then` both run in
-    the context `within()`; an error of either is the import's."""
+def after_import(
+    name: str, within: Callable[[], AbstractContextManager[Any]], then: Callable[[], None]
+) -> None:
+    """`then()` when the module `name` has been imported: now, if it is there already. Import and
+    `then` both run in the context `within()`; an error of either is the import's."""
     if name in sys.modules:
         with within():
             then()

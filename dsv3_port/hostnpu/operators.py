@@ -1,7 +1,8 @@
-"""npu:: operators on the stand-in: those of ops/reference.py, checked by ops/contracts.py; all others refuse by name.
+"""npu:: operators on the stand-in: those of ops/reference.py, checked by ops/contracts.py; all
+others refuse by name.
 
-The schemas and the meta (shape) functions stay torch_npu's. The operators are registered for the npu device only: a
-tensor that was left on the CPU fails here as it does beside an NPU.
+The schemas and the meta (shape) functions stay torch_npu's. The operators are registered for the
+npu device only: a tensor that was left on the CPU fails here as it does beside an NPU.
 """
 
 from __future__ import annotations
@@ -17,17 +18,37 @@ from ..ops import contracts, reference
 from . import kernels
 from .kernels import Kernel, alias, full_name, has_kernel, overloads, register
 
-# npu operators whose name, arguments and results are those of the function of the same name in ops/reference.py
-SAME = ("npu_add_rms_norm", "npu_add_rms_norm_cast", "npu_fused_infer_attention_score", "npu_grouped_matmul",
-        "npu_interleave_rope", "npu_kv_rmsnorm_rope_cache", "npu_moe_compute_expert_tokens",
-        "npu_moe_finalize_routing", "npu_moe_gating_top_k", "npu_moe_init_routing", "npu_moe_init_routing_v2",
-        "npu_prefetch", "npu_rms_norm", "npu_rotary_mul", "npu_scatter_nd_update", "npu_scatter_nd_update_",
-        "npu_swiglu", "npu_transpose_batchmatmul", "scatter_update", "scatter_update_")
+# npu operators whose name, arguments and results are those of the function of the same name in
+# ops/reference.py
+SAME = (
+    "npu_add_rms_norm",
+    "npu_add_rms_norm_cast",
+    "npu_fused_infer_attention_score",
+    "npu_grouped_matmul",
+    "npu_interleave_rope",
+    "npu_kv_rmsnorm_rope_cache",
+    "npu_moe_compute_expert_tokens",
+    "npu_moe_finalize_routing",
+    "npu_moe_gating_top_k",
+    "npu_moe_init_routing",
+    "npu_moe_init_routing_v2",
+    "npu_prefetch",
+    "npu_rms_norm",
+    "npu_rotary_mul",
+    "npu_scatter_nd_update",
+    "npu_scatter_nd_update_",
+    "npu_swiglu",
+    "npu_transpose_batchmatmul",
+    "scatter_update",
+    "scatter_update_",
+)
 # torch_npu's own code, which needs nothing of the device: storage, formats, events, views
-NATIVE = frozenset("""
+NATIVE = frozenset(
+    """
 _npu_storage_resize copy_memory_ empty_with_format empty_with_swapped_memory get_npu_format get_storage_size
 npu_change_data_ptr unsafe_empty_with_format
-""".split())
+""".split()
+)
 
 
 def checked(name: str) -> Callable[..., Any]:
@@ -42,19 +63,24 @@ def checked(name: str) -> Callable[..., Any]:
     return call
 
 
-def _grouped_matmul_list(x: list[Tensor], weight: list[Tensor], *, group_list: list[int] | None = None,
-                         **kwargs: Any) -> list[Tensor]:
+def _grouped_matmul_list(
+    x: list[Tensor], weight: list[Tensor], *, group_list: list[int] | None = None, **kwargs: Any
+) -> list[Tensor]:
     """npu_grouped_matmul.List: group_list as numbers, cumulative."""
     groups = None if group_list is None else torch.tensor(group_list, dtype=torch.int64)
     return checked("npu_grouped_matmul")(x, weight, group_list=groups, **kwargs)
 
 
-def _attention_out(*args: Any, workspace: Tensor | None = None, out: list[Tensor], **kwargs: Any
-                   ) -> tuple[Tensor, Tensor]:
-    """npu_fused_infer_attention_score.out. Its schema knows no aliases: write into `out`, and return new tensors."""
+def _attention_out(
+    *args: Any, workspace: Tensor | None = None, out: list[Tensor], **kwargs: Any
+) -> tuple[Tensor, Tensor]:
+    """npu_fused_infer_attention_score.out. Its schema knows no aliases: write into `out`, and
+    return new tensors."""
     results = checked("npu_fused_infer_attention_score")(*args, **kwargs)
     for destination, result in zip(out, results, strict=True):
-        destination.copy_(result.view_as(destination) if result.numel() == destination.numel() else result)
+        destination.copy_(
+            result.view_as(destination) if result.numel() == destination.numel() else result
+        )
     return results
 
 
@@ -75,30 +101,42 @@ ADAPTED: dict[str, Callable[..., Any]] = {
 }
 
 
-def _format_cast(x: Tensor, acl_format: int, customize_dtype: int | None = None, input_dtype: int | None = None
-                 ) -> Tensor:
-    """The format is a tag here: real in every query and in the GE graph, while the memory keeps its plain order."""
+def _format_cast(
+    x: Tensor, acl_format: int, customize_dtype: int | None = None, input_dtype: int | None = None
+) -> Tensor:
+    """The format is a tag here: real in every query and in the GE graph, while the memory keeps its
+    plain order."""
     import torch_npu
 
     contracts.npu_format_cast(x, acl_format)
     if customize_dtype is not None or input_dtype is not None:
-        raise NotImplementedError("npu_format_cast: customize_dtype and input_dtype have no host kernel")
+        raise NotImplementedError(
+            "npu_format_cast: customize_dtype and input_dtype have no host kernel"
+        )
     if kernels.recorder.capturing():
-        raise NotImplementedError("npu_format_cast: weights change their format before a graph is captured, not in it")
+        raise NotImplementedError(
+            "npu_format_cast: weights change their format before a graph is captured, not in it"
+        )
     kernels.recorder.flush()
-    out = torch_npu.empty_with_format(x.shape, dtype=x.dtype, device=x.device, acl_format=acl_format)
+    out = torch_npu.empty_with_format(
+        x.shape, dtype=x.dtype, device=x.device, acl_format=acl_format
+    )
     alias(out).copy_(alias(x))
     return out
 
 
 def _format_cast_(x: Tensor, acl_format: Tensor | int) -> Tensor:
-    raise NotImplementedError("npu_format_cast_: in place it has no host kernel; use npu_format_cast")
+    raise NotImplementedError(
+        "npu_format_cast_: in place it has no host kernel; use npu_format_cast"
+    )
 
 
 def _refuse(name: str) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
-        raise NotImplementedError(f"{name}: the host stand-in has no kernel for this operator; the real NPU may. "
-                                  "Those it has are listed in dsv3_port/hostnpu/operators.py")
+        raise NotImplementedError(
+            f"{name}: the host stand-in has no kernel for this operator; the real NPU may. "
+            "Those it has are listed in dsv3_port/hostnpu/operators.py"
+        )
 
     return call
 

@@ -1,7 +1,9 @@
-"""Graph capture and replay on the host NPU: a tape of kernel calls, behind CANN's aclmdlRI functions.
+"""Graph capture and replay on the host NPU: a tape of kernel calls, behind CANN's aclmdlRI
+functions.
 
-torch_npu's own code decides when a capture begins and what is replayed; cann_host.c reports these calls here. Between
-begin and end kernels go on the tape and nothing is computed; a replay runs the tape on the memory it was recorded with.
+torch_npu's own code decides when a capture begins and what is replayed; cann_host.c reports these
+calls here. Between begin and end kernels go on the tape and nothing is computed; a replay runs the
+tape on the memory it was recorded with.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ Key = tuple[str, int]  # ("group", handle) or ("event", address): a replay waits
 
 @dataclass
 class Entry:
-    """One recorded call. `outs` are its results' memory at the time of the capture, which a replay writes again."""
+    """One recorded call. `outs` are its results' memory at the time of the capture, which a replay
+    writes again."""
 
     fn: Callable[..., Any]
     args: Any
@@ -30,14 +33,17 @@ class Entry:
     outs: list[Tensor]
 
     def run(self) -> None:
-        results = [t for t in tree_leaves(self.fn(*self.args, **self.kwargs)) if isinstance(t, Tensor)]
+        results = [
+            t for t in tree_leaves(self.fn(*self.args, **self.kwargs)) if isinstance(t, Tensor)
+        ]
         for place, value in zip(self.outs, results, strict=bool(self.outs)):
             if place.data_ptr() != value.data_ptr():
                 place.copy_(value)
 
     @property
     def name(self) -> str:
-        """`aten::mm` for an operator, else the function's name (npu:: operators, copies of the runtime)."""
+        """`aten::mm` for an operator, else the function's name (npu:: operators, copies of the
+        runtime)."""
         if isinstance(self.fn, torch._ops.OpOverload):
             return str(self.fn._schema.name)
         return str(getattr(self.fn, "__name__", self.fn))
@@ -49,9 +55,10 @@ Graph = list[Entry | Key]
 class Tapes:
     """The `kernels.Recorder` of this process: one tape for every captured graph that is alive.
 
-    Operators whose arguments are host numbers (attention with key lengths) are captured in a task group. torchair
-    replays first and updates their arguments afterwards, so a replay stops at a group until its update ended. If
-    anything else comes first (a kernel, a copy, a synchronisation), there is no update and it ends with what it has.
+    Operators whose arguments are host numbers (attention with key lengths) are captured in a task
+    group. torchair replays first and updates their arguments afterwards, so a replay stops at a
+    group until its update ended. If anything else comes first (a kernel, a copy, a
+    synchronisation), there is no update and it ends with what it has.
     """
 
     def __init__(self) -> None:
@@ -67,7 +74,7 @@ class Tapes:
         self._playing = False
         self.events = self._events()
 
-    # ---- what kernels.py calls --------------------------------------------------------------------------------------
+    # ---- what kernels.py calls -------------------------------------------------------------------
 
     def capturing(self) -> bool:
         return self._recording is not None
@@ -94,20 +101,28 @@ class Tapes:
         while self._waiting and not self._playing:
             self._resume(next(iter(self._waiting)), stop=False)
 
-    # ---- what cann_host.c reports, in the order of its enum, beginning with 1 ----------------------------------------
+    # ---- what cann_host.c reports, in the order of its enum, beginning with 1 --------------------
 
     def _events(self) -> list[Callable[..., None]]:
         def append(entry: Entry | Key) -> None:
             assert self._recording is not None
             self._recording.append(entry)
 
-        return [self._begin, self._end, lambda graph, *_: self._execute(graph),
-                lambda graph, *_: self._destroy(graph), self._group_begin, self._group_end,
-                lambda group, *_: setattr(self, "_update", iter(self._groups[group])), self._update_end,
-                lambda *copy: append(Entry(ctypes.memmove, copy, {}, [])),
-                lambda *fill: append(Entry(ctypes.memset, fill, {}, [])),
-                lambda event, *_: append(("event", event)), lambda event, *_: self._signal(("event", event)),
-                lambda *_: self.flush()]
+        return [
+            self._begin,
+            self._end,
+            lambda graph, *_: self._execute(graph),
+            lambda graph, *_: self._destroy(graph),
+            self._group_begin,
+            self._group_end,
+            lambda group, *_: setattr(self, "_update", iter(self._groups[group])),
+            self._update_end,
+            lambda *copy: append(Entry(ctypes.memmove, copy, {}, [])),
+            lambda *fill: append(Entry(ctypes.memset, fill, {}, [])),
+            lambda event, *_: append(("event", event)),
+            lambda event, *_: self._signal(("event", event)),
+            lambda *_: self.flush(),
+        ]
 
     def _begin(self, graph: int, *_: int) -> None:
         self.captured += 1
@@ -139,7 +154,7 @@ class Tapes:
         self.replayed += 1
         self._play(iter(self.graphs[graph]))
 
-    # ---- replay -----------------------------------------------------------------------------------------------------
+    # ---- replay ----------------------------------------------------------------------------------
 
     def _play(self, entries: Iterator[Entry | Key], stop: bool = True) -> None:
         self._playing = True
@@ -173,13 +188,16 @@ _callback: Any = None  # must live as long as the process
 
 
 def _on_event(event: int, *args: int) -> int:
-    """0: done. An exception cannot cross the C frames: its text goes to where torch_npu asks for the last error."""
+    """0: done. An exception cannot cross the C frames: its text goes to where torch_npu asks for
+    the last error."""
     assert tapes is not None
     try:
         tapes.events[event - 1](*args)
         return 0
     except Exception as error:
-        library.loaded().hostcann_set_error(f"host stand-in: {type(error).__name__}: {error}".encode()[:250])
+        library.loaded().hostcann_set_error(
+            f"host stand-in: {type(error).__name__}: {error}".encode()[:250]
+        )
         return 1
 
 

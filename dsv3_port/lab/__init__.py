@@ -1,1 +1,2 @@
-"""What a notebook cell calls: measuring, comparing, showing, exercises, forecasts, doctor, and the tutorial runner."""
+"""What a notebook cell calls: measuring, comparing, showing, exercises, forecasts, doctor, and the
+tutorial runner."""

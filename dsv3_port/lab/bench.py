@@ -1,8 +1,9 @@
-"""What `ci/bench.py` leaves in data/recorded: one file for each part and device, cases that can be measured anew one
-by one.
+"""What `ci/bench.py` leaves in data/recorded: one file for each part and device, cases that can be
+measured anew one by one.
 
-A case is one comparison at one size: interleaved samples, what was counted beside them, how far each variant's logits
-lay from the reference's in the same run, and what could not run, with the reason.
+A case is one comparison at one size: interleaved samples, what was counted beside them, how far
+each variant's logits lay from the reference's in the same run, and what could not run, with the
+reason.
 """
 
 from __future__ import annotations
@@ -23,12 +24,16 @@ from .records import Record, Results
 
 Part = Literal["ladder", "peer", "limit", "scaling", "imports"]
 FULL = "last_token_head"
-GRAPHS = {"ge": "ge_graph", "aclgraph": "aclgraph"}  # PortPlan.graph -> name of the compiled full port
+GRAPHS = {
+    "ge": "ge_graph",
+    "aclgraph": "aclgraph",
+}  # PortPlan.graph -> name of the compiled full port
 
 
 @dataclass(frozen=True)
 class Case:
-    """One comparison. `facts`: variant -> what was counted, as operators, kv_bytes, peak_bytes, work, fraction."""
+    """One comparison. `facts`: variant -> what was counted, as operators, kv_bytes, peak_bytes,
+    work, fraction."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
@@ -63,7 +68,9 @@ class Bench:
     def case(self, key: str) -> Case:
         found = [c for c in self.cases if c.key == key]
         if not found:
-            raise PortError(f"no case {key!r} in part {self.part}; there are {', '.join(c.key for c in self.cases)}")
+            raise PortError(
+                f"no case {key!r} in part {self.part}; there are {', '.join(c.key for c in self.cases)}"
+            )
         return found[0]
 
 
@@ -75,9 +82,12 @@ def path_of(folder: str | Path, part: str, tier: str) -> Path:
 
 
 def check(case: Case, what: str) -> Case:
-    """What the schema cannot say: every timed variant agreed with the reference, and has all its rounds."""
+    """What the schema cannot say: every timed variant agreed with the reference, and has all its
+    rounds."""
     if bad := [n for n, d in case.differences.items() if not d <= case.bound]:
-        raise PortError(f"{what}: {bad[0]!r} differs from the reference by {case.differences[bad[0]]:.1e}")
+        raise PortError(
+            f"{what}: {bad[0]!r} differs from the reference by {case.differences[bad[0]]:.1e}"
+        )
     if case.bound and (missing := {r.name for r in case.records} - case.differences.keys()):
         raise PortError(f"{what}: {sorted(missing)[0]!r} was timed and never checked")
     if any(len(r.samples) != case.rounds for r in case.records):
@@ -99,7 +109,9 @@ def load(file: str | Path) -> Bench:
     for case in found.cases:
         check(case, f"{file}: {case.key}")
         if {(r.tier, r.device_name) for r in case.records} != {(found.tier, found.device_name)}:
-            raise PortError(f"{file}: {case.key}: records of another device than {found.device_name} ({found.tier})")
+            raise PortError(
+                f"{file}: {case.key}: records of another device than {found.device_name} ({found.tier})"
+            )
     return found
 
 
@@ -113,9 +125,15 @@ def save(folder: str | Path, part: Part, device: str, cases: Mapping[str, Case])
     if info["tier"] == "host-npu":
         raise PortError("the host stand-in is no NPU: its times are never kept")
     file = path_of(folder, part, info["tier"])
-    old = load(file) if file.is_file() else Bench(1, part, info["tier"], info["device_name"], this_host(), [])
+    old = (
+        load(file)
+        if file.is_file()
+        else Bench(1, part, info["tier"], info["device_name"], this_host(), [])
+    )
     if old.device_name != info["device_name"]:
-        raise PortError(f"{file} was measured on {old.device_name}, this is {info['device_name']}: give another --out")
+        raise PortError(
+            f"{file} was measured on {old.device_name}, this is {info['device_name']}: give another --out"
+        )
     kept = {c.key: c for c in old.cases} | {k: check(c, k) for k, c in cases.items()}
     whole = asdict(old) | {"cases": [asdict(kept[k]) for k in sorted(kept)]}
     try:

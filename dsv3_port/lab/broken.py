@@ -1,4 +1,5 @@
-"""Mistakes on purpose: ways to make a model wrong that no operator reports, for the notebooks' failure cells."""
+"""Mistakes on purpose: ways to make a model wrong that no operator reports, for the notebooks'
+failure cells."""
 
 from __future__ import annotations
 
@@ -17,13 +18,19 @@ from ..ops import dispatch, reference
 
 @contextlib.contextmanager
 def row_major_row_idx() -> Iterator[None]:
-    """Within it npu_moe_init_routing gets row_idx = arange(T*K).view(T, K) instead of its transpose, unchecked.
+    """Within it npu_moe_init_routing gets row_idx = arange(T*K).view(T, K) instead of its
+    transpose, unchecked.
 
-    This is what an NPU would compute: the operator takes any permutation, and values of a device tensor are not read
-    by ops/contracts.py either.
+    This is what an NPU would compute: the operator takes any permutation, and values of a device
+    tensor are not read by ops/contracts.py either.
     """
-    def routed(x: Tensor, row_idx: Tensor, expert_idx: Tensor, active_num: int) -> tuple[Tensor, Tensor, Tensor]:
-        wrong = torch.arange(row_idx.numel(), dtype=torch.int32, device=x.device).view(row_idx.shape)
+
+    def routed(
+        x: Tensor, row_idx: Tensor, expert_idx: Tensor, active_num: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        wrong = torch.arange(row_idx.numel(), dtype=torch.int32, device=x.device).view(
+            row_idx.shape
+        )
         return reference.npu_moe_init_routing(x, wrong, expert_idx, active_num)
 
     with mock.patch.object(dispatch, "npu_moe_init_routing", routed):
@@ -32,9 +39,12 @@ def row_major_row_idx() -> Iterator[None]:
 
 @contextlib.contextmanager
 def up_before_gate(model: DeepseekV3) -> Iterator[None]:
-    """Within it every merged weight of `model` stands as [up | gate]; npu_swiglu then takes SiLU of the wrong half."""
+    """Within it every merged weight of `model` stands as [up | gate]; npu_swiglu then takes SiLU of
+    the wrong half."""
     weights = [m.merge_up_gate_proj.weight for m in model.modules() if isinstance(m, MergedMLP)]
-    weights += [m.group_w1_w3 for m in model.modules() if isinstance(m, GroupedExperts) and m.merged]
+    weights += [
+        m.group_w1_w3 for m in model.modules() if isinstance(m, GroupedExperts) and m.merged
+    ]
     right = [w.data for w in weights]
     for w in weights:
         w.data = w.data.roll(w.shape[-2] // 2, -2)

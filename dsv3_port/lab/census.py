@@ -1,4 +1,5 @@
-"""Counting instead of timing: operators launched and bytes held. True on any device, also where times mean nothing."""
+"""Counting instead of timing: operators launched and bytes held. True on any device, also where
+times mean nothing."""
 
 from __future__ import annotations
 
@@ -15,9 +16,23 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 # no kernel behind them: allocation and aliases that are not declared as views
-_FREE = {"aten._unsafe_view", "aten._reshape_alias", "aten.detach", "aten.alias", "aten.lift_fresh", "aten.empty",
-         "aten.empty_like", "aten.empty_strided", "aten.new_empty", "aten.new_empty_strided", "aten.resize_",
-         "aten.sym_size", "aten.sym_stride", "aten.sym_numel", "aten.sym_storage_offset"}
+_FREE = {
+    "aten._unsafe_view",
+    "aten._reshape_alias",
+    "aten.detach",
+    "aten.alias",
+    "aten.lift_fresh",
+    "aten.empty",
+    "aten.empty_like",
+    "aten.empty_strided",
+    "aten.new_empty",
+    "aten.new_empty_strided",
+    "aten.resize_",
+    "aten.sym_size",
+    "aten.sym_stride",
+    "aten.sym_numel",
+    "aten.sym_storage_offset",
+}
 
 
 def op_name(func: Any) -> str:
@@ -40,7 +55,8 @@ class _Counter(TorchDispatchMode):
         kwargs = kwargs or {}
         if self.inside:
             return func(*args, **kwargs)
-        with self:  # inference mode passes compound operators through whole: take them apart as autograd would
+        # inference mode passes compound operators through whole: take them apart as autograd would
+        with self:
             result = func.decompose(*args, **kwargs)
         if result is not NotImplemented:
             return result
@@ -52,7 +68,8 @@ class _Counter(TorchDispatchMode):
 
 @contextlib.contextmanager
 def _npu_operators(counter: _Counter) -> Iterator[None]:
-    """Within it each function of ops/dispatch.py that is named after an NPU operator counts as that one operator."""
+    """Within it each function of ops/dispatch.py that is named after an NPU operator counts as that
+    one operator."""
     from ..ops import dispatch, kernels
 
     def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -65,22 +82,32 @@ def _npu_operators(counter: _Counter) -> Iterator[None]:
                 return function(*args, **kwargs)
             finally:
                 counter.inside -= 1
+
         return call
 
-    names = [n for n, f in vars(dispatch).items() if n.startswith(("npu_", "scatter_update")) and callable(f)]
+    names = [
+        n
+        for n, f in vars(dispatch).items()
+        if n.startswith(("npu_", "scatter_update")) and callable(f)
+    ]
     with contextlib.ExitStack() as stack:
         for name in names:
-            stack.enter_context(mock.patch.object(dispatch, name, counted(name, getattr(dispatch, name))))
-        stack.enter_context(kernels.plain_products())  # what a CPU does faster in another way is no part of the model
+            stack.enter_context(
+                mock.patch.object(dispatch, name, counted(name, getattr(dispatch, name)))
+            )
+        stack.enter_context(
+            kernels.plain_products()
+        )  # what a CPU does faster in another way is no part of the model
         yield
 
 
 def count_ops(fn: Callable[[], object], *, as_npu: bool = True) -> dict[str, int]:
     """Operators that `fn` dispatches, most frequent first; pure views and allocations are left out.
 
-    On an accelerator each of them is a kernel launch, give or take. With `as_npu` an operator of ops/dispatch.py that
-    torch_npu has as one (npu_rms_norm, ...) counts as one, although its CPU reference consists of several.
-    `aten._local_scalar_dense` is a wait of the host for the device; a CPU tensor's tolist() waits unseen.
+    On an accelerator each of them is a kernel launch, give or take. With `as_npu` an operator of
+    ops/dispatch.py that torch_npu has as one (npu_rms_norm, ...) counts as one, although its CPU
+    reference consists of several. `aten._local_scalar_dense` is a wait of the host for the device;
+    a CPU tensor's tolist() waits unseen.
     """
     counter = _Counter()
     with contextlib.ExitStack() as stack, torch.no_grad():
@@ -104,10 +131,16 @@ class _Ledger(TorchDispatchMode):
         self.level -= nbytes
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        known = {_storage_key(t) for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        known = {
+            _storage_key(t) for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)
+        }
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
-            if not isinstance(tensor, torch.Tensor) or (key := _storage_key(tensor)) in known or key in self.alive:
+            if (
+                not isinstance(tensor, torch.Tensor)
+                or (key := _storage_key(tensor)) in known
+                or key in self.alive
+            ):
                 continue
             storage = tensor.untyped_storage()
             nbytes = storage.nbytes()
@@ -125,8 +158,9 @@ def _storage_key(tensor: torch.Tensor) -> int:
 def peak_memory(fn: Callable[[], object], device: str = "cpu") -> int:
     """Bytes that `fn` holds at most at one time beyond what was there before it.
 
-    On an accelerator it is the allocator's own count. The CPU allocator keeps none: there it is the sum of the
-    tensors alive between operators, so that what one operator needs inside itself, or a compiled graph, is not seen.
+    On an accelerator it is the allocator's own count. The CPU allocator keeps none: there it is the
+    sum of the tensors alive between operators, so that what one operator needs inside itself, or a
+    compiled graph, is not seen.
     """
     kind = str(device).split(":")[0]
     with torch.no_grad():

@@ -1,8 +1,10 @@
-"""Where do two models part? Both run the same tokens; every checkpoint on the way is compared, in order.
+"""Where do two models part? Both run the same tokens; every checkpoint on the way is compared, in
+order.
 
-Works between plans of dsv3_port and against transformers' DeepseekV3ForCausalLM, whose modules have the same names;
-between devices, dtypes and numbers of ranks through lab/sides.py, which records each side where it runs.
-A stage is OK, DIFF (above the tolerance), SHAPE (not comparable) or MISSING (in one model only).
+Works between plans of dsv3_port and against transformers' DeepseekV3ForCausalLM, whose modules have
+the same names; between devices, dtypes and numbers of ranks through lab/sides.py, which records
+each side where it runs. A stage is OK, DIFF (above the tolerance), SHAPE (not comparable) or
+MISSING (in one model only).
 """
 
 from __future__ import annotations
@@ -20,13 +22,16 @@ from ..errors import PortError
 from ..model.decoder import DeepseekV3
 from ..steps import TOLERANCE
 
-_STAGE = re.compile(r"model\.embed_tokens|model\.layers\.\d+|model\.layers\.\d+\.mlp\.gate|model\.norm|lm_head")
+_STAGE = re.compile(
+    r"model\.embed_tokens|model\.layers\.\d+|model\.layers\.\d+\.mlp\.gate|model\.norm|lm_head"
+)
 EXPERTS = "mlp.gate"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One stage. `max_abs` and `max_rel` compare values; at a gate they are counts and shares of tokens instead."""
+    """One stage. `max_abs` and `max_rel` compare values; at a gate they are counts and shares of
+    tokens instead."""
 
     stage: str
     status: str  # OK, DIFF, SHAPE, MISSING
@@ -43,7 +48,8 @@ class Report:
 
     @property
     def first_divergence(self) -> Row | None:
-        """The first stage that is not OK; what comes after it may only have inherited the difference."""
+        """The first stage that is not OK; what comes after it may only have inherited the
+        difference."""
         return next((r for r in self.rows if r.status != "OK"), None)
 
     @property
@@ -67,16 +73,23 @@ class Report:
         rows = "".join(
             f'<tr style="{"outline:2px solid #D55E00" if r is first else ""}"><td style="color:{ink[r.status]};'
             f'font-weight:bold">{r.status}</td><td style="text-align:left"><code>{html.escape(r.stage)}</code></td>'
-            f'<td style="text-align:left">{html.escape(_figures(r))}</td></tr>' for r in self.rows)
+            f'<td style="text-align:left">{html.escape(_figures(r))}</td></tr>'
+            for r in self.rows
+        )
         head = "<thead><tr><th></th><th>stage</th><th>difference</th></tr></thead>"
-        return (f"<table>{head}<tbody>{rows}</tbody></table>"
-                f"<p><b>{html.escape(self.summary())}</b></p>")
+        return (
+            f"<table>{head}<tbody>{rows}</tbody></table><p><b>{html.escape(self.summary())}</b></p>"
+        )
 
 
 def _figures(row: Row) -> str:
     if row.detail:
         return row.detail
-    return "" if row.max_abs is None else f"max |Δ| {row.max_abs:.1e}, of the largest value {row.max_rel:.1e}"
+    return (
+        ""
+        if row.max_abs is None
+        else f"max |Δ| {row.max_abs:.1e}, of the largest value {row.max_rel:.1e}"
+    )
 
 
 def _order(stage: str) -> tuple[int, int, int]:
@@ -98,7 +111,9 @@ def _stage_output(name: str, output: Any) -> Tensor:
     if name.endswith(EXPERTS):
         chosen = next((t for t in tensors if not t.is_floating_point()), None)
         if chosen is None:
-            raise PortError(f"{name} returned no expert indices (shapes {[list(t.shape) for t in tensors]})")
+            raise PortError(
+                f"{name} returned no expert indices (shapes {[list(t.shape) for t in tensors]})"
+            )
         return chosen.sort(-1)[0]  # topk does not promise an order
     if re.fullmatch(r"model\.layers\.\d+", name) and len(tensors) == 2:
         return (tensors[0] + tensors[1]).float()  # (delta, residual): the stream is their sum
@@ -112,6 +127,7 @@ def record_stages(model: nn.Module, run: Callable[[], Any]) -> dict[str, Tensor]
     def keep(name: str) -> Callable[[Any, Any, Any], None]:
         def hook(module: Any, args: Any, output: Any) -> None:
             seen[name] = _stage_output(name, output).detach().cpu()
+
         return hook
 
     modules = dict(model.named_modules())
@@ -129,21 +145,27 @@ def _forward(model: nn.Module, ids: Tensor, mask: Tensor | None) -> Callable[[],
     ids = ids.to(next(model.parameters()).device)
     mask = mask.to(ids.device) if mask is not None else None
     if isinstance(model, DeepseekV3):
+
         def eagerly() -> None:  # a compiled step would not call the hooks
             compiled, model.run_step = model.run_step, model.step
             try:
                 model(ids, mask)
             finally:
                 model.run_step = compiled
+
         return eagerly
-    positions = None if mask is None else (mask.long().cumsum(1) - 1).clamp(min=0)  # counted from the first token
+    positions = (
+        None if mask is None else (mask.long().cumsum(1) - 1).clamp(min=0)
+    )  # counted from the first token
     return lambda: model(ids, attention_mask=mask, position_ids=positions, use_cache=False)
 
 
 def _comparable(stage: str, value: Tensor, mask: Tensor | None, shape: tuple[int, int]) -> Tensor:
-    """The rows of real tokens; padding may hold anything. Accepts [B, S, ...], [B*S, ...] and, of logits, [B, 1, V].
+    """The rows of real tokens; padding may hold anything. Accepts [B, S, ...], [B*S, ...] and, of
+    logits, [B, 1, V].
 
-    Logits keep three dimensions, because one of two models may have those of the last position only.
+    Logits keep three dimensions, because one of two models may have those of the last position
+    only.
     """
     batch, length = shape
     if stage.endswith(EXPERTS) and value.shape[0] == batch * length:
@@ -164,7 +186,11 @@ def _compare(name: str, a: Tensor, b: Tensor, rtol: float) -> Row:
     if name.endswith(EXPERTS):
         other = (a != b).any(-1)
         count, share = int(other.sum()), float(other.float().mean())
-        text = f"other experts for {count} of {other.numel()} tokens" if count else "the same experts for every token"
+        text = (
+            f"other experts for {count} of {other.numel()} tokens"
+            if count
+            else "the same experts for every token"
+        )
         return Row(name, "DIFF" if count else "OK", float(count), share, text)
     gap = (a - b).abs().max()
     largest = torch.maximum(a.abs().max(), b.abs().max()).clamp(min=1e-30)
@@ -174,12 +200,18 @@ def _compare(name: str, a: Tensor, b: Tensor, rtol: float) -> Row:
     return Row(name, "OK" if relative <= rtol else "DIFF", absolute, relative)
 
 
-def compare_models(a: nn.Module, b: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = None,
-                   rtol: float | None = None, names: tuple[str, str] = ("a", "b")) -> Report:
+def compare_models(
+    a: nn.Module,
+    b: nn.Module,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    rtol: float | None = None,
+    names: tuple[str, str] = ("a", "b"),
+) -> Report:
     """Run both on input_ids [B, S] (left-padded where attention_mask is 0) and compare every stage.
 
-    rtol: allowed max |difference| over the largest magnitude; default TOLERANCE of the coarser dtype. Padding is left
-    out. Expert indices must be equal as sets.
+    rtol: allowed max |difference| over the largest magnitude; default TOLERANCE of the coarser
+    dtype. Padding is left out. Expert indices must be equal as sets.
     """
     if input_ids.dim() != 2:
         raise PortError(f"input_ids must be [batch, sequence], not {list(input_ids.shape)}")
@@ -190,19 +222,33 @@ def compare_models(a: nn.Module, b: nn.Module, input_ids: Tensor, attention_mask
     return compare_stages(left, right, attention_mask, tuple(input_ids.shape), rtol, names)
 
 
-def stages_of(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = None) -> dict[str, Tensor]:
+def stages_of(
+    model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = None
+) -> dict[str, Tensor]:
     """Stage -> its output for input_ids [B, S], by the eager step, on the CPU."""
     return record_stages(model, _forward(model, input_ids, attention_mask))
 
 
-def compare_stages(left: Mapping[str, Tensor], right: Mapping[str, Tensor], attention_mask: Tensor | None,
-                   shape: tuple[int, ...], rtol: float, names: tuple[str, str] = ("a", "b")) -> Report:
-    """Two recordings of `stages_of` for the same ids of `shape` [B, S], from whatever processes or devices."""
+def compare_stages(
+    left: Mapping[str, Tensor],
+    right: Mapping[str, Tensor],
+    attention_mask: Tensor | None,
+    shape: tuple[int, ...],
+    rtol: float,
+    names: tuple[str, str] = ("a", "b"),
+) -> Report:
+    """Two recordings of `stages_of` for the same ids of `shape` [B, S], from whatever processes or
+    devices."""
     rows = []
     for name in sorted(left.keys() | right.keys(), key=_order):
         if name not in left or name not in right:
-            rows.append(Row(name, "MISSING", detail=f"only in {names[0] if name in left else names[1]}"))
+            rows.append(
+                Row(name, "MISSING", detail=f"only in {names[0] if name in left else names[1]}")
+            )
             continue
-        x, y = (_comparable(name, side[name], attention_mask, (shape[0], shape[1])) for side in (left, right))
+        x, y = (
+            _comparable(name, side[name], attention_mask, (shape[0], shape[1]))
+            for side in (left, right)
+        )
         rows.append(_compare(name, x, y, rtol))
     return Report(rows, rtol, names)

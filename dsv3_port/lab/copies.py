@@ -14,8 +14,14 @@ from torch.utils._pytree import tree_leaves
 from ..model.cache import Cache
 from .census import _FREE
 
-# in-place operators that write only as much as the tensor they are given, not all of what they write into
-_PART = {"aten.index_put_": 2, "aten._index_put_impl_": 2, "aten.scatter_": 3, "aten.index_copy_": 3}
+# in-place operators that write only as much as the tensor they are given, not all of what they
+# write into
+_PART = {
+    "aten.index_put_": 2,
+    "aten._index_put_impl_": 2,
+    "aten.scatter_": 3,
+    "aten.index_copy_": 3,
+}
 
 
 class _Written(TorchDispatchMode):
@@ -29,7 +35,9 @@ class _Written(TorchDispatchMode):
         if func.is_view or name in _FREE:
             return result
         at = _PART.get(name)
-        tensors = [args[at]] if at is not None and isinstance(args[at], Tensor) else tree_leaves(result)
+        tensors = (
+            [args[at]] if at is not None and isinstance(args[at], Tensor) else tree_leaves(result)
+        )
         self.counts[name] += sum(t.nbytes for t in tensors if isinstance(t, Tensor))
         return result
 
@@ -37,7 +45,8 @@ class _Written(TorchDispatchMode):
 def written_bytes(fn: Callable[[], object]) -> dict[str, int]:
     """Operator -> bytes it writes during `fn`, largest first; views and allocations write nothing.
 
-    An operator that copies reads as many bytes again. index_put_ and scatter_ count what they store, not the buffer.
+    An operator that copies reads as many bytes again. index_put_ and scatter_ count what they
+    store, not the buffer.
     """
     with torch.no_grad(), _Written() as written:
         fn()
@@ -47,13 +56,18 @@ def written_bytes(fn: Callable[[], object]) -> dict[str, int]:
 def append_bytes(cache: Cache) -> int:
     """Bytes that a cache writes to take in one more position in every layer; it is left as it was."""
     length = cache.length
-    new = [torch.zeros(cache.batch, heads, 1, width, device=cache.device, dtype=cache.dtype)
-           for heads, width in cache.widths]
-    total = sum(written_bytes(lambda: [cache.update(layer, *new) for layer in range(cache.layers)]).values())
+    new = [
+        torch.zeros(cache.batch, heads, 1, width, device=cache.device, dtype=cache.dtype)
+        for heads, width in cache.widths
+    ]
+    total = sum(
+        written_bytes(lambda: [cache.update(layer, *new) for layer in range(cache.layers)]).values()
+    )
     cache.rewind(length)
     return total
 
 
 def addresses(cache: Cache) -> list[int]:
-    """Where the stored tensors begin in memory, layer by layer; what a captured graph would have written down."""
+    """Where the stored tensors begin in memory, layer by layer; what a captured graph would have
+    written down."""
     return [tensor.data_ptr() for layer in cache.buffers for tensor in layer]

@@ -1,4 +1,5 @@
-"""What a notebook says about itself: title in both languages, claim, card. Index and checks read it here."""
+"""What a notebook says about itself: title in both languages, claim, card. Index and checks read it
+here."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ FIELDS = ("Reading", "Exercises", "Run", "Difficulty", "Prerequisites", "Tiers")
 
 @dataclass(frozen=True)
 class Notebook:
-    """`card` holds the card's rows by their English names; minutes and seconds are their first numbers, 0 if none."""
+    """`card` holds the card's rows by their English names; minutes and seconds are their first
+    numbers, 0 if none."""
 
     name: str
     title: str
@@ -47,13 +49,20 @@ def _first_number(text: str) -> int:
 def read_notebook(file: Path) -> Notebook:
     """The parts of the anatomy that describe a notebook; the title falls back on the file's name."""
     cells = [c for c in nbformat.read(file, as_version=4).cells if c.cell_type == "markdown"]
-    heads = [line[2:].strip() for c in cells for line in c.source.splitlines() if line.startswith("# ")]
+    heads = [
+        line[2:].strip() for c in cells for line in c.source.splitlines() if line.startswith("# ")
+    ]
     titled = next((c.source for c in cells if re.search(r"^# ", c.source, re.MULTILINE)), "")
     second = re.search(r"^# .*\n+# (.*)", titled, re.MULTILINE)
     claim = re.search(r"\*\*Claim\.\*\*\s+(.*?)(?:\n\n|\Z)", titled, re.DOTALL)
     card = next((c.source for c in cells if "card" in c.metadata.get("tags", [])), "")
-    return Notebook(file.stem, heads[0] if heads else file.stem, second[1].strip() if second else "",
-                    " ".join(claim[1].split()) if claim else "", read_card(card))
+    return Notebook(
+        file.stem,
+        heads[0] if heads else file.stem,
+        second[1].strip() if second else "",
+        " ".join(claim[1].split()) if claim else "",
+        read_card(card),
+    )
 
 
 def read_card(text: str) -> dict[str, str]:

@@ -1,7 +1,8 @@
-"""Wrong code on purpose: defects of the old sample that computed something, kept to be looked at and tested as wrong.
+"""Wrong code on purpose: defects of the old sample that computed something, kept to be looked at
+and tested as wrong.
 
-Source: Ascend/torchair, npu_tuned_model/llm/deepseek_v3, commits 6c8a54eb (2025-04-28) and b8d9a33f (2025-06-18), and
-its split_weight.py.
+Source: Ascend/torchair, npu_tuned_model/llm/deepseek_v3, commits 6c8a54eb (2025-04-28) and b8d9a33f
+(2025-06-18), and its split_weight.py.
 """
 
 from __future__ import annotations
@@ -15,18 +16,21 @@ from ..parallel import TensorParallel, all_gather
 
 
 def sliced_rows(weight: Tensor, rank: int, width: int) -> Tensor:
-    """A slice instead of `narrow`: past the end of the rows it becomes shorter, or empty, and nothing complains."""
+    """A slice instead of `narrow`: past the end of the rows it becomes shorter, or empty, and
+    nothing complains."""
     return weight[rank * width : (rank + 1) * width]
 
 
 def gathered_without_move(flat: Tensor, shape: torch.Size) -> Tensor:
-    """flat [W*B, S, V/W] as the collective leaves it -> [B, S, V] by a reshape alone: right for B = 1 only."""
+    """flat [W*B, S, V/W] as the collective leaves it -> [B, S, V] by a reshape alone: right for B =
+    1 only."""
     return flat.reshape(*shape[:-1], -1)
 
 
 @dataclass(frozen=True)
 class MixedRows(TensorParallel):
-    """The gather after b8d9a33f: the rank axis is not moved behind the batch, so rows of different ranks mix."""
+    """The gather after b8d9a33f: the rank axis is not moved behind the batch, so rows of different
+    ranks mix."""
 
     def all_gather_last(self, x: Tensor) -> Tensor:
         if self.world_size == 1:
@@ -39,11 +43,16 @@ class MixedRows(TensorParallel):
 
 @dataclass(frozen=True)
 class ThrownAway(TensorParallel):
-    """The gather after 6c8a54eb: the result was not assigned, and sampling saw this rank's part of the vocabulary."""
+    """The gather after 6c8a54eb: the result was not assigned, and sampling saw this rank's part of
+    the vocabulary."""
 
     def all_gather_last(self, x: Tensor) -> Tensor:
         MixedRows.all_gather_last(self, x)  # type: ignore[arg-type]
         return x
 
 
-GATHERS: dict[str, type[TensorParallel]] = {"right": TensorParallel, "rows mixed": MixedRows, "thrown away": ThrownAway}
+GATHERS: dict[str, type[TensorParallel]] = {
+    "right": TensorParallel,
+    "rows mixed": MixedRows,
+    "thrown away": ThrownAway,
+}

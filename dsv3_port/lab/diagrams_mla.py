@@ -25,27 +25,51 @@ from .style import (
 _GAP = 0.26  # between two factors, in widths of the latent row
 
 
-def _box(ax: Axes, x: float, y: float, width: float, height: float, colour: str, inside: str = "",
-         below: str = "") -> None:
+def _box(
+    ax: Axes,
+    x: float,
+    y: float,
+    width: float,
+    height: float,
+    colour: str,
+    inside: str = "",
+    below: str = "",
+) -> None:
     """A matrix centred on height y, its name inside and its shape below."""
-    ax.add_patch(Rectangle((x, y - height / 2), width, height, facecolor=colour, edgecolor="white", lw=1.5))
-    ax.text(x + width / 2, y, inside, ha="center", va="center", fontsize=NORMAL, color=ink_on(colour))
+    ax.add_patch(
+        Rectangle((x, y - height / 2), width, height, facecolor=colour, edgecolor="white", lw=1.5)
+    )
+    ax.text(
+        x + width / 2, y, inside, ha="center", va="center", fontsize=NORMAL, color=ink_on(colour)
+    )
     ax.text(x + width / 2, y - height / 2 - 0.05, below, ha="center", va="top", fontsize=SMALL)
 
 
 def _bracket(ax: Axes, left: float, right: float, y: float, text: str, colour: str) -> None:
     """Brackets around the factors that are multiplied first, and what their product is."""
     for x, turn in ((left, 0.05), (right, -0.05)):
-        ax.plot([x + turn, x, x, x + turn], [y + 0.56, y + 0.56, y - 0.56, y - 0.56], color=colour, lw=3)
-    ax.text((left + right) / 2, y + 0.62, text, ha="center", va="bottom", fontsize=NORMAL, color=colour,
-            fontweight="bold")
+        ax.plot(
+            [x + turn, x, x, x + turn], [y + 0.56, y + 0.56, y - 0.56, y - 0.56], color=colour, lw=3
+        )
+    ax.text(
+        (left + right) / 2,
+        y + 0.62,
+        text,
+        ha="center",
+        va="bottom",
+        fontsize=NORMAL,
+        color=colour,
+        fontweight="bold",
+    )
 
 
 @styled
 def absorb_picture(config: DeepseekV3Config) -> LabFigure:
-    """One head's scores of one query, as a product of three matrices drawn to scale (the context's length is not).
+    """One head's scores of one query, as a product of three matrices drawn to scale (the context's
+    length is not).
 
-    Above the order of upstream, whose product W_k latent is what the cache must hold; below the absorbed order.
+    Above the order of upstream, whose product W_k latent is what the cache must hold; below the
+    absorbed order.
     """
     c = config
     rank, nope = c.kv_lora_rank, c.qk_nope_head_dim
@@ -63,64 +87,151 @@ def absorb_picture(config: DeepseekV3Config) -> LabFigure:
         first_right = x + 1.07
         x += 1.0 + _GAP
         ax.text(x - _GAP / 2, y, "·", ha="center", va="center", fontsize=LARGE, fontweight="bold")
-        _box(ax, x, y, length, 1.0, VERMILLION if absorbed else GREY, "latent, transposed\n"
-             + ("cached: once for all heads" if absorbed else "not kept"), f"{rank} × L")
+        _box(
+            ax,
+            x,
+            y,
+            length,
+            1.0,
+            VERMILLION if absorbed else GREY,
+            "latent, transposed\n" + ("cached: once for all heads" if absorbed else "not kept"),
+            f"{rank} × L",
+        )
         second_right = x + length + 0.07
         if absorbed:
             _bracket(ax, first_left, first_right, y, f"1 × {rank}: the query in latent space", BLUE)
             text = f"cache a token and layer\n{rank} + {c.qk_rope_head_dim} numbers"
         else:
-            _bracket(ax, second_left, second_right, y, f"{nope} × L: the keys of this head, cached", GREY)
-            text = (f"cache a token and layer\n{c.num_attention_heads} × ({nope} + {c.qk_rope_head_dim} + "
-                    f"{c.v_head_dim}) numbers")
-        ax.text(second_right + 0.1, y, text, va="center", fontsize=NORMAL, color=VERMILLION if absorbed else INK)
-    ax.text(-0.1, 2.62, "upstream: expand the keys, then multiply", fontsize=LARGE, fontweight="bold")
-    ax.text(-0.1, 0.87, "absorbed: turn the query, then multiply", fontsize=LARGE, fontweight="bold")
+            _bracket(
+                ax, second_left, second_right, y, f"{nope} × L: the keys of this head, cached", GREY
+            )
+            text = (
+                f"cache a token and layer\n{c.num_attention_heads} × ({nope} + {c.qk_rope_head_dim} + "
+                f"{c.v_head_dim}) numbers"
+            )
+        ax.text(
+            second_right + 0.1,
+            y,
+            text,
+            va="center",
+            fontsize=NORMAL,
+            color=VERMILLION if absorbed else INK,
+        )
+    ax.text(
+        -0.1, 2.62, "upstream: expand the keys, then multiply", fontsize=LARGE, fontweight="bold"
+    )
+    ax.text(
+        -0.1, 0.87, "absorbed: turn the query, then multiply", fontsize=LARGE, fontweight="bold"
+    )
     ax.set_xlim(-0.12, n + 2 * _GAP + 1.0 + length + 1.35)
     ax.set_ylim(-0.72, 2.8)
     ax.set_aspect("equal")
     ax.axis("off")
-    return finish(fig, "The scores of one head as a product of three matrices, bracketed in two ways: upstream "
-                  f"multiplies w_k [{nope} x {rank}] with the latent rows first and caches keys for every head, the "
-                  f"absorbed form multiplies the query with w_k first and caches the latent rows.",
-                  "one head, one query, L cached positions; the rotary part of the score is added to either")
+    return finish(
+        fig,
+        "The scores of one head as a product of three matrices, bracketed in two ways: upstream "
+        f"multiplies w_k [{nope} x {rank}] with the latent rows first and caches keys for every head, the "
+        f"absorbed form multiplies the query with w_k first and caches the latent rows.",
+        "one head, one query, L cached positions; the rotary part of the score is added to either",
+    )
 
 
 @styled
 def kv_b_split(config: DeepseekV3Config, shown: int = 3) -> LabFigure:
-    """Rows of kv_b_proj, head by head, and the two stacks they are sorted into; `shown` heads stand for all."""
+    """Rows of kv_b_proj, head by head, and the two stacks they are sorted into; `shown` heads stand
+    for all."""
     c = config
-    nope, value, rank, heads = c.qk_nope_head_dim, c.v_head_dim, c.kv_lora_rank, c.num_attention_heads
+    nope, value, rank, heads = (
+        c.qk_nope_head_dim,
+        c.v_head_dim,
+        c.kv_lora_rank,
+        c.num_attention_heads,
+    )
     shown = min(shown, heads)
     fig, (ax,) = figure(size=(10.0, 4.4))
     k, v, wide, pitch = 0.5, 0.5 * value / nope, 1.9, 0.1
     y = 0.0
     for head in range(shown):
-        for colour, height, what in ((BLUE, k, f"head {head}: {nope} key rows"),
-                                     (ORANGE, v, f"head {head}: {value} value rows")):
+        for colour, height, what in (
+            (BLUE, k, f"head {head}: {nope} key rows"),
+            (ORANGE, v, f"head {head}: {value} value rows"),
+        ):
             y -= height
-            ax.add_patch(Rectangle((0, y), wide, height, facecolor=colour, edgecolor="white", lw=1.2))
-            ax.text(wide / 2, y + height / 2, what, ha="center", va="center", fontsize=SMALL, color=ink_on(colour))
+            ax.add_patch(
+                Rectangle((0, y), wide, height, facecolor=colour, edgecolor="white", lw=1.2)
+            )
+            ax.text(
+                wide / 2,
+                y + height / 2,
+                what,
+                ha="center",
+                va="center",
+                fontsize=SMALL,
+                color=ink_on(colour),
+            )
             to_keys = colour == BLUE
             depth = head * pitch
             target = (3.1 + depth, -0.75 - depth) if to_keys else (3.1 + depth, -2.3 - depth)
-            ax.add_patch(FancyArrowPatch((wide + 0.03, y + height / 2), target, arrowstyle="-|>", mutation_scale=12,
-                                         color=colour, lw=1.5, connectionstyle="arc3,rad=0.06", zorder=1))
+            ax.add_patch(
+                FancyArrowPatch(
+                    (wide + 0.03, y + height / 2),
+                    target,
+                    arrowstyle="-|>",
+                    mutation_scale=12,
+                    color=colour,
+                    lw=1.5,
+                    connectionstyle="arc3,rad=0.06",
+                    zorder=1,
+                )
+            )
     ax.text(wide / 2, y - 0.08, "…" if heads > shown else "", ha="center", va="top", fontsize=LARGE)
-    ax.text(0, 0.1, f"kv_b_proj  [{heads * (nope + value)}, {rank}]", fontsize=NORMAL, fontweight="bold")
+    ax.text(
+        0, 0.1, f"kv_b_proj  [{heads * (nope + value)}, {rank}]", fontsize=NORMAL, fontweight="bold"
+    )
     for head in reversed(range(shown)):
         depth = head * pitch
-        ax.add_patch(Rectangle((3.15 + depth, -1.0 - depth), 1.6, k, facecolor=BLUE, edgecolor="white", lw=1.2,
-                               zorder=2))
-        ax.add_patch(Rectangle((3.15 + depth, -3.1 - depth), v, 1.6, facecolor=ORANGE, edgecolor="white", lw=1.2,
-                               zorder=2))
+        ax.add_patch(
+            Rectangle(
+                (3.15 + depth, -1.0 - depth),
+                1.6,
+                k,
+                facecolor=BLUE,
+                edgecolor="white",
+                lw=1.2,
+                zorder=2,
+            )
+        )
+        ax.add_patch(
+            Rectangle(
+                (3.15 + depth, -3.1 - depth),
+                v,
+                1.6,
+                facecolor=ORANGE,
+                edgecolor="white",
+                lw=1.2,
+                zorder=2,
+            )
+        )
     right = 5.15
-    ax.text(right, -0.75, f"kv_b_proj_w_k  [{heads}, {nope}, {rank}]\nrows as they are: q_nope · w_k", va="center",
-            fontsize=NORMAL)
-    ax.text(right, -2.3, f"kv_b_proj_w_v  [{heads}, {rank}, {value}]\nturned: latent output · w_v", va="center",
-            fontsize=NORMAL)
+    ax.text(
+        right,
+        -0.75,
+        f"kv_b_proj_w_k  [{heads}, {nope}, {rank}]\nrows as they are: q_nope · w_k",
+        va="center",
+        fontsize=NORMAL,
+    )
+    ax.text(
+        right,
+        -2.3,
+        f"kv_b_proj_w_v  [{heads}, {rank}, {value}]\nturned: latent output · w_v",
+        va="center",
+        fontsize=NORMAL,
+    )
     ax.set_xlim(-0.05, 8.0)
     ax.set_ylim(min(y - 0.35, -3.4), 0.35)
     ax.axis("off")
-    return finish(fig, f"kv_b_proj has {nope} rows for keys and {value} rows for values of each head in turn; the key "
-                  "rows of all heads are stacked into w_k, the value rows are stacked and transposed into w_v.")
+    return finish(
+        fig,
+        f"kv_b_proj has {nope} rows for keys and {value} rows for values of each head in turn; the key "
+        "rows of all heads are stacked into w_k, the value rows are stacked and transposed into w_v.",
+    )

@@ -1,4 +1,5 @@
-"""The picture of operator counts: what the host must launch, by kind. Counts, no timings: true on every device."""
+"""The picture of operator counts: what the host must launch, by kind. Counts, no timings: true on
+every device."""
 
 from __future__ import annotations
 
@@ -11,24 +12,90 @@ from .style import CYCLE, NORMAL, SMALL, LabFigure, figure, finish, ink_on, styl
 
 _KINDS = {  # first match decides
     "NPU operator": ("npu_", "scatter_update"),
-    "matrix product": ("aten.mm", "aten.bmm", "aten.addmm", "aten.baddbmm", "aten._grouped_mm", "dsv3."),
-    "sort, gather, scatter": ("aten.sort", "aten.topk", "aten.gather", "aten.scatter", "aten.index", "aten.embedding",
-                              "aten.histc", "aten.bincount", "aten.cumsum", "aten._unsafe_index"),
-    "copy, concatenate, cast": ("aten.cat", "aten.clone", "aten.copy", "aten._to_copy", "aten.stack", "aten.fill",
-                                "aten.zeros", "aten.ones", "aten.arange", "aten.full", "aten.scalar_tensor"),
-    "reduction, softmax": ("aten.mean", "aten.sum", "aten._softmax", "aten.amax", "aten.max", "aten.any",
-                           "aten._scaled_dot_product"),
+    "matrix product": (
+        "aten.mm",
+        "aten.bmm",
+        "aten.addmm",
+        "aten.baddbmm",
+        "aten._grouped_mm",
+        "dsv3.",
+    ),
+    "sort, gather, scatter": (
+        "aten.sort",
+        "aten.topk",
+        "aten.gather",
+        "aten.scatter",
+        "aten.index",
+        "aten.embedding",
+        "aten.histc",
+        "aten.bincount",
+        "aten.cumsum",
+        "aten._unsafe_index",
+    ),
+    "copy, concatenate, cast": (
+        "aten.cat",
+        "aten.clone",
+        "aten.copy",
+        "aten._to_copy",
+        "aten.stack",
+        "aten.fill",
+        "aten.zeros",
+        "aten.ones",
+        "aten.arange",
+        "aten.full",
+        "aten.scalar_tensor",
+    ),
+    "reduction, softmax": (
+        "aten.mean",
+        "aten.sum",
+        "aten._softmax",
+        "aten.amax",
+        "aten.max",
+        "aten.any",
+        "aten._scaled_dot_product",
+    ),
 }
 
 
 _GE_KINDS = {  # operator types of a GE graph
-    "NPU operator": ("RmsNorm", "AddRmsNorm", "AddRmsNormCast", "RotaryMul", "InterleaveRope", "SwiGlu",
-                     "GroupedMatmul", "MoeInitRouting", "MoeComputeExpertTokens", "MoeFinalizeRoutingV2",
-                     "MoeGatingTopK", "Scatter", "FusedInferAttentionScore"),
+    "NPU operator": (
+        "RmsNorm",
+        "AddRmsNorm",
+        "AddRmsNormCast",
+        "RotaryMul",
+        "InterleaveRope",
+        "SwiGlu",
+        "GroupedMatmul",
+        "MoeInitRouting",
+        "MoeComputeExpertTokens",
+        "MoeFinalizeRoutingV2",
+        "MoeGatingTopK",
+        "Scatter",
+        "FusedInferAttentionScore",
+    ),
     "matrix product": ("MatMul", "BatchMatMul"),
-    "sort, gather, scatter": ("TopKV2", "Sort", "GatherV2", "GatherElements", "ScatterElements", "Cumsum"),
-    "copy, transpose, cast": ("Cast", "Transpose", "ConcatV2", "SplitV", "Identity", "Fill", "Range", "BroadcastTo",
-                              "StridedSliceV2", "ZerosLike", "OnesLike", "TensorMove"),
+    "sort, gather, scatter": (
+        "TopKV2",
+        "Sort",
+        "GatherV2",
+        "GatherElements",
+        "ScatterElements",
+        "Cumsum",
+    ),
+    "copy, transpose, cast": (
+        "Cast",
+        "Transpose",
+        "ConcatV2",
+        "SplitV",
+        "Identity",
+        "Fill",
+        "Range",
+        "BroadcastTo",
+        "StridedSliceV2",
+        "ZerosLike",
+        "OnesLike",
+        "TensorMove",
+    ),
     "reduction, softmax": ("ReduceSum", "ReduceMean", "SoftmaxV2", "ReduceMax"),
 }
 
@@ -36,19 +103,36 @@ _GE_KINDS = {  # operator types of a GE graph
 @styled
 @styled
 def op_census(counts_by_variant: Mapping[str, Mapping[str, int]]) -> LabFigure:
-    """Operators launched by each variant (from measure.count_ops), stacked by kind; shorter means less host work."""
-    return _census(counts_by_variant, _KINDS, str.startswith, "operators launched by one call (views not counted)")
+    """Operators launched by each variant (from measure.count_ops), stacked by kind; shorter means
+    less host work."""
+    return _census(
+        counts_by_variant,
+        _KINDS,
+        str.startswith,
+        "operators launched by one call (views not counted)",
+    )
 
 
 @styled
-def ge_census(counts_by_variant: Mapping[str, Mapping[str, int]], what: str = "decode step") -> LabFigure:
-    """Operators of converted GE graphs (npu_graphs.kernels_of), stacked by kind: what the graph engine gets."""
-    return _census(counts_by_variant, _GE_KINDS, lambda op, names: op in names,
-                   f"operators in the GE graph of one {what} (no constants, no reshapes)")
+def ge_census(
+    counts_by_variant: Mapping[str, Mapping[str, int]], what: str = "decode step"
+) -> LabFigure:
+    """Operators of converted GE graphs (npu_graphs.kernels_of), stacked by kind: what the graph
+    engine gets."""
+    return _census(
+        counts_by_variant,
+        _GE_KINDS,
+        lambda op, names: op in names,
+        f"operators in the GE graph of one {what} (no constants, no reshapes)",
+    )
 
 
-def _census(counts_by_variant: Mapping[str, Mapping[str, int]], table: Mapping[str, tuple[str, ...]],
-            belongs: Callable[[str, tuple[str, ...]], bool], label: str) -> LabFigure:
+def _census(
+    counts_by_variant: Mapping[str, Mapping[str, int]],
+    table: Mapping[str, tuple[str, ...]],
+    belongs: Callable[[str, tuple[str, ...]], bool],
+    label: str,
+) -> LabFigure:
     if not counts_by_variant:
         raise PortError("op_census: no counts given")
     kinds = [*table, "elementwise"]
@@ -63,13 +147,35 @@ def _census(counts_by_variant: Mapping[str, Mapping[str, int]], table: Mapping[s
     for y, (name, parts) in enumerate(grouped.items()):
         left = 0
         for k, kind in enumerate(kinds):
-            ax.barh(y, parts[kind], 0.72, left=left, color=CYCLE[k], edgecolor="white", lw=0.8,
-                    label=kind if y == 0 else None)
+            ax.barh(
+                y,
+                parts[kind],
+                0.72,
+                left=left,
+                color=CYCLE[k],
+                edgecolor="white",
+                lw=0.8,
+                label=kind if y == 0 else None,
+            )
             if parts[kind] > 0.045 * widest:
-                ax.text(left + parts[kind] / 2, y, str(parts[kind]), ha="center", va="center", fontsize=SMALL,
-                        color=ink_on(CYCLE[k]))
+                ax.text(
+                    left + parts[kind] / 2,
+                    y,
+                    str(parts[kind]),
+                    ha="center",
+                    va="center",
+                    fontsize=SMALL,
+                    color=ink_on(CYCLE[k]),
+                )
             left += parts[kind]
-        ax.text(left + 0.01 * widest, y, str(totals[name]), va="center", fontsize=NORMAL, fontweight="bold")
+        ax.text(
+            left + 0.01 * widest,
+            y,
+            str(totals[name]),
+            va="center",
+            fontsize=NORMAL,
+            fontweight="bold",
+        )
     ax.set_yticks(range(len(grouped)), [title_of(n) for n in grouped])
     ax.set_ylim(len(grouped) - 0.45, -0.55)
     ax.set_xlim(0, widest * 1.08)
@@ -77,5 +183,9 @@ def _census(counts_by_variant: Mapping[str, Mapping[str, int]], table: Mapping[s
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.tick_params(axis="y", length=0)
     fig.legend(loc="outside upper center", ncols=3)
-    return finish(fig, f"Stacked bars of {label}: "
-                  + "; ".join(f"{title_of(n)} {t}" for n, t in totals.items()) + ".")
+    return finish(
+        fig,
+        f"Stacked bars of {label}: "
+        + "; ".join(f"{title_of(n)} {t}" for n, t in totals.items())
+        + ".",
+    )

@@ -1,4 +1,5 @@
-"""Pictures of routing: which groups and experts tokens choose, and the way of their rows through a grouped matmul."""
+"""Pictures of routing: which groups and experts tokens choose, and the way of their rows through a
+grouped matmul."""
 
 from __future__ import annotations
 
@@ -7,18 +8,34 @@ from matplotlib.patches import FancyArrowPatch, Patch, Rectangle
 from torch import Tensor
 
 from ..errors import PortError
-from .style import BLUE, CYCLE, GREY, INK, LIGHT, NORMAL, SMALL, LabFigure, figure, finish, ink_on, styled
+from .style import (
+    BLUE,
+    CYCLE,
+    GREY,
+    INK,
+    LIGHT,
+    NORMAL,
+    SMALL,
+    LabFigure,
+    figure,
+    finish,
+    ink_on,
+    styled,
+)
 
 
 @styled
 def expert_load(counts: Tensor, groups: int | None = None) -> LabFigure:
-    """Heat map of how many tokens each expert got: counts [layers, E]; `groups` draws the borders of expert groups."""
+    """Heat map of how many tokens each expert got: counts [layers, E]; `groups` draws the borders
+    of expert groups."""
     values = torch.as_tensor(counts).float()
     if values.dim() != 2:
         raise PortError(f"expert_load needs counts [layers, experts], not {list(values.shape)}")
     layers, experts = values.shape
     fig, (ax,) = figure(size=(10.0, 1.9 + min(3.6, 0.34 * layers)))
-    image = ax.imshow(values.numpy(), aspect="auto", cmap="cividis", interpolation="nearest", vmin=0)
+    image = ax.imshow(
+        values.numpy(), aspect="auto", cmap="cividis", interpolation="nearest", vmin=0
+    )
     fig.colorbar(image, ax=ax, label="tokens", pad=0.01)
     for g in range(1, groups or 0):
         ax.axvline(g * experts / (groups or 1) - 0.5, color="white", lw=1.2)
@@ -30,26 +47,50 @@ def expert_load(counts: Tensor, groups: int | None = None) -> LabFigure:
     worst = float((values / even.clamp(min=1e-9)).max())
     idle = float((values == 0).float().mean())
     ax.set_title(f"busiest expert: {worst:.1f} times an even share; without a token: {idle:.0%}")
-    return finish(fig, f"Heat map of tokens for {experts} experts in {layers} layers; the busiest has {worst:.1f} "
-                  f"times an even share, {idle:.0%} have none.")
+    return finish(
+        fig,
+        f"Heat map of tokens for {experts} experts in {layers} layers; the busiest has {worst:.1f} "
+        f"times an even share, {idle:.0%} have none.",
+    )
 
 
 @styled
 def group_mask(mask: Tensor, group_scores: Tensor | None = None) -> LabFigure:
-    """Which groups each token may choose experts from: mask [T, G] of 0 and 1, with the groups' scores if given."""
+    """Which groups each token may choose experts from: mask [T, G] of 0 and 1, with the groups'
+    scores if given."""
     kept = torch.as_tensor(mask).float()
     if kept.dim() != 2 or kept.shape[0] > 32 or kept.shape[1] > 32:
-        raise PortError(f"group_mask draws [tokens, groups] up to 32 × 32, not {list(kept.shape)}: give a part of it")
+        raise PortError(
+            f"group_mask draws [tokens, groups] up to 32 × 32, not {list(kept.shape)}: give a part of it"
+        )
     tokens, groups = kept.shape
     fig, (ax,) = figure(size=(1.6 + 0.85 * groups, 1.6 + 0.45 * tokens))
     for t in range(tokens):
         for g in range(groups):
             on = bool(kept[t, g])
-            ax.add_patch(Rectangle((g, t), 1, 1, facecolor=BLUE if on else "white", edgecolor=GREY, lw=1,
-                                   hatch=None if on else "xx", alpha=1 if on else 0.55))
+            ax.add_patch(
+                Rectangle(
+                    (g, t),
+                    1,
+                    1,
+                    facecolor=BLUE if on else "white",
+                    edgecolor=GREY,
+                    lw=1,
+                    hatch=None if on else "xx",
+                    alpha=1 if on else 0.55,
+                )
+            )
             text = f"{float(group_scores[t, g]):.2f}" if group_scores is not None else str(int(on))
-            ax.text(g + 0.5, t + 0.5, text, ha="center", va="center", fontsize=SMALL, color="white" if on else INK,
-                    bbox=None if on else {"facecolor": "white", "edgecolor": "none", "pad": 1})
+            ax.text(
+                g + 0.5,
+                t + 0.5,
+                text,
+                ha="center",
+                va="center",
+                fontsize=SMALL,
+                color="white" if on else INK,
+                bbox=None if on else {"facecolor": "white", "edgecolor": "none", "pad": 1},
+            )
     ax.set_xlim(0, groups)
     ax.set_ylim(tokens, 0)
     ax.set_xticks([g + 0.5 for g in range(groups)], [str(g) for g in range(groups)])
@@ -59,16 +100,21 @@ def group_mask(mask: Tensor, group_scores: Tensor | None = None) -> LabFigure:
     ax.tick_params(length=0)
     out = Patch(facecolor="white", edgecolor=GREY, hatch="xx", label="masked out")
     fig.legend(handles=[Patch(color=BLUE, label="kept"), out], loc="outside upper center", ncols=2)
-    rows = "; ".join(f"token {t} keeps {[g for g in range(groups) if kept[t, g]]}" for t in range(tokens))
+    rows = "; ".join(
+        f"token {t} keeps {[g for g in range(groups) if kept[t, g]]}" for t in range(tokens)
+    )
     return finish(fig, f"Grid of tokens and expert groups: {rows}.")
 
 
 @styled
 def routing_picture(expert_idx: Tensor, experts: int | None = None) -> LabFigure:
-    """The way of a few tokens: choose, sort by expert, group_list, one matmul a group, back. expert_idx [T, K]."""
+    """The way of a few tokens: choose, sort by expert, group_list, one matmul a group, back.
+    expert_idx [T, K]."""
     chosen = torch.as_tensor(expert_idx)
     if chosen.dim() != 2 or chosen.numel() > 24:
-        raise PortError(f"routing_picture draws [tokens, top-k] of 24 choices at most, not {list(chosen.shape)}")
+        raise PortError(
+            f"routing_picture draws [tokens, top-k] of 24 choices at most, not {list(chosen.shape)}"
+        )
     tokens, top = chosen.shape
     count = experts or int(chosen.max()) + 1
     order = chosen.flatten().argsort(stable=True)
@@ -78,11 +124,23 @@ def routing_picture(expert_idx: Tensor, experts: int | None = None) -> LabFigure
 
     def box(x: float, y: float, width: float, colour: str, text: str) -> None:
         ax.add_patch(Rectangle((x, y - 0.4), width, 0.8, facecolor=colour, edgecolor="white"))
-        ax.text(x + width / 2, y, text, ha="center", va="center", fontsize=SMALL, color=ink_on(colour))
+        ax.text(
+            x + width / 2, y, text, ha="center", va="center", fontsize=SMALL, color=ink_on(colour)
+        )
 
     def arrow(x0: float, y0: float, x1: float, y1: float, colour: str) -> None:
-        ax.add_patch(FancyArrowPatch((x0, y0), (x1, y1), arrowstyle="-|>", mutation_scale=11, color=colour, lw=1.5,
-                                     shrinkA=2, shrinkB=2))
+        ax.add_patch(
+            FancyArrowPatch(
+                (x0, y0),
+                (x1, y1),
+                arrowstyle="-|>",
+                mutation_scale=11,
+                color=colour,
+                lw=1.5,
+                shrinkA=2,
+                shrinkB=2,
+            )
+        )
 
     for t in range(tokens):
         colour = CYCLE[t % 8]
@@ -103,19 +161,39 @@ def routing_picture(expert_idx: Tensor, experts: int | None = None) -> LabFigure
         end += size
         if size:
             middle = end - size / 2 - 0.5
-            ax.add_patch(Rectangle((5.9, end - size - 0.4), 1.55, size - 0.2, facecolor=LIGHT, edgecolor=GREY))
-            ax.text(6.67, middle, f"expert {expert}", ha="center", va="center", fontsize=SMALL, fontweight="bold")
+            ax.add_patch(
+                Rectangle(
+                    (5.9, end - size - 0.4), 1.55, size - 0.2, facecolor=LIGHT, edgecolor=GREY
+                )
+            )
+            ax.text(
+                6.67,
+                middle,
+                f"expert {expert}",
+                ha="center",
+                va="center",
+                fontsize=SMALL,
+                fontweight="bold",
+            )
             for row in range(end - size, end):
                 arrow(4.6, row, 5.9, row, GREY)
                 arrow(7.45, row, 8.3, row, GREY)
     ends = torch.tensor(sizes).cumsum(0).tolist()
-    for x, text in ((0.0, "1 the gate's choice"), (3.3, "2 rows sorted\nby expert"), (5.9, "3 one matmul\na group"),
-                    (8.1, "4 results,\nstill sorted"), (10.5, "5 back and\nweighted sum")):
+    for x, text in (
+        (0.0, "1 the gate's choice"),
+        (3.3, "2 rows sorted\nby expert"),
+        (5.9, "3 one matmul\na group"),
+        (8.1, "4 results,\nstill sorted"),
+        (10.5, "5 back and\nweighted sum"),
+    ):
         ax.text(x, -0.75, text, fontsize=NORMAL, fontweight="bold", va="bottom")
     shown = f"group_list as row ends (type 0): {ends}     as counts (type 1): {sizes}"
     ax.text(0, total - 0.25, shown, fontsize=NORMAL, va="top", family="monospace")
     ax.set_xlim(-0.1, 12.1)
     ax.set_ylim(total + 0.5, -2.1)
     ax.axis("off")
-    return finish(fig, f"{tokens} tokens with {top} experts each become {total} rows sorted by expert, are multiplied "
-                  f"by one matrix a group and go back; {shown}.")
+    return finish(
+        fig,
+        f"{tokens} tokens with {top} experts each become {total} rows sorted by expert, are multiplied "
+        f"by one matrix a group and go back; {shown}.",
+    )

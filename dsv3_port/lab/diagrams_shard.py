@@ -1,4 +1,5 @@
-"""The picture of tensor parallelism: how each weight matrix is cut over ranks, read from weights/layout.py."""
+"""The picture of tensor parallelism: how each weight matrix is cut over ranks, read from
+weights/layout.py."""
 
 from __future__ import annotations
 
@@ -14,17 +15,32 @@ from ..steps import PortPlan
 from ..weights.layout import targets
 from .style import CYCLE, GREY, LIGHT, SMALL, LabFigure, figure, finish, ink_on, styled
 
-_WHAT = {"embedding": "vocabulary", "head": "vocabulary", "attention": "heads", "dense": "width", "experts": "width",
-         "shared": "width", "gate": ""}
+_WHAT = {
+    "embedding": "vocabulary",
+    "head": "vocabulary",
+    "attention": "heads",
+    "dense": "width",
+    "experts": "width",
+    "shared": "width",
+    "gate": "",
+}
 _ROWS = (("embedding", "head", "attention"), ("dense", "gate"), ("experts", "shared"))
-_KIND = {"embedding": "embedding", "head": "output head", "attention": "attention", "dense": "dense MLP",
-         "gate": "router", "experts": "expert e", "shared": "shared expert"}
+_KIND = {
+    "embedding": "embedding",
+    "head": "output head",
+    "attention": "attention",
+    "dense": "dense MLP",
+    "gate": "router",
+    "experts": "expert e",
+    "shared": "shared expert",
+}
 _CELL = 1.75  # inches for each matrix and its label
 
 
 @dataclass
 class _Matrix:
-    """A published matrix [out, in], the dimension it is cut along, and (start, length) of each rank."""
+    """A published matrix [out, in], the dimension it is cut along, and (start, length) of each
+    rank."""
 
     name: str
     component: str
@@ -54,7 +70,9 @@ def cuts(config: DeepseekV3Config, plan: PortPlan, world_size: int) -> list[_Mat
     found: dict[tuple[str, str], _Matrix] = {}
     for rank in range(world_size):
         taken = set()
-        for target in targets(config, plan.plus("tensor_parallel"), TensorParallel(rank, world_size)):
+        for target in targets(
+            config, plan.plus("tensor_parallel"), TensorParallel(rank, world_size)
+        ):
             for p in target.pieces:
                 parts = p.source.split(".")
                 repeated = parts[1] == "layers" and parts[2] not in layers
@@ -63,14 +81,19 @@ def cuts(config: DeepseekV3Config, plan: PortPlan, world_size: int) -> list[_Mat
                 if len(p.source_shape) < 2 or repeated or key in taken:
                     continue
                 taken.add(key)
-                matrix = found.setdefault(key, _Matrix(p.source, target.component, p.source_shape, p.dim))
+                matrix = found.setdefault(
+                    key, _Matrix(p.source, target.component, p.source_shape, p.dim)
+                )
                 matrix.parts.append((p.start, p.length))
     return list(found.values())
 
 
 @styled
-def shard_picture(config: DeepseekV3Config, plan: PortPlan | None = None, world_size: int = 8) -> LabFigure:
-    """How each matrix [outputs, inputs] is cut: one colour a rank, light grey where every rank holds the whole."""
+def shard_picture(
+    config: DeepseekV3Config, plan: PortPlan | None = None, world_size: int = 8
+) -> LabFigure:
+    """How each matrix [outputs, inputs] is cut: one colour a rank, light grey where every rank
+    holds the whole."""
     matrices = cuts(config, plan or PortPlan.full(), world_size)
     rows = [[m for c in row for m in matrices if m.component == c] for row in _ROWS]
     rows = [r for r in rows if r]
@@ -85,7 +108,13 @@ def shard_picture(config: DeepseekV3Config, plan: PortPlan | None = None, world_
     for ax, row in zip(axes, rows, strict=True):
         for k, m in enumerate(row):
             _draw(ax, k * _CELL, side(m.shape[0]), side(m.shape[1]), m)
-            ax.text(k * _CELL, -0.08, f"{m.label}\n[{m.shape[0]}, {m.shape[1]}]\n{m.cut}", va="top", fontsize=SMALL)
+            ax.text(
+                k * _CELL,
+                -0.08,
+                f"{m.label}\n[{m.shape[0]}, {m.shape[1]}]\n{m.cut}",
+                va="top",
+                fontsize=SMALL,
+            )
         ax.set_xlim(-0.05, across * _CELL)
         ax.set_ylim(-0.98, 1.3)
         ax.set_aspect("equal", anchor="W")
@@ -97,19 +126,37 @@ def shard_picture(config: DeepseekV3Config, plan: PortPlan | None = None, world_
     key.append(Patch(facecolor=LIGHT, edgecolor=GREY, hatch="..", label="every rank holds all"))
     fig.legend(handles=key, loc="outside upper center", ncols=5)
     said = "; ".join(f"{' '.join(m.label.split())} {m.cut}" for m in matrices)
-    return finish(fig, f"Weight matrices cut over {world_size} ranks: {said}.",
-                  f"{world_size} ranks; [outputs, inputs] of the published matrix; sides on a logarithmic scale")
+    return finish(
+        fig,
+        f"Weight matrices cut over {world_size} ranks: {said}.",
+        f"{world_size} ranks; [outputs, inputs] of the published matrix; sides on a logarithmic scale",
+    )
 
 
 def _draw(ax: Axes, x: float, height: float, width: float, m: _Matrix) -> None:
     if m.whole:
-        ax.add_patch(Rectangle((x, 0), width, height, facecolor=LIGHT, edgecolor=GREY, hatch="..", lw=1))
+        ax.add_patch(
+            Rectangle((x, 0), width, height, facecolor=LIGHT, edgecolor=GREY, hatch="..", lw=1)
+        )
         return
     for rank, (start, length) in enumerate(m.parts):
         a, b = start / m.shape[m.dim], length / m.shape[m.dim]
-        box = (x, height * (1 - a - b), width, height * b) if m.dim == 0 else (x + width * a, 0.0, width * b, height)
+        box = (
+            (x, height * (1 - a - b), width, height * b)
+            if m.dim == 0
+            else (x + width * a, 0.0, width * b, height)
+        )
         colour = CYCLE[rank % 8]
-        ax.add_patch(Rectangle(box[:2], box[2], box[3], facecolor=colour, edgecolor="white", lw=0.8))
+        ax.add_patch(
+            Rectangle(box[:2], box[2], box[3], facecolor=colour, edgecolor="white", lw=0.8)
+        )
         if box[3] > 0.16 and box[2] > 0.16:
-            ax.text(box[0] + box[2] / 2, box[1] + box[3] / 2, str(rank), ha="center", va="center", fontsize=SMALL,
-                    color=ink_on(colour))
+            ax.text(
+                box[0] + box[2] / 2,
+                box[1] + box[3] / 2,
+                str(rank),
+                ha="center",
+                va="center",
+                fontsize=SMALL,
+                color=ink_on(colour),
+            )

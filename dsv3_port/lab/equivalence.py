@@ -14,12 +14,16 @@ from ..errors import PortError
 from ..model.decoder import DeepseekV3
 from ..steps import TOLERANCE
 
-STEPS_CHECKED, PROMPTS = 4, 8  # 16-bit: one swapped expert moves a row, and a prompt of one row with it
+STEPS_CHECKED, PROMPTS = (
+    4,
+    8,
+)  # 16-bit: one swapped expert moves a row, and a prompt of one row with it
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Logits of one model: after the prompt [B, 1, V] and after each cached step [B, STEPS_CHECKED, V]."""
+    """Logits of one model: after the prompt [B, 1, V] and after each cached step [B, STEPS_CHECKED,
+    V]."""
 
     prefill: Tensor
     decode: Tensor
@@ -30,7 +34,8 @@ class Rows:
 def run(model: Any, ids: Tensor, room: int | None = None) -> Rows:
     """Prompt ids [B, L] but its last STEPS_CHECKED tokens as one prefill, these as cached steps.
 
-    `room` is the cache's max_length (fixed caches and graphs depend on it). A transformers model runs uncached.
+    `room` is the cache's max_length (fixed caches and graphs depend on it). A transformers model
+    runs uncached.
     """
     length = ids.shape[1] - STEPS_CHECKED
     if not isinstance(model, DeepseekV3):
@@ -38,7 +43,9 @@ def run(model: Any, ids: Tensor, room: int | None = None) -> Rows:
             logits = model(ids, use_cache=False).logits.float()[:, length - 1 :]
         return Rows(logits[:, :1], logits[:, 1:], 0.0, 0.0)
     cache = model.new_cache(ids.shape[0], max(room or 0, ids.shape[1]))
-    prompt = ids[:, :length].contiguous()  # a graph is compiled for strides as well: hand over what generation does
+    prompt = ids[
+        :, :length
+    ].contiguous()  # a graph is compiled for strides as well: hand over what generation does
     tokens = [ids[:, i : i + 1].contiguous() for i in range(length, ids.shape[1])]
     start = time.perf_counter()
     first = model(prompt, cache=cache)[:, -1:]
@@ -50,23 +57,32 @@ def run(model: Any, ids: Tensor, room: int | None = None) -> Rows:
 
 
 def difference(reference: Rows, other: Rows) -> float:
-    """Largest |difference| of a logit row over the largest magnitude: the median over rows, the worse of both phases.
+    """Largest |difference| of a logit row over the largest magnitude: the median over rows, the
+    worse of both phases.
 
-    The median, because another order of additions may swap two experts whose scores nearly tie; that moves one row far
-    and is no error. A wrong form moves them all.
+    The median, because another order of additions may swap two experts whose scores nearly tie;
+    that moves one row far and is no error. A wrong form moves them all.
     """
+
     def rows(a: Tensor, b: Tensor) -> float:
         return float(((a - b).abs().amax(-1) / a.abs().max()).median())
 
     return max(rows(reference.prefill, other.prefill), rows(reference.decode, other.decode))
 
 
-def check_equivalence(models: Mapping[str, Any], *, batch: int = 1, length: int = 24, room: int | None = None,
-                      seed: int = 0, first_calls: dict[str, Rows] | None = None) -> dict[str, float]:
+def check_equivalence(
+    models: Mapping[str, Any],
+    *,
+    batch: int = 1,
+    length: int = 24,
+    room: int | None = None,
+    seed: int = 0,
+    first_calls: dict[str, Rows] | None = None,
+) -> dict[str, float]:
     """Relative difference of each model's logits from the first one's, prefill and cached decode.
 
-    Random prompts of `length` tokens. Raises PortError where a model stays above TOLERANCE of its dtype in PROMPTS of
-    them. `first_calls` receives each model's first run (compile times).
+    Random prompts of `length` tokens. Raises PortError where a model stays above TOLERANCE of its
+    dtype in PROMPTS of them. `first_calls` receives each model's first run (compile times).
     """
     if not models:
         raise PortError("check_equivalence: no models given")
@@ -75,7 +91,9 @@ def check_equivalence(models: Mapping[str, Any], *, batch: int = 1, length: int 
     bound, found = TOLERANCE[dtype], dict.fromkeys(models, float("inf"))
     for attempt in range(PROMPTS):
         generator = torch.Generator().manual_seed(seed + attempt)
-        ids = torch.randint(base.config.vocab_size, (batch, length + STEPS_CHECKED), generator=generator)
+        ids = torch.randint(
+            base.config.vocab_size, (batch, length + STEPS_CHECKED), generator=generator
+        )
         ids = ids.to(base.device)
         reference = run(base, ids, room)
         for name, model in models.items():
@@ -87,5 +105,7 @@ def check_equivalence(models: Mapping[str, Any], *, batch: int = 1, length: int 
         if max(found.values()) <= bound:
             return found
     name = max(found, key=lambda n: found[n])
-    raise PortError(f"{name!r} differs from {next(iter(models))!r} by {found[name]:.1e} of the largest logit (allowed "
-                    f"in {dtype}: {bound:.0e}); nothing was timed")
+    raise PortError(
+        f"{name!r} differs from {next(iter(models))!r} by {found[name]:.1e} of the largest logit (allowed "
+        f"in {dtype}: {bound:.0e}); nothing was timed"
+    )

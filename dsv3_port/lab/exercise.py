@@ -1,4 +1,5 @@
-"""Checks for a notebook's exercises: right, or a hint that fits the mistake. The exercises are in lab/exercises/."""
+"""Checks for a notebook's exercises: right, or a hint that fits the mistake. The exercises are in
+lab/exercises/."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ EXERCISES: dict[str, Exercise] = _collect()
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the learner sees. `ok` is None while nothing was answered; `mistake` names the usual one that was met."""
+    """What the learner sees. `ok` is None while nothing was answered; `mistake` names the usual one
+    that was met."""
 
     exercise: Exercise
     ok: bool | None
@@ -46,21 +48,26 @@ class Verdict:
 
     def _repr_html_(self) -> str:
         mark, ink = self._mark
-        return (f'<div style="border-left:4px solid {ink};padding:4px 10px;margin:.4em 0;background:'
-                f'rgba(128,128,128,.1)"><b style="color:{ink}">{mark}</b> <b>{html.escape(self.exercise.title)}</b> '
-                f"{html.escape(self.text)}</div>")
+        return (
+            f'<div style="border-left:4px solid {ink};padding:4px 10px;margin:.4em 0;background:'
+            f'rgba(128,128,128,.1)"><b style="color:{ink}">{mark}</b> <b>{html.escape(self.exercise.title)}</b> '
+            f"{html.escape(self.text)}</div>"
+        )
 
     def __repr__(self) -> str:
         return f"{self._mark[0]} {self.exercise.title}: {self.text}"
 
 
 def check(exercise_id: str, answer: Any) -> Verdict:
-    """Judge an answer. `...` or None counts as not yet answered; an answer that raises gets its error as the hint."""
+    """Judge an answer. `...` or None counts as not yet answered; an answer that raises gets its
+    error as the hint."""
     if exercise_id not in EXERCISES:
         raise PortError(f"unknown exercise {exercise_id!r}; there are {', '.join(EXERCISES)}")
     exercise = EXERCISES[exercise_id]
     if answer is ... or answer is None:
-        return Verdict(exercise, None, "No answer yet: replace the three dots and run the cell again.")
+        return Verdict(
+            exercise, None, "No answer yet: replace the three dots and run the cell again."
+        )
     try:
         result = exercise.check(answer)
     except Exception as error:  # the learner's code may raise anything

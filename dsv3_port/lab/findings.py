@@ -10,7 +10,8 @@ OK, WARN, FAIL, NA = "OK", "WARN", "FAIL", "N/A"
 
 @dataclass(frozen=True)
 class Check:
-    """One finding. `status`: OK, WARN (runs, with a loss), FAIL (something will not run), N/A (not needed here)."""
+    """One finding. `status`: OK, WARN (runs, with a loss), FAIL (something will not run), N/A (not
+    needed here)."""
 
     name: str
     status: str
@@ -30,7 +31,8 @@ def version_of(package: str) -> str | None:
 
 
 def numbers(version: str) -> tuple[int, ...]:
-    """The leading numbers of a version: "2.13.0+cpu" -> (2, 13, 0), "2.9.0.post2" -> (2, 9, 0), "8.2.RC1" -> (8, 2)."""
+    """The leading numbers of a version: "2.13.0+cpu" -> (2, 13, 0), "2.9.0.post2" -> (2, 9, 0),
+    "8.2.RC1" -> (8, 2)."""
     found: list[int] = []
     for part in version.split("+")[0].split("."):
         digits = "".join(c for c in part if c.isdigit()) if part[:1].isdigit() else ""

@@ -1,6 +1,7 @@
 """Arithmetic and bytes of a piece of work, counted without doing it: shapes alone decide them.
 
-Everything runs on torch's meta device, so that the published sizes (128 heads, 128k positions) cost nothing.
+Everything runs on torch's meta device, so that the published sizes (128 heads, 128k positions) cost
+nothing.
 """
 
 from __future__ import annotations
@@ -23,15 +24,19 @@ FORMS = ("expanded", "latent, absorbed", "latent, expanded again")
 
 
 def count_flops(fn: Callable[[], object]) -> dict[str, int]:
-    """Floating-point operations of the matrix products that `fn` does, by operator; 2 for a multiply and an add."""
+    """Floating-point operations of the matrix products that `fn` does, by operator; 2 for a
+    multiply and an add."""
     with torch.no_grad(), plain_products(), FlopCounterMode(display=False) as counter:
         fn()
-    return {str(op).removeprefix("aten."): n for op, n in counter.get_flop_counts()["Global"].items()}
+    return {
+        str(op).removeprefix("aten."): n for op, n in counter.get_flop_counts()["Global"].items()
+    }
 
 
 @dataclass(frozen=True)
 class AttentionCost:
-    """One layer's attention between the projections: scores, softmax and values, with what expands or absorbs."""
+    """One layer's attention between the projections: scores, softmax and values, with what expands
+    or absorbs."""
 
     form: str
     queries: int
@@ -46,13 +51,20 @@ class AttentionCost:
         return self.flops / (self.cache_bytes + self.weight_bytes)
 
 
-def attention_cost(config: DeepseekV3Config, form: str, queries: int = 1, context: int = 4096,
-                   dtype: torch.dtype = torch.bfloat16) -> AttentionCost:
-    """Cost of `queries` new tokens against `context` positions, themselves among them, for one sequence.
+def attention_cost(
+    config: DeepseekV3Config,
+    form: str,
+    queries: int = 1,
+    context: int = 4096,
+    dtype: torch.dtype = torch.bfloat16,
+) -> AttentionCost:
+    """Cost of `queries` new tokens against `context` positions, themselves among them, for one
+    sequence.
 
-    form, one of FORMS: "expanded" caches every head's keys and values and expands the new rows only (upstream),
-    "latent, absorbed" caches latent rows and turns queries and outputs, "latent, expanded again" caches latent rows
-    and makes keys and values of all of them at every call. The causal mask is not used to save anything.
+    form, one of FORMS: "expanded" caches every head's keys and values and expands the new rows only
+    (upstream), "latent, absorbed" caches latent rows and turns queries and outputs, "latent,
+    expanded again" caches latent rows and makes keys and values of all of them at every call. The
+    causal mask is not used to save anything.
     """
     if form not in FORMS:
         raise PortError(f"unknown form {form!r}; it can be {', '.join(FORMS)}")
@@ -66,17 +78,30 @@ def attention_cost(config: DeepseekV3Config, form: str, queries: int = 1, contex
         return torch.empty(shape, device="meta", dtype=dtype)
 
     heads = c.num_attention_heads
-    q_nope, q_rope = empty(1, heads, queries, c.qk_nope_head_dim), empty(1, heads, queries, c.qk_rope_head_dim)
+    q_nope, q_rope = (
+        empty(1, heads, queries, c.qk_nope_head_dim),
+        empty(1, heads, queries, c.qk_rope_head_dim),
+    )
     mask = torch.empty(1, 1, queries, context, device="meta")
     if isinstance(module, ExpandedAttention):
         k, v = empty(1, heads, context, c.qk_head_dim), empty(1, heads, context, c.v_head_dim)
-        cached, weights, new = k.nbytes + v.nbytes, [module.kv_b_proj.weight], empty(1, queries, c.kv_lora_rank)
-        counts = count_flops(lambda: (module.kv_b_proj(new),
-                                      attend(torch.cat((q_nope, q_rope), -1), k, v, mask, module.scale)))
+        cached, weights, new = (
+            k.nbytes + v.nbytes,
+            [module.kv_b_proj.weight],
+            empty(1, queries, c.kv_lora_rank),
+        )
+        counts = count_flops(
+            lambda: (
+                module.kv_b_proj(new),
+                attend(torch.cat((q_nope, q_rope), -1), k, v, mask, module.scale),
+            )
+        )
     else:
         assert isinstance(module, LowRankAttention)
         rows = empty(1, 1, context, c.kv_lora_rank + c.qk_rope_head_dim)
         inner = module.absorbed if form == "latent, absorbed" else module.expanded
         cached, weights = rows.nbytes, [module.kv_b_proj_w_k, module.kv_b_proj_w_v]
         counts = count_flops(lambda: inner(q_nope, q_rope, rows, mask))
-    return AttentionCost(form, queries, context, sum(counts.values()), cached, sum(w.nbytes for w in weights))
+    return AttentionCost(
+        form, queries, context, sum(counts.values()), cached, sum(w.nbytes for w in weights)
+    )

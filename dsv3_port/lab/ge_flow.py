@@ -1,7 +1,8 @@
 """The decoder layers of a converted GE graph, and one of them collapsed into a few boxes.
 
-Nothing in a GraphDef says where a layer begins. It follows from the data flow: whatever a layer's attention and the
-next one's both depend on, and last, is where the layer begins (their nearest common dominator: the residual sum).
+Nothing in a GraphDef says where a layer begins. It follows from the data flow: whatever a layer's
+attention and the next one's both depend on, and last, is where the layer begins (their nearest
+common dominator: the residual sum).
 """
 
 from __future__ import annotations
@@ -14,15 +15,42 @@ from ..hostnpu.ge import INPUTS, Graph, Node
 from ..hostnpu.ge_cost import MATMULS, NO_KERNEL
 
 # each is a box of its own; all other operators between two of them share one
-MAJOR = MATMULS | {"SoftmaxV2", "RmsNorm", "AddRmsNorm", "SwiGlu", "RotaryMul", "MoeInitRouting", "Scatter",
-                   "MoeComputeExpertTokens", "MoeFinalizeRoutingV2", "HcomAllReduce", "HcomAllGather"}
-MOVES = frozenset(("Transpose", "Identity", "Cast", "SplitV", "ConcatV2", "StridedSliceV2", "Pack", "BroadcastTo",
-                   "TensorMove", "Fill", "Range", "ZerosLike", "Empty"))
+MAJOR = MATMULS | {
+    "SoftmaxV2",
+    "RmsNorm",
+    "AddRmsNorm",
+    "SwiGlu",
+    "RotaryMul",
+    "MoeInitRouting",
+    "Scatter",
+    "MoeComputeExpertTokens",
+    "MoeFinalizeRoutingV2",
+    "HcomAllReduce",
+    "HcomAllGather",
+}
+MOVES = frozenset(
+    (
+        "Transpose",
+        "Identity",
+        "Cast",
+        "SplitV",
+        "ConcatV2",
+        "StridedSliceV2",
+        "Pack",
+        "BroadcastTo",
+        "TensorMove",
+        "Fill",
+        "Range",
+        "ZerosLike",
+        "Empty",
+    )
+)
 
 
 @dataclass
 class Box:
-    """Operators drawn as one. kind: matmul, attention, norm, routing, cache, ranks, gate, arithmetic or moves."""
+    """Operators drawn as one. kind: matmul, attention, norm, routing, cache, ranks, gate,
+    arithmetic or moves."""
 
     label: str
     kind: str
@@ -31,13 +59,17 @@ class Box:
 
 
 class _Flow:
-    """The part of a graph that depends on the token embeddings: dominators and ancestors, by topological place."""
+    """The part of a graph that depends on the token embeddings: dominators and ancestors, by
+    topological place."""
 
     def __init__(self, graph: Graph) -> None:
         self.nodes = graph.nodes
         place = {n.name: i for i, n in enumerate(graph.nodes)}
         self.sources = [[place[e[0]] for e in n.inputs if e] for n in graph.nodes]
-        root = next((i for i, n in enumerate(graph.nodes) if n.type == "GatherV2" and self._is_table(i)), None)
+        root = next(
+            (i for i, n in enumerate(graph.nodes) if n.type == "GatherV2" and self._is_table(i)),
+            None,
+        )
         self.dominator: dict[int, int] = {}
         self.above: dict[int, int] = {}  # ancestors as bits
         if root is None:
@@ -70,8 +102,13 @@ class _Flow:
 
     def between(self, first: int, end: int) -> list[int]:
         """`first` and what depends on it, but on `end` not; without `end`."""
-        return [i for i in sorted(self.dominator) if i != end and not self.above[i] >> end & 1
-                and (i == first or self.above[i] >> first & 1)]
+        return [
+            i
+            for i in sorted(self.dominator)
+            if i != end
+            and not self.above[i] >> end & 1
+            and (i == first or self.above[i] >> first & 1)
+        ]
 
 
 def layers(graph: Graph) -> list[list[Node]]:
@@ -90,8 +127,10 @@ def collapsed(graph: Graph, layer: int) -> list[Box]:
     """One layer as boxes in topological order. PortError where the graph has no such layer."""
     found = layers(graph)
     if not 0 <= layer < len(found):
-        raise PortError(f"graph {graph.name} has {len(found)} decoder layers that could be told apart, none is number "
-                        f"{layer} (the first is 0)")
+        raise PortError(
+            f"graph {graph.name} has {len(found)} decoder layers that could be told apart, none is number "
+            f"{layer} (the first is 0)"
+        )
     nodes = found[layer]
     place = {n.name: i for i, n in enumerate(nodes)}
     sources = [[place[e[0]] for e in n.inputs if e and e[0] in place] for n in nodes]
@@ -100,7 +139,9 @@ def collapsed(graph: Graph, layer: int) -> list[Box]:
     for i, g in enumerate(group):
         members.setdefault(g, []).append(i)
     boxes: list[Box] = []
-    outs: dict[int, set[int]] = {}  # of each group: its box, or, where it is only reshapes, the boxes before it
+    outs: dict[
+        int, set[int]
+    ] = {}  # of each group: its box, or, where it is only reshapes, the boxes before it
     depth = _depth(nodes, sources)
     for g in sorted(members, key=lambda g: (depth[g], nodes[g].type in MAJOR, g)):
         took = {s for i in members[g] for s in sources[i] if group[s] != g}
@@ -123,7 +164,8 @@ def _depth(nodes: list[Node], sources: list[list[int]]) -> list[int]:
 
 
 def _groups(nodes: list[Node], sources: list[list[int]]) -> list[int]:
-    """The box of each node, named by its first node. Connected small operators of one depth share a box: no cycles."""
+    """The box of each node, named by its first node. Connected small operators of one depth share a
+    box: no cycles."""
     depth, group = _depth(nodes, sources), list(range(len(nodes)))
 
     def root(i: int) -> int:
@@ -147,8 +189,14 @@ def _kind(nodes: list[Node]) -> str:
         return "routing"
     if kind.startswith("Hcom"):
         return "ranks"
-    named = {"SoftmaxV2": "attention", "RotaryMul": "attention", "RmsNorm": "norm", "AddRmsNorm": "norm",
-             "Scatter": "cache", "SwiGlu": "arithmetic"}
+    named = {
+        "SoftmaxV2": "attention",
+        "RotaryMul": "attention",
+        "RmsNorm": "norm",
+        "AddRmsNorm": "norm",
+        "Scatter": "cache",
+        "SwiGlu": "arithmetic",
+    }
     if len(nodes) == 1 and kind in named:
         return named[kind]
     kinds = {n.type for n in nodes} - NO_KERNEL

@@ -26,8 +26,17 @@ from .style import (
     styled,
 )
 
-COLOURS = {"matmul": BLUE, "attention": ORANGE, "norm": GREEN, "gate": YELLOW, "routing": PURPLE, "cache": VERMILLION,
-           "ranks": GREY, "arithmetic": SKY, "moves": LIGHT}
+COLOURS = {
+    "matmul": BLUE,
+    "attention": ORANGE,
+    "norm": GREEN,
+    "gate": YELLOW,
+    "routing": PURPLE,
+    "cache": VERMILLION,
+    "ranks": GREY,
+    "arithmetic": SKY,
+    "moves": LIGHT,
+}
 _TEXT, _WIDTH, _HEIGHT = 8.5, 0.92, 0.6  # of a box, in units of the grid
 
 
@@ -48,7 +57,8 @@ class _Point:
 
 @styled
 def layer_picture(graph: Graph, layer: int = 1, title: str = "") -> LabFigure:
-    """Data flows downwards; a box is one operator, or all small ones between two of those. Weights are not drawn."""
+    """Data flows downwards; a box is one operator, or all small ones between two of those. Weights
+    are not drawn."""
     boxes = collapsed(graph, layer)
     rows = _rows(boxes)
     _order(rows)
@@ -57,22 +67,55 @@ def layer_picture(graph: Graph, layer: int = 1, title: str = "") -> LabFigure:
     for point in (p for row in rows for p in row):
         x, y = point.x, -point.row
         for end in point.above:
-            ax.plot([end.x, x], [-end.row, y], color=INK, lw=1.0, alpha=0.55, zorder=1, solid_capstyle="round")
+            ax.plot(
+                [end.x, x],
+                [-end.row, y],
+                color=INK,
+                lw=1.0,
+                alpha=0.55,
+                zorder=1,
+                solid_capstyle="round",
+            )
         if point.box:
             colour = COLOURS[point.box.kind]
-            ax.add_patch(FancyBboxPatch((x - _WIDTH / 2, y - _HEIGHT / 2), _WIDTH, _HEIGHT, facecolor=colour, lw=0,
-                                        boxstyle="round,pad=0.02,rounding_size=0.08", zorder=2))
-            ax.text(x, y, point.box.label, ha="center", va="center", fontsize=_TEXT, color=ink_on(colour), zorder=3,
-                    linespacing=0.95)
+            ax.add_patch(
+                FancyBboxPatch(
+                    (x - _WIDTH / 2, y - _HEIGHT / 2),
+                    _WIDTH,
+                    _HEIGHT,
+                    facecolor=colour,
+                    lw=0,
+                    boxstyle="round,pad=0.02,rounding_size=0.08",
+                    zorder=2,
+                )
+            )
+            ax.text(
+                x,
+                y,
+                point.box.label,
+                ha="center",
+                va="center",
+                fontsize=_TEXT,
+                color=ink_on(colour),
+                zorder=3,
+                linespacing=0.95,
+            )
     ax.set(xlim=(-wide / 2 - 0.1, wide / 2 + 0.1), ylim=(-len(rows) + 0.4, 0.5))
     ax.set_axis_off()
     used = [k for k in COLOURS if any(b.kind == k for b in boxes)]
-    fig.legend(handles=[Patch(color=COLOURS[k], label=k) for k in used], loc="outside lower left",
-               ncols=min(5, len(used)))
+    fig.legend(
+        handles=[Patch(color=COLOURS[k], label=k) for k in used],
+        loc="outside lower left",
+        ncols=min(5, len(used)),
+    )
     count = sum(len(b.nodes) for b in boxes)
-    return finish(fig, f"Data flow of decoder layer {layer} of a GE graph: "
-                  + ", ".join(b.label.replace("\n", " ") for b in boxes) + ".",
-                  title=title or f"Layer {layer} of {graph.name}: {count} operators")
+    return finish(
+        fig,
+        f"Data flow of decoder layer {layer} of a GE graph: "
+        + ", ".join(b.label.replace("\n", " ") for b in boxes)
+        + ".",
+        title=title or f"Layer {layer} of {graph.name}: {count} operators",
+    )
 
 
 def _rows(boxes: list[Box]) -> list[list[_Point]]:
@@ -96,12 +139,17 @@ def _rows(boxes: list[Box]) -> list[list[_Point]]:
 
 
 def _order(rows: list[list[_Point]]) -> None:
-    """Each row in the order of where its lines come from and go to (barycentres, a few sweeps), around the middle."""
+    """Each row in the order of where its lines come from and go to (barycentres, a few sweeps),
+    around the middle."""
     for sweep in range(6):
         down = sweep % 2 == 0
         for row in rows if down else reversed(rows):
             ends = {id(p): p.above if down else p.below for p in row}
-            row.sort(key=lambda p: sum(e.x for e in ends[id(p)]) / len(ends[id(p)]) if ends[id(p)] else p.x)
+            row.sort(
+                key=lambda p: (
+                    sum(e.x for e in ends[id(p)]) / len(ends[id(p)]) if ends[id(p)] else p.x
+                )
+            )
             left = -sum(p.width for p in row) / 2
             for point in row:
                 point.x = left + point.width / 2

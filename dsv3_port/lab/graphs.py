@@ -1,7 +1,8 @@
-"""What torch.compile makes of a step: FX graphs, their operators, graph breaks, recompilations, generated kernels.
+"""What torch.compile makes of a step: FX graphs, their operators, graph breaks, recompilations,
+generated kernels.
 
-Nothing here times anything. The graphs are recorded with the operators of ops/dispatch.py as single nodes, which is
-how torchair receives them on an NPU (torch_npu's operators are opaque to Dynamo).
+Nothing here times anything. The graphs are recorded with the operators of ops/dispatch.py as single
+nodes, which is how torchair receives them on an NPU (torch_npu's operators are opaque to Dynamo).
 """
 
 from __future__ import annotations
@@ -28,13 +29,34 @@ from ..ops import dispatch
 
 _MATMULS = {"linear", "matmul", "head_matmul", "shared_scores", "bmm", "mm"}
 # no kernel behind them: views and metadata
-_VIEWS = {"getitem", "view", "view_as", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "transpose", "t",
-          "permute", "expand", "split", "chunk", "as_strided", "detach", "numel", "size", "dim", "narrow"}
+_VIEWS = {
+    "getitem",
+    "view",
+    "view_as",
+    "reshape",
+    "flatten",
+    "unflatten",
+    "squeeze",
+    "unsqueeze",
+    "transpose",
+    "t",
+    "permute",
+    "expand",
+    "split",
+    "chunk",
+    "as_strided",
+    "detach",
+    "numel",
+    "size",
+    "dim",
+    "narrow",
+}
 
 
 @dataclass
 class Watched:
-    """What was seen: one entry of `graphs` for every compilation, `runs` for every execution of one of them."""
+    """What was seen: one entry of `graphs` for every compilation, `runs` for every execution of one
+    of them."""
 
     graphs: list[GraphModule] = field(default_factory=list)
     runs: int = 0
@@ -62,10 +84,16 @@ class Watched:
 
 @contextlib.contextmanager
 def _opaque_operators() -> Iterator[None]:
-    """Within it Dynamo puts each operator of ops/dispatch.py into the graph as one node and does not look inside."""
+    """Within it Dynamo puts each operator of ops/dispatch.py into the graph as one node and does
+    not look inside."""
     products = ("linear", "head_matmul", "shared_scores", "attention")
-    names = [n for n, f in vars(dispatch).items() if callable(f) and not n.startswith("_")
-             and (n.startswith(("npu_", "scatter_update")) or n in products)]
+    names = [
+        n
+        for n, f in vars(dispatch).items()
+        if callable(f)
+        and not n.startswith("_")
+        and (n.startswith(("npu_", "scatter_update")) or n in products)
+    ]
     with contextlib.ExitStack() as stack:
         for name in names:
             function = getattr(dispatch, name)
@@ -75,21 +103,27 @@ def _opaque_operators() -> Iterator[None]:
                 return _function(*args, **kwargs)
 
             del node.__wrapped__  # Dynamo would trace what it finds there
-            stack.enter_context(mock.patch.object(dispatch, name, torch.compiler.allow_in_graph(node)))
+            stack.enter_context(
+                mock.patch.object(dispatch, name, torch.compiler.allow_in_graph(node))
+            )
         yield
 
 
 @contextlib.contextmanager
 def watch(model: DeepseekV3, *, fullgraph: bool = True, dynamic: bool = False) -> Iterator[Watched]:
-    """Within it the model's step goes through Dynamo, and its graphs are kept and run eagerly; values stay the same.
+    """Within it the model's step goes through Dynamo, and its graphs are kept and run eagerly;
+    values stay the same.
 
-    Cheap (no code is generated): for counting graphs, breaks and recompilations. With fullgraph a graph break raises.
+    Cheap (no code is generated): for counting graphs, breaks and recompilations. With fullgraph a
+    graph break raises.
     """
     seen = Watched()
     before = model.run_step
 
     def step(input_ids: Tensor, pad: Tensor, cache: Cache | None, first: bool) -> Tensor:
-        return model.step(input_ids, pad, cache, first)  # in a function of its own: not counted for model.step
+        return model.step(
+            input_ids, pad, cache, first
+        )  # in a function of its own: not counted for model.step
 
     compiled = torch.compile(step, backend=seen.backend, fullgraph=fullgraph, dynamic=dynamic)
     limits: dict[str, Any] = dict(RECOMPILE_LIMITS)
@@ -102,7 +136,8 @@ def watch(model: DeepseekV3, *, fullgraph: bool = True, dynamic: bool = False) -
 
 
 def eager_prefill(model: DeepseekV3) -> DeepseekV3:
-    """Leave the decode step as it is compiled and run prefill operator by operator, so that any prompt length works."""
+    """Leave the decode step as it is compiled and run prefill operator by operator, so that any
+    prompt length works."""
     compiled = model.run_step
 
     def run_step(input_ids: Tensor, pad: Tensor, cache: Cache | None, first: bool) -> Tensor:
@@ -114,26 +149,37 @@ def eager_prefill(model: DeepseekV3) -> DeepseekV3:
 
 
 def compilations() -> int:
-    """Graphs that Dynamo has compiled in this process so far; the difference over some calls is what they compiled."""
+    """Graphs that Dynamo has compiled in this process so far; the difference over some calls is
+    what they compiled."""
     return int(counters["stats"]["unique_graphs"])
 
 
 def operator_name(node: Node) -> str:
     """`npu_rms_norm` for an NPU operator, otherwise aten's name, as lab/census.py counts them."""
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+    name = (
+        node.target
+        if isinstance(node.target, str)
+        else getattr(node.target, "__name__", str(node.target))
+    )
     if name.startswith(("npu_", "scatter_update")):
         return name
     return "aten.mm" if name in _MATMULS else f"aten.{name}"
 
 
 def operators(graph: GraphModule, module: str = "") -> dict[str, int]:
-    """Operators of an FX graph (or of one module in it, "layers.1"), most frequent first; no inputs, no views."""
-    names = [operator_name(n) for n in graph.graph.nodes if n.op.startswith("call_") and _within(n, module)]
+    """Operators of an FX graph (or of one module in it, "layers.1"), most frequent first; no
+    inputs, no views."""
+    names = [
+        operator_name(n)
+        for n in graph.graph.nodes
+        if n.op.startswith("call_") and _within(n, module)
+    ]
     return dict(Counter(n for n in names if n.removeprefix("aten.") not in _VIEWS).most_common())
 
 
 def inputs(graph: GraphModule) -> dict[str, int]:
-    """Tensors that a graph of `watch` is called with: weights, what the cache holds, and the call's own arguments."""
+    """Tensors that a graph of `watch` is called with: weights, what the cache holds, and the call's
+    own arguments."""
     found: Counter[str] = Counter()
     for node in graph.graph.nodes:
         if node.op == "placeholder":
@@ -143,10 +189,18 @@ def inputs(graph: GraphModule) -> dict[str, int]:
 
 
 def module_nodes(graph: GraphModule, module: str) -> list[dict[str, str]]:
-    """The nodes that the forward of one module ("layers.1.mlp") made, in order: name, operator, inputs, shape."""
-    rows = [{"node": f"%{node.name}", "operator": operator_name(node), "shape": _shape(node),
-             "inputs": ", ".join(f"%{_short(i.name)}" for i in node.all_input_nodes)}
-            for node in graph.graph.nodes if node.op.startswith("call_") and _within(node, module)]
+    """The nodes that the forward of one module ("layers.1.mlp") made, in order: name, operator,
+    inputs, shape."""
+    rows = [
+        {
+            "node": f"%{node.name}",
+            "operator": operator_name(node),
+            "shape": _shape(node),
+            "inputs": ", ".join(f"%{_short(i.name)}" for i in node.all_input_nodes),
+        }
+        for node in graph.graph.nodes
+        if node.op.startswith("call_") and _within(node, module)
+    ]
     if not rows:
         raise PortError(f"no node of this graph belongs to a module {module!r}")
     return rows
@@ -175,14 +229,18 @@ def _shape(node: Node) -> str:
     return ", ".join(str(list(v.shape)) for v in values if isinstance(v, Tensor))
 
 
-# ---- what inductor made of it ---------------------------------------------------------------------------------------
+# ---- what inductor made of it --------------------------------------------------------------------
 
-_CALL = re.compile(r"^\s+(?:\w+ = )?"
-                   r"(?:((?:cpp|triton)_\w+)(?:\.run)?|extern_kernels\.(\w+)|torch\.ops\.(\S+?))\(", re.M)
+_CALL = re.compile(
+    r"^\s+(?:\w+ = )?"
+    r"(?:((?:cpp|triton)_\w+)(?:\.run)?|extern_kernels\.(\w+)|torch\.ops\.(\S+?))\(",
+    re.M,
+)
 
 
 def generated_kernels(code: str) -> dict[str, int]:
-    """Kernel launches in one call of inductor's generated code: its own fused loops, and calls into libraries."""
+    """Kernel launches in one call of inductor's generated code: its own fused loops, and calls into
+    libraries."""
     found: Counter[str] = Counter()
     for own, extern, op in _CALL.findall(code):
         found["fused kernel" if own else extern or op.removesuffix(".default")] += 1
@@ -191,7 +249,8 @@ def generated_kernels(code: str) -> dict[str, int]:
 
 @contextlib.contextmanager
 def generated_code() -> Iterator[list[str]]:
-    """Collects the source that inductor generates (or finds in its cache) within it: one text for every graph."""
+    """Collects the source that inductor generates (or finds in its cache) within it: one text for
+    every graph."""
     from torch._inductor.graph import GraphLowering
 
     texts: list[str] = []

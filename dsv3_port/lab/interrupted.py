@@ -1,4 +1,5 @@
-"""A split that dies half-way, for notebook 01: in a process of its own, killed when its journal has begun."""
+"""A split that dies half-way, for notebook 01: in a process of its own, killed when its journal has
+begun."""
 
 from __future__ import annotations
 
@@ -10,17 +11,24 @@ from pathlib import Path
 from ..errors import PortError
 from ..weights.manifest import WORK, rank_folder
 
-_SPLIT = ("import sys; from dsv3_port.weights.shard import shard_checkpoint; "
-          "shard_checkpoint(sys.argv[1], sys.argv[2], int(sys.argv[3]), jobs=1, commit_bytes=1 << 18)")
+_SPLIT = (
+    "import sys; from dsv3_port.weights.shard import shard_checkpoint; "
+    "shard_checkpoint(sys.argv[1], sys.argv[2], int(sys.argv[3]), jobs=1, commit_bytes=1 << 18)"
+)
 
 
-def killed_split(source: Path, output: Path, world_size: int, entries: int = 60,
-                 timeout: float = 120.0) -> list[str]:
-    """Start to split `source` and kill the process (SIGKILL: no handler runs, nothing is tidied up) as soon as the
-    last rank's journal has that many entries; returns the names in `output` then. PortError where it came to none."""
+def killed_split(
+    source: Path, output: Path, world_size: int, entries: int = 60, timeout: float = 120.0
+) -> list[str]:
+    """Start to split `source` and kill the process (SIGKILL: no handler runs, nothing is tidied up)
+    as soon as the last rank's journal has that many entries; returns the names in `output` then.
+    PortError where it came to none."""
     journal = output / WORK / f"{rank_folder(world_size - 1, world_size)}.jsonl"
-    run = subprocess.Popen([sys.executable, "-c", _SPLIT, str(source), str(output), str(world_size)],
-                           stderr=subprocess.PIPE, text=True)
+    run = subprocess.Popen(
+        [sys.executable, "-c", _SPLIT, str(source), str(output), str(world_size)],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     end = time.monotonic() + timeout
     try:
         while run.poll() is None and time.monotonic() < end:
@@ -32,5 +40,7 @@ def killed_split(source: Path, output: Path, world_size: int, entries: int = 60,
         run.kill()
         _, said = run.communicate()
     if not begun:
-        raise PortError(f"{output}: the split ended before it could be killed: {said.strip()[-300:] or 'no error'}")
+        raise PortError(
+            f"{output}: the split ended before it could be killed: {said.strip()[-300:] or 'no error'}"
+        )
     return sorted(p.name for p in output.iterdir())

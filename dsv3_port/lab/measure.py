@@ -1,7 +1,9 @@
-"""Honest paired timing: variants interleaved round by round, warmed up, synchronised, compile time kept apart.
+"""Honest paired timing: variants interleaved round by round, warmed up, synchronised, compile time
+kept apart.
 
-A median of one variant measured after another says more about the machine's drift than about the code; paired rounds
-do not. See lab/records.py for what comes out and lab/census.py for counting instead of timing.
+A median of one variant measured after another says more about the machine's drift than about the
+code; paired rounds do not. See lab/records.py for what comes out and lab/census.py for counting
+instead of timing.
 """
 
 from __future__ import annotations
@@ -29,11 +31,25 @@ from ..errors import PortError
 from .census import count_ops, peak_memory
 from .records import Ratio, Record, Results, load, save, stamp
 
-__all__ = ["BUSY_SHARE", "Ratio", "Record", "Results", "count_ops", "device_info", "load", "measure", "peak_memory",
-           "save", "stamp", "synchronize"]
+__all__ = [
+    "BUSY_SHARE",
+    "Ratio",
+    "Record",
+    "Results",
+    "count_ops",
+    "device_info",
+    "load",
+    "measure",
+    "peak_memory",
+    "save",
+    "stamp",
+    "synchronize",
+]
 
 BUSY_SHARE = 0.10  # of all cores, used by other processes: from here on medians drift visibly
-SHORT = 1e-3  # seconds; a shorter call is repeated within a sample, timer and scheduler noise would rule it otherwise
+# seconds; a shorter call is repeated within a sample, timer and scheduler noise would rule it
+# otherwise
+SHORT = 1e-3
 Prepare = Callable[[str, int], None]
 
 
@@ -72,9 +88,11 @@ def versions() -> dict[str, str]:
 
 
 def device_info(device: str | torch.device = "cpu") -> dict[str, Any]:
-    """Where numbers come from: `device`, `device_name`, `tier`, `threads`, `versions`, `date` (UTC).
+    """Where numbers come from: `device`, `device_name`, `tier`, `threads`, `versions`, `date`
+    (UTC).
 
-    Tier "host-npu" is the real torch_npu on the package's stand-in for CANN: no timing of it is ever shown.
+    Tier "host-npu" is the real torch_npu on the package's stand-in for CANN: no timing of it is
+    ever shown.
     """
     kind = device_kind(device)
     if kind == "cpu":
@@ -89,12 +107,19 @@ def device_info(device: str | torch.device = "cpu") -> dict[str, Any]:
         tier = "host-npu" if stand_in else "npu"
     else:
         raise PortError(f"unknown device {str(device)!r}; it can be cpu, cuda or npu")
-    return {"device": str(device), "device_name": name, "tier": tier, "threads": torch.get_num_threads(),
-            "versions": versions(), "date": datetime.now(timezone.utc).isoformat(timespec="seconds")}
+    return {
+        "device": str(device),
+        "device_name": name,
+        "tier": tier,
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
 
 
 def _host_stand_in() -> bool:
-    """Whether this process's npu device is the package's stand-in (it must have been enabled here to be one)."""
+    """Whether this process's npu device is the package's stand-in (it must have been enabled here
+    to be one)."""
     hostnpu = sys.modules.get("dsv3_port.hostnpu")
     return bool(hostnpu is not None and hostnpu.enabled())
 
@@ -111,11 +136,17 @@ class BusyWatch:
 
     def _mark(self) -> None:
         times = psutil.cpu_times()
-        self.busy = sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0)
-        self.own, self.wall = sum(os.times()[:4]), time.perf_counter()  # with processes started and ended
+        self.busy = (
+            sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0)
+        )
+        self.own, self.wall = (
+            sum(os.times()[:4]),
+            time.perf_counter(),
+        )  # with processes started and ended
 
     def look(self, shortest: float = 0.1) -> None:
-        """Add the share since the last look; the system's counters step by 10 ms, so short spans wait for the next."""
+        """Add the share since the last look; the system's counters step by 10 ms, so short spans
+        wait for the next."""
         wall = time.perf_counter() - self.wall
         if wall < shortest:
             return
@@ -131,7 +162,9 @@ class BusyWatch:
         return max(mean, self.shares[0][1])
 
 
-def _sample(call: Callable[[], object], prepare: Callable[[], None] | None, inner: int, device: str) -> float:
+def _sample(
+    call: Callable[[], object], prepare: Callable[[], None] | None, inner: int, device: str
+) -> float:
     """Seconds per call over `inner` calls; `prepare` runs untimed before each of them."""
     total = 0.0
     if prepare is None:
@@ -154,7 +187,9 @@ def _sample(call: Callable[[], object], prepare: Callable[[], None] | None, inne
 class _Variant:
     """One callable with its untimed preparation and its count of calls."""
 
-    def __init__(self, name: str, call: Callable[[], object], prepare: Prepare | None, device: str) -> None:
+    def __init__(
+        self, name: str, call: Callable[[], object], prepare: Prepare | None, device: str
+    ) -> None:
         self.name, self.call, self.device = name, call, device
         self.calls, self.inner = 0, 1
         self.samples: list[float] = []
@@ -169,20 +204,32 @@ class _Variant:
         return _sample(self.call, self.prepare if self._prepare else None, self.inner, self.device)
 
     def warm_up(self, times: int, min_seconds: float) -> None:
-        """First call apart, `times` more, then so many calls a sample that it lasts SHORT or min_seconds."""
+        """First call apart, `times` more, then so many calls a sample that it lasts SHORT or
+        min_seconds."""
         self.first = self.sample()
         last = min([self.sample() for _ in range(times)] or [self.first])
         target = max(min_seconds, SHORT if last < SHORT else 0.0)
         self.inner = max(1, math.ceil(target / max(last, 1e-7)))
 
 
-def measure(variants: Mapping[str, Callable[[], object]], *, rounds: int = 7, warmup: int = 2,
-            min_seconds: float = 0.0, device: str | torch.device = "cpu", prepare: Prepare | None = None,
-            label: str = "", step_ids: Mapping[str, tuple[str, ...]] | None = None,
-            meta: Mapping[str, Any] | None = None, progress: bool = True) -> Results:
-    """Time each variant once per round, in an order that rotates, so that drift meets all of them alike.
+def measure(
+    variants: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int = 7,
+    warmup: int = 2,
+    min_seconds: float = 0.0,
+    device: str | torch.device = "cpu",
+    prepare: Prepare | None = None,
+    label: str = "",
+    step_ids: Mapping[str, tuple[str, ...]] | None = None,
+    meta: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> Results:
+    """Time each variant once per round, in an order that rotates, so that drift meets all of them
+    alike.
 
-    prepare(name, n) runs untimed before the n-th call of a variant (a fresh token, a rewound cache).
+    prepare(name, n) runs untimed before the n-th call of a variant (a fresh token, a rewound
+    cache).
     min_seconds: shortest sample; calls below 1 ms are repeated to 1 ms in any case.
     meta: further fields of the records; a dict as value gives each variant its own.
     """
@@ -197,8 +244,15 @@ def measure(variants: Mapping[str, Callable[[], object]], *, rounds: int = 7, wa
     timed = [_Variant(name, call, prepare, kind) for name, call in variants.items()]
     watch = BusyWatch()
     if progress:
-        bar = tqdm(total=len(timed) * (rounds + 1), desc=label or "measure", unit="sample", leave=False, delay=2.0,
-                   mininterval=0.5, file=sys.stdout)
+        bar = tqdm(
+            total=len(timed) * (rounds + 1),
+            desc=label or "measure",
+            unit="sample",
+            leave=False,
+            delay=2.0,
+            mininterval=0.5,
+            file=sys.stdout,
+        )
     with torch.no_grad():
         for v in timed:
             v.warm_up(warmup, min_seconds)
@@ -223,10 +277,28 @@ def measure(variants: Mapping[str, Callable[[], object]], *, rounds: int = 7, wa
                 bar.close()
     share = watch.share
     if share > BUSY_SHARE:
-        warnings.warn(f"other processes used {share:.0%} of this machine during {label or 'the measurement'}: "
-                      "its times are not to be trusted", stacklevel=2)
+        warnings.warn(
+            f"other processes used {share:.0%} of this machine during {label or 'the measurement'}: "
+            "its times are not to be trusted",
+            stacklevel=2,
+        )
     run = secrets.token_hex(6)
-    return Results([Record(name=v.name, samples=v.samples, run=run, first_call_seconds=v.first, inner=v.inner,
-                           step_ids=tuple((step_ids or {}).get(v.name, ())), label=label, busy=share > BUSY_SHARE,
-                           busy_share=round(share, 4), **info, **common,
-                           **{k: values[v.name] for k, values in per_variant.items()}) for v in timed])
+    return Results(
+        [
+            Record(
+                name=v.name,
+                samples=v.samples,
+                run=run,
+                first_call_seconds=v.first,
+                inner=v.inner,
+                step_ids=tuple((step_ids or {}).get(v.name, ())),
+                label=label,
+                busy=share > BUSY_SHARE,
+                busy_share=round(share, 4),
+                **info,
+                **common,
+                **{k: values[v.name] for k, values in per_variant.items()},
+            )
+            for v in timed
+        ]
+    )

@@ -25,7 +25,8 @@ class Card:
 
 
 def parse_npu_smi(text: str) -> tuple[str, list[Card]]:
-    """`npu-smi info` -> (version, cards). A chip has two lines: name and health, then bus and memory (used / total)."""
+    """`npu-smi info` -> (version, cards). A chip has two lines: name and health, then bus and
+    memory (used / total)."""
     version = re.search(r"npu-smi\s+(\S+)", text)
     cards, name, health = [], "", ""
     for line in text.splitlines():
@@ -45,24 +46,46 @@ def _asked() -> Check | tuple[str, list[Card]]:
     """npu-smi's version and cards, or what is in the way."""
     if shutil.which("npu-smi") is None:
         if device_files():
-            return Check("driver", FAIL, f"{len(device_files())} cards in /dev, npu-smi is not found",
-                         "in a container, mount /usr/local/bin/npu-smi, /usr/local/dcmi and /usr/local/Ascend/driver")
-        return Check("driver", FAIL, "no /dev/davinci* and no npu-smi", "install the NPU's driver and firmware; in a "
-                     "container, pass --device /dev/davinci0 (and so on), /dev/davinci_manager, /dev/devmm_svm and "
-                     "/dev/hisi_hdc")
+            return Check(
+                "driver",
+                FAIL,
+                f"{len(device_files())} cards in /dev, npu-smi is not found",
+                "in a container, mount /usr/local/bin/npu-smi, /usr/local/dcmi and /usr/local/Ascend/driver",
+            )
+        return Check(
+            "driver",
+            FAIL,
+            "no /dev/davinci* and no npu-smi",
+            "install the NPU's driver and firmware; in a "
+            "container, pass --device /dev/davinci0 (and so on), /dev/davinci_manager, /dev/devmm_svm and "
+            "/dev/hisi_hdc",
+        )
     locked = [f.name for f in device_files() if not os.access(f, os.R_OK | os.W_OK)]
     if locked:
-        return Check("driver", FAIL, f"no permission for {', '.join(locked)}",
-                     "sudo usermod -aG HwHiAiUser $USER, then log in again")
+        return Check(
+            "driver",
+            FAIL,
+            f"no permission for {', '.join(locked)}",
+            "sudo usermod -aG HwHiAiUser $USER, then log in again",
+        )
     try:
         done = subprocess.run(["npu-smi", "info"], capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired) as error:
-        return Check("driver", FAIL, f"npu-smi does not answer: {error}", "restart the machine; `dmesg` may say why")
+        return Check(
+            "driver",
+            FAIL,
+            f"npu-smi does not answer: {error}",
+            "restart the machine; `dmesg` may say why",
+        )
     version, cards = parse_npu_smi(done.stdout)
     if done.returncode or not cards:
         said = " ".join((done.stderr or done.stdout).split())[:200]
-        return Check("driver", FAIL, f"npu-smi info: {said or 'shows no card'}", "check that the driver is loaded and "
-                     "that no other container holds the cards")
+        return Check(
+            "driver",
+            FAIL,
+            f"npu-smi info: {said or 'shows no card'}",
+            "check that the driver is loaded and that no other container holds the cards",
+        )
     return version, cards
 
 
@@ -82,11 +105,26 @@ def checks() -> list[Check]:
     release, cards = found
     sick = [f"{i} ({c.health})" for i, c in enumerate(cards) if c.health != "OK"]
     shown = f"npu-smi {release}, {len(cards)} × {cards[0].name}"
-    first = Check("driver", OK, shown) if not sick else Check(
-        "driver", WARN, f"{shown}; not well: {', '.join(sick)}", "name the others in ASCEND_RT_VISIBLE_DEVICES")
+    first = (
+        Check("driver", OK, shown)
+        if not sick
+        else Check(
+            "driver",
+            WARN,
+            f"{shown}; not well: {', '.join(sick)}",
+            "name the others in ASCEND_RT_VISIBLE_DEVICES",
+        )
+    )
     detail = f"{', '.join(f'{(c.total - c.used) / 1024:.1f}' for c in cards)} GiB of {cards[0].total / 1024:.0f}"
     busy = [str(i) for i, c in enumerate(cards) if c.used > BUSY_HBM * c.total]
     if busy:
-        return [first, Check("free HBM", WARN, f"{detail}; somebody uses card {', '.join(busy)}",
-                             "end that work, or name other cards in ASCEND_RT_VISIBLE_DEVICES")]
+        return [
+            first,
+            Check(
+                "free HBM",
+                WARN,
+                f"{detail}; somebody uses card {', '.join(busy)}",
+                "end that work, or name other cards in ASCEND_RT_VISIBLE_DEVICES",
+            ),
+        ]
     return [first, Check("free HBM", OK, detail)]

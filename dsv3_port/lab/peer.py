@@ -1,4 +1,5 @@
-"""transformers' own DeepSeek-V3 with the weights of one of our models: the second opinion beside every plan."""
+"""transformers' own DeepSeek-V3 with the weights of one of our models: the second opinion beside
+every plan."""
 
 from __future__ import annotations
 
@@ -14,30 +15,47 @@ from ..steps import PortPlan
 
 
 def peer_weights(model: DeepseekV3) -> dict[str, Tensor]:
-    """Our upstream parameters under transformers' names: experts stacked as gate_up_proj [E, 2I, H], down_proj."""
+    """Our upstream parameters under transformers' names: experts stacked as gate_up_proj [E, 2I,
+    H], down_proj."""
     state: dict[str, Tensor] = dict(model.named_parameters())
     for layer in range(model.config.num_hidden_layers):
         at = f"model.layers.{layer}.mlp.experts"
         if f"{at}.0.gate_proj.weight" not in state:
             continue
-        parts = {kind: [state.pop(f"{at}.{e}.{kind}_proj.weight") for e in range(model.config.n_routed_experts)]
-                 for kind in ("gate", "up", "down")}
-        state[f"{at}.gate_up_proj"] = torch.stack([torch.cat(p) for p in zip(parts["gate"], parts["up"], strict=True)])
+        parts = {
+            kind: [
+                state.pop(f"{at}.{e}.{kind}_proj.weight")
+                for e in range(model.config.n_routed_experts)
+            ]
+            for kind in ("gate", "up", "down")
+        }
+        state[f"{at}.gate_up_proj"] = torch.stack(
+            [torch.cat(p) for p in zip(parts["gate"], parts["up"], strict=True)]
+        )
         state[f"{at}.down_proj"] = torch.stack(parts["down"])
     return {name: tensor.detach() for name, tensor in state.items()}
 
 
 def peer_model(model: DeepseekV3) -> Any:
-    """`DeepseekV3ForCausalLM` that shares the weights of `model`, which must have the upstream forms.
+    """`DeepseekV3ForCausalLM` that shares the weights of `model`, which must have the upstream
+    forms.
 
-    The weights come from our reader, because transformers 5.23 misreads FP8 blocks whose rows are not a multiple of
-    the block. Experts are copied (they are stacked there), everything else is shared.
+    The weights come from our reader, because transformers 5.23 misreads FP8 blocks whose rows are
+    not a multiple of the block. Experts are copied (they are stacked there), everything else is
+    shared.
     """
-    if model.plan != PortPlan.upstream().replace(cache=model.plan.cache) or model.parallel.world_size > 1:
-        raise PortError("the transformers model takes the weights of an upstream model on one rank: load it with "
-                        "PortPlan.upstream()")
+    if (
+        model.plan != PortPlan.upstream().replace(cache=model.plan.cache)
+        or model.parallel.world_size > 1
+    ):
+        raise PortError(
+            "the transformers model takes the weights of an upstream model on one rank: load it with "
+            "PortPlan.upstream()"
+        )
     if not model.config.n_shared_experts:
-        raise PortError("transformers always builds a shared expert, this model has none: there is no peer for it")
+        raise PortError(
+            "transformers always builds a shared expert, this model has none: there is no peer for it"
+        )
     from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
     values = model.config.to_dict()
@@ -54,8 +72,12 @@ def peer_model(model: DeepseekV3) -> Any:
         quiet.setLevel(level)
     missing, unexpected = peer.load_state_dict(peer_weights(model), strict=False, assign=True)
     if missing or unexpected:
-        raise PortError(f"this transformers names its weights differently (missing {missing[:2]}, unexpected "
-                        f"{unexpected[:2]}): use the pinned version, 5.23.0")
-    rotary = type(peer.model.rotary_emb)(config=config)  # its buffers are not persistent: made anew off the meta device
+        raise PortError(
+            f"this transformers names its weights differently (missing {missing[:2]}, unexpected "
+            f"{unexpected[:2]}): use the pinned version, 5.23.0"
+        )
+    rotary = type(peer.model.rotary_emb)(
+        config=config
+    )  # its buffers are not persistent: made anew off the meta device
     peer.model.rotary_emb = rotary.to(model.device)
     return peer.requires_grad_(False).eval()

@@ -1,7 +1,9 @@
-"""transformers' own model in every configuration that could be its fastest, behind one real prompt each.
+"""transformers' own model in every configuration that could be its fastest, behind one real prompt
+each.
 
-What transformers 5.23 offers on a CPU: two attention functions, four ways to multiply experts, a cache that grows or
-one of fixed size, and torch.compile, which its documents advise with the fixed cache.
+What transformers 5.23 offers on a CPU: two attention functions, four ways to multiply experts, a
+cache that grows or one of fixed size, and torch.compile, which its documents advise with the fixed
+cache.
 """
 
 from __future__ import annotations
@@ -28,11 +30,14 @@ class PeerForm:
     attention: str | None = None
     static: bool = False
     compiled: bool = False
-    prefill: bool = True  # whether it makes sense there: batched_mm copies the weights of every token's experts
+    prefill: bool = (
+        True  # whether it makes sense there: batched_mm copies the weights of every token's experts
+    )
 
 
 def peer_forms(dtype: torch.dtype) -> list[PeerForm]:
-    """The configurations to time. torch.compile refuses float32 grouped_mm (a check of its own), batched_mm works."""
+    """The configurations to time. torch.compile refuses float32 grouped_mm (a check of its own),
+    batched_mm works."""
     fits = "grouped_mm" if dtype == torch.bfloat16 else "batched_mm"
     return [
         PeerForm("transformers, as loaded"),  # sdpa and grouped_mm in 5.23
@@ -41,8 +46,13 @@ def peer_forms(dtype: torch.dtype) -> list[PeerForm]:
         PeerForm("transformers, expert loop", experts="eager"),
         PeerForm("transformers, batched_mm", experts="batched_mm", prefill=False),
         PeerForm("transformers, static cache", static=True),
-        PeerForm(f"transformers, static cache, {fits}, compiled", experts=fits, static=True, compiled=True,
-                 prefill=False),
+        PeerForm(
+            f"transformers, static cache, {fits}, compiled",
+            experts=fits,
+            static=True,
+            compiled=True,
+            prefill=False,
+        ),
     ]
 
 
@@ -60,12 +70,18 @@ class Peer:
     def clear(self) -> None:
         from transformers import DynamicCache, StaticCache
 
-        self.cache: Any = (StaticCache(config=self.config, max_cache_len=self.room) if self.form.static else
-                           DynamicCache(config=self.config))
+        self.cache: Any = (
+            StaticCache(config=self.config, max_cache_len=self.room)
+            if self.form.static
+            else DynamicCache(config=self.config)
+        )
 
     def prefill(self, ids: Tensor) -> Tensor:
-        """Logits after the last token [B, 1, V]; the model's own prefill is never compiled, as its documents say."""
-        logits: Tensor = self.model.forward(ids, past_key_values=self.cache, logits_to_keep=1).logits
+        """Logits after the last token [B, 1, V]; the model's own prefill is never compiled, as its
+        documents say."""
+        logits: Tensor = self.model.forward(
+            ids, past_key_values=self.cache, logits_to_keep=1
+        ).logits
         return logits
 
     def fill(self, ids: Tensor) -> None:
@@ -88,8 +104,8 @@ class Peer:
 
 
 def make_peer(form: PeerForm, upstream: Any, batch: int, room: int, **options: Any) -> Peer:
-    """The peer of an upstream model in one form; `options` of its compiler. PortError where this transformers does not
-    know the form."""
+    """The peer of an upstream model in one form; `options` of its compiler. PortError where this
+    transformers does not know the form."""
     model = peer_model(upstream)
     try:
         if form.experts is not None:

@@ -1,7 +1,9 @@
-"""Forecasts from config.json alone: does the model fit a card, and how many bytes must a decode step read.
+"""Forecasts from config.json alone: does the model fit a card, and how many bytes must a decode
+step read.
 
-Sizes come from the table that also cuts and loads the weights (weights/layout.py), so a forecast cannot disagree with
-what a rank really holds. The multi-token-prediction layer is not part of the model and not counted.
+Sizes come from the table that also cuts and loads the weights (weights/layout.py), so a forecast
+cannot disagree with what a rank really holds. The multi-token-prediction layer is not part of the
+model and not counted.
 """
 
 from __future__ import annotations
@@ -19,14 +21,16 @@ from ..steps import PortPlan
 from ..weights.layout import Target, targets
 
 GIB = 2**30
-# bytes a value; the 8-bit forms hold their scales besides and leave embedding, head and norms in bfloat16
+# bytes a value; the 8-bit forms hold their scales besides and leave embedding, head and norms in
+# bfloat16
 DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1, "int8": 1}
 _EIGHT_BIT = ("attention", "dense", "experts", "shared")
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What one rank of `world_size` holds. `weights_bytes` by component; both KV forms, whichever the plan uses."""
+    """What one rank of `world_size` holds. `weights_bytes` by component; both KV forms, whichever
+    the plan uses."""
 
     world_size: int
     dtype: str
@@ -57,7 +61,9 @@ def _target_bytes(target: Target, dtype: str) -> int:
     if target.component not in _EIGHT_BIT:
         return 2 * numel
     rows, columns = numel // target.shape[-1], target.shape[-1]
-    scales = rows * math.ceil(columns / 128) / 128 if dtype == "float8_e4m3fn" else rows  # block of 128x128, or a row
+    scales = (
+        rows * math.ceil(columns / 128) / 128 if dtype == "float8_e4m3fn" else rows
+    )  # block of 128x128, or a row
     return numel + 4 * math.ceil(scales)
 
 
@@ -68,8 +74,11 @@ def rank_targets(config: DeepseekV3Config, plan: PortPlan, world_size: int) -> t
     return tuple(targets(config, plan.plus("tensor_parallel"), parallel))
 
 
-def weight_bytes(config: DeepseekV3Config, plan: PortPlan, world_size: int, dtype: str) -> dict[str, int]:
-    """Component -> bytes on one rank: embedding, attention, dense, gate, experts, shared, norm, head."""
+def weight_bytes(
+    config: DeepseekV3Config, plan: PortPlan, world_size: int, dtype: str
+) -> dict[str, int]:
+    """Component -> bytes on one rank: embedding, attention, dense, gate, experts, shared, norm,
+    head."""
     sizes: Counter[str] = Counter()
     for target in rank_targets(config, plan, world_size):
         sizes[target.component] += _target_bytes(target, dtype)
@@ -82,7 +91,8 @@ def total_params(config: DeepseekV3Config) -> int:
 
 
 def active_params(config: DeepseekV3Config) -> int:
-    """Parameters that one token is multiplied with: K of E experts, and of the embedding none (one row is copied)."""
+    """Parameters that one token is multiplied with: K of E experts, and of the embedding none (one
+    row is copied)."""
     active = 0
     for target in rank_targets(config, PortPlan.upstream(), 1):
         numel = math.prod(target.shape)
@@ -93,41 +103,70 @@ def active_params(config: DeepseekV3Config) -> int:
     return active
 
 
-def kv_bytes_per_token(config: DeepseekV3Config, plan: PortPlan, dtype: str = "bfloat16", world_size: int = 1) -> int:
+def kv_bytes_per_token(
+    config: DeepseekV3Config, plan: PortPlan, dtype: str = "bfloat16", world_size: int = 1
+) -> int:
     """Cache bytes of one position in all layers on one rank.
 
-    The latent row R + Dr is shared by all heads, so that every rank keeps it whole; expanded keys and values are cut.
+    The latent row R + Dr is shared by all heads, so that every rank keeps it whole; expanded keys
+    and values are cut.
     """
-    width = max(2, _value_bytes(dtype))  # an 8-bit cache is a form of its own, not implied by 8-bit weights
+    width = max(
+        2, _value_bytes(dtype)
+    )  # an 8-bit cache is a form of its own, not implied by 8-bit weights
     if plan.attention == "low_rank":
         row = config.kv_lora_rank + config.qk_rope_head_dim
     else:
-        heads = TensorParallel(0, world_size).share(config.num_attention_heads, "num_attention_heads")
+        heads = TensorParallel(0, world_size).share(
+            config.num_attention_heads, "num_attention_heads"
+        )
         row = heads * (config.qk_head_dim + config.v_head_dim)
     return config.num_hidden_layers * row * width
 
 
-def forecast(config: DeepseekV3Config, world_sizes: Sequence[int] = (8, 16, 32, 64), hbm_gib: float = 64.0,
-             dtypes: Sequence[str] = ("bfloat16",), batch: int = 1, seq_len: int = 4096,
-             plan: PortPlan | None = None, reserve: float = 0.1) -> list[Forecast]:
-    """Memory per card for each world size and dtype, with a KV cache for `batch` sequences of `seq_len` positions.
+def forecast(
+    config: DeepseekV3Config,
+    world_sizes: Sequence[int] = (8, 16, 32, 64),
+    hbm_gib: float = 64.0,
+    dtypes: Sequence[str] = ("bfloat16",),
+    batch: int = 1,
+    seq_len: int = 4096,
+    plan: PortPlan | None = None,
+    reserve: float = 0.1,
+) -> list[Forecast]:
+    """Memory per card for each world size and dtype, with a KV cache for `batch` sequences of
+    `seq_len` positions.
 
     A share `reserve` of `hbm_gib` stays free for activations, workspaces and communication buffers.
     """
     if hbm_gib <= 0 or not 0 <= reserve < 1 or batch < 1 or seq_len < 1:
-        raise PortError("forecast: hbm_gib, batch and seq_len must be positive and reserve a share below 1")
+        raise PortError(
+            "forecast: hbm_gib, batch and seq_len must be positive and reserve a share below 1"
+        )
     plan = plan or PortPlan.full()
-    return [_forecast(config, plan, world, dtype, hbm_gib, batch * seq_len, reserve)
-            for dtype in dtypes for world in world_sizes]
+    return [
+        _forecast(config, plan, world, dtype, hbm_gib, batch * seq_len, reserve)
+        for dtype in dtypes
+        for world in world_sizes
+    ]
 
 
-def _forecast(config: DeepseekV3Config, plan: PortPlan, world: int, dtype: str, hbm_gib: float, positions: int,
-              reserve: float) -> Forecast:
+def _forecast(
+    config: DeepseekV3Config,
+    plan: PortPlan,
+    world: int,
+    dtype: str,
+    hbm_gib: float,
+    positions: int,
+    reserve: float,
+) -> Forecast:
     _value_bytes(dtype)
     try:
         weights = weight_bytes(config, plan, world, dtype)
-        latent, expanded = (positions * kv_bytes_per_token(config, plan.replace(attention=form), dtype, world)
-                            for form in ("low_rank", "expanded"))
+        latent, expanded = (
+            positions * kv_bytes_per_token(config, plan.replace(attention=form), dtype, world)
+            for form in ("low_rank", "expanded")
+        )
     except PortError as error:  # this world size does not divide the model
         return Forecast(world, dtype, {}, 0, 0, 0, False, str(error))
     total = sum(weights.values()) + (latent if plan.attention == "low_rank" else expanded)
@@ -149,21 +188,35 @@ def world_sizes(config: DeepseekV3Config) -> list[int]:
     return [w for w in range(1, most + 1) if most % w == 0]
 
 
-def smallest_world(config: DeepseekV3Config, hbm_gib: float, dtype: str = "bfloat16", batch: int = 1,
-                   seq_len: int = 4096, plan: PortPlan | None = None, reserve: float = 0.1) -> int | None:
-    """The fewest cards that hold the model and its cache, or None where no number that divides it does."""
+def smallest_world(
+    config: DeepseekV3Config,
+    hbm_gib: float,
+    dtype: str = "bfloat16",
+    batch: int = 1,
+    seq_len: int = 4096,
+    plan: PortPlan | None = None,
+    reserve: float = 0.1,
+) -> int | None:
+    """The fewest cards that hold the model and its cache, or None where no number that divides it
+    does."""
     for world in world_sizes(config):
         if forecast(config, (world,), hbm_gib, (dtype,), batch, seq_len, plan, reserve)[0].fits:
             return world
     return None
 
 
-def decode_bytes(config: DeepseekV3Config, plan: PortPlan, dtype: str = "bfloat16", batch: int = 1,
-                 context: int = 4096) -> dict[str, int]:
-    """Bytes that one decode step must read at least, on one rank without a cut: weights by component, and `kv_cache`.
+def decode_bytes(
+    config: DeepseekV3Config,
+    plan: PortPlan,
+    dtype: str = "bfloat16",
+    batch: int = 1,
+    context: int = 4096,
+) -> dict[str, int]:
+    """Bytes that one decode step must read at least, on one rank without a cut: weights by
+    component, and `kv_cache`.
 
-    Of the experts those count that `batch` tokens choose on average under even routing: E (1 - (1 - K/E)^B). Divided
-    by a memory bandwidth it is the time that no kernel can beat.
+    Of the experts those count that `batch` tokens choose on average under even routing: E (1 - (1 -
+    K/E)^B). Divided by a memory bandwidth it is the time that no kernel can beat.
     """
     sizes = weight_bytes(config, plan, 1, dtype)
     experts, top = config.n_routed_experts, config.num_experts_per_tok

@@ -18,7 +18,8 @@ from .style import BLUE, CYCLE, GREY, LIGHT, SMALL, LabFigure, figure, finish, s
 
 @contextlib.contextmanager
 def _kineto_silent() -> Iterator[None]:
-    """Within it the process's stderr goes nowhere: the profiler's C++ part writes a line at every start and stop."""
+    """Within it the process's stderr goes nowhere: the profiler's C++ part writes a line at every
+    start and stop."""
     kept = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
@@ -31,16 +32,21 @@ def _kineto_silent() -> Iterator[None]:
 
 
 class OperatorTimes(dict[str, float]):
-    """Operator -> seconds of its own in one call, largest first; `busy_share`: what other processes took meanwhile."""
+    """Operator -> seconds of its own in one call, largest first; `busy_share`: what other processes
+    took meanwhile."""
 
     busy_share: float = 0.0
 
 
-def top_operators(fn: Callable[[], object], calls: int = 3, device: str | torch.device = "cpu") -> OperatorTimes:
-    """Where one call of `fn` spends its time, children left out: for each operator the median over `calls` calls.
+def top_operators(
+    fn: Callable[[], object], calls: int = 3, device: str | torch.device = "cpu"
+) -> OperatorTimes:
+    """Where one call of `fn` spends its time, children left out: for each operator the median over
+    `calls` calls.
 
-    On cuda the time of its kernels, elsewhere the host's. Recording costs about a microsecond an operator, so that
-    many short operators look slower than they are: read shares, and measure times with lab.measure.
+    On cuda the time of its kernels, elsewhere the host's. Recording costs about a microsecond an
+    operator, so that many short operators look slower than they are: read shares, and measure times
+    with lab.measure.
     """
     if calls < 1:
         raise PortError(f"top_operators: calls must be 1 at least, not {calls}")
@@ -58,21 +64,29 @@ def top_operators(fn: Callable[[], object], calls: int = 3, device: str | torch.
             for event in recorded.key_averages():
                 samples[event.key].append(getattr(event, field) * 1e-6)
     watch.look(0.0)
-    times = {op: statistics.median(seen + [0.0] * (calls - len(seen))) for op, seen in samples.items()}
-    found = OperatorTimes(sorted(((op, t) for op, t in times.items() if t > 0), key=lambda item: -item[1]))
+    times = {
+        op: statistics.median(seen + [0.0] * (calls - len(seen))) for op, seen in samples.items()
+    }
+    found = OperatorTimes(
+        sorted(((op, t) for op, t in times.items() if t > 0), key=lambda item: -item[1])
+    )
     found.busy_share = watch.share
     return found
 
 
 @styled
-def where_time_goes(times: Mapping[str, Mapping[str, float]], top: int = 8,
-                    device: str | torch.device = "cpu") -> LabFigure:
-    """Operators with the most time in any of the calls (from top_operators), side by side, the rest as one bar."""
+def where_time_goes(
+    times: Mapping[str, Mapping[str, float]], top: int = 8, device: str | torch.device = "cpu"
+) -> LabFigure:
+    """Operators with the most time in any of the calls (from top_operators), side by side, the rest
+    as one bar."""
     if not times or not all(times.values()):
         raise PortError("where_time_goes: no times given")
     info = device_info(device)
     if info["tier"] == "host-npu":
-        raise PortError("the host stand-in for CANN says nothing about an NPU's speed: its times are never drawn")
+        raise PortError(
+            "the host stand-in for CANN says nothing about an NPU's speed: its times are never drawn"
+        )
     names = list(dict.fromkeys(op for parts in times.values() for op in parts))
     names.sort(key=lambda op: -max(parts.get(op, 0.0) for parts in times.values()))
     shown = names[:top]
@@ -90,7 +104,13 @@ def where_time_goes(times: Mapping[str, Mapping[str, float]], top: int = 8,
         colour = (GREY, BLUE)[k] if len(times) == 2 else CYCLE[k % 8]
         ax.barh(places, values, height, color=colour, label=f"{name}: {total:.2f} ms in all")
         for y, value in zip(places, values, strict=True):
-            ax.text(value, y, f" {value:.2f}" if value >= 0.005 else " –", va="center", fontsize=SMALL - 1)
+            ax.text(
+                value,
+                y,
+                f" {value:.2f}" if value >= 0.005 else " –",
+                va="center",
+                fontsize=SMALL - 1,
+            )
         largest = max(range(len(shown)), key=values.__getitem__)
         said.append(f"{name}, {total:.2f} ms, most in {shown[largest]} {values[largest]:.2f} ms")
     ax.set_yticks(range(len(rows)), rows)
@@ -103,4 +123,8 @@ def where_time_goes(times: Mapping[str, Mapping[str, float]], top: int = 8,
     where = f"{info['device_name']} ({info['tier']}) · torch {info['versions']['torch']} · {info['date'][:10]}"
     if max(getattr(parts, "busy_share", 0.0) for parts in times.values()) > BUSY_SHARE:
         where += " · MACHINE WAS BUSY, times are not to be trusted"
-    return finish(fig, "Bars of time by operator: " + "; ".join(said) + ".", f"torch.profiler, medians · {where}")
+    return finish(
+        fig,
+        "Bars of time by operator: " + "; ".join(said) + ".",
+        f"torch.profiler, medians · {where}",
+    )

@@ -48,11 +48,20 @@ def stored_bytes(model: DeepseekV3) -> int:
     return sum(p.nbytes for p in model.parameters())
 
 
-# ---- functions of one rank ------------------------------------------------------------------------------------------
+# ---- functions of one rank -----------------------------------------------------------------------
 
-def logits_of_rank(parallel: TensorParallel, path: str, plan: PortPlan, input_ids: Tensor, steps: int = 4,
-                   device: str = "cpu", gather: str = "right") -> Tensor:
-    """Logits [B, 1 + steps, V] in float32: after the prompt input_ids[:, :-steps], then after each cached step.
+
+def logits_of_rank(
+    parallel: TensorParallel,
+    path: str,
+    plan: PortPlan,
+    input_ids: Tensor,
+    steps: int = 4,
+    device: str = "cpu",
+    gather: str = "right",
+) -> Tensor:
+    """Logits [B, 1 + steps, V] in float32: after the prompt input_ids[:, :-steps], then after each
+    cached step.
 
     gather: a key of defects.GATHERS, to see what a wrong one does.
     """
@@ -66,17 +75,36 @@ def logits_of_rank(parallel: TensorParallel, path: str, plan: PortPlan, input_id
     return torch.cat(rows, 1).cpu()
 
 
-def gathers_of_rank(parallel: TensorParallel, path: str, plan: PortPlan, input_ids: Tensor, steps: int = 4,
-                    device: str = "cpu") -> dict[str, Tensor]:
+def gathers_of_rank(
+    parallel: TensorParallel,
+    path: str,
+    plan: PortPlan,
+    input_ids: Tensor,
+    steps: int = 4,
+    device: str = "cpu",
+) -> dict[str, Tensor]:
     """logits_of_rank with the right gather and with each wrong one of defects.GATHERS."""
-    return {name: logits_of_rank(parallel, path, plan, input_ids, steps, device, name) for name in GATHERS}
+    return {
+        name: logits_of_rank(parallel, path, plan, input_ids, steps, device, name)
+        for name in GATHERS
+    }
 
 
-def tokens_of_rank(parallel: TensorParallel, path: str, plan: PortPlan, prompts: list[Prompt], max_new_tokens: int = 32,
-                   chat: bool = False, device: str = "cpu") -> list[list[int]]:
+def tokens_of_rank(
+    parallel: TensorParallel,
+    path: str,
+    plan: PortPlan,
+    prompts: list[Prompt],
+    max_new_tokens: int = 32,
+    chat: bool = False,
+    device: str = "cpu",
+) -> list[list[int]]:
     """Greedy token ids after each prompt; the tokenizer lies in `path` too."""
     model = load_model(path, plan, own_device(parallel, device), "float32", parallel)
-    return [g.token_ids for g in generate(model, load_tokenizer(path), prompts, max_new_tokens, chat=chat)]
+    return [
+        g.token_ids
+        for g in generate(model, load_tokenizer(path), prompts, max_new_tokens, chat=chat)
+    ]
 
 
 @dataclass(frozen=True)
@@ -93,9 +121,16 @@ class RankReport:
     decode: list[Collective]  # of one step
 
 
-def measure_rank(parallel: TensorParallel, path: str, plan: PortPlan, batch: int = 1, prompt: int = 32,
-                 device: str = "cpu") -> RankReport:
-    """Load this rank's weights, run one prefill of `prompt` tokens and one decode step, and say what it took."""
+def measure_rank(
+    parallel: TensorParallel,
+    path: str,
+    plan: PortPlan,
+    batch: int = 1,
+    prompt: int = 32,
+    device: str = "cpu",
+) -> RankReport:
+    """Load this rank's weights, run one prefill of `prompt` tokens and one decode step, and say
+    what it took."""
     counted = CountedParallel(parallel.rank, parallel.world_size, parallel.group)
     model = load_model(path, plan, own_device(parallel, device), "float32", counted)
     ids = token_ids(model, (batch, prompt + 1), 0)
@@ -103,12 +138,22 @@ def measure_rank(parallel: TensorParallel, path: str, plan: PortPlan, batch: int
     model(ids[:, :prompt], cache=cache)
     prefill = list(counted.log)
     model(ids[:, prompt:], cache=cache)
-    return RankReport(parallel.rank, parallel.world_size, os.getpid(), str(model.device), stored_bytes(model),
-                      cache.nbytes, prefill, counted.log[len(prefill) :])
+    return RankReport(
+        parallel.rank,
+        parallel.world_size,
+        os.getpid(),
+        str(model.device),
+        stored_bytes(model),
+        cache.nbytes,
+        prefill,
+        counted.log[len(prefill) :],
+    )
 
 
 def broken_rank(parallel: TensorParallel) -> None:
     """Rank 1 finds a bad file while the others already wait for it in a collective."""
     if parallel.rank == 1:
-        raise PortError("model-00001-of-00001.safetensors: not readable as safetensors; split again")
+        raise PortError(
+            "model-00001-of-00001.safetensors: not readable as safetensors; split again"
+        )
     dist.barrier()

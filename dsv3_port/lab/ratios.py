@@ -8,14 +8,29 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from ..errors import PortError
 from .records import Results
-from .style import BLUE, GREY, INK, LIGHT, SMALL, VERMILLION, LabFigure, caption, figure, finish, styled, title_of
+from .style import (
+    BLUE,
+    GREY,
+    INK,
+    LIGHT,
+    SMALL,
+    VERMILLION,
+    LabFigure,
+    caption,
+    figure,
+    finish,
+    styled,
+    title_of,
+)
 
 
 @styled
 def ratio_chart(results: Results, base: str, names: Sequence[str] | None = None) -> LabFigure:
-    """How many times faster than `base` each variant is, from one interleaved run: right of 1 faster, left slower.
+    """How many times faster than `base` each variant is, from one interleaved run: right of 1
+    faster, left slower.
 
-    Points are medians of the paired ratios, lines their quartiles; only a line that stays off 1 is a difference.
+    Points are medians of the paired ratios, lines their quartiles; only a line that stays off 1 is
+    a difference.
     """
     phases = sorted({r.phase for r in results}, key=lambda p: (p != "prefill", p))
     if not phases:
@@ -33,12 +48,16 @@ def ratio_chart(results: Results, base: str, names: Sequence[str] | None = None)
             colour, marker = (BLUE, "o") if faster else (VERMILLION, "s") if slower else (GREY, "D")
             ax.plot([r.low, r.high], [y, y], color=colour, lw=3, solid_capstyle="round")
             ax.plot(r.median, y, marker=marker, color=colour, ms=9)
-            ax.text(r.high + 0.25 * pad, y, f" {r.median:.2f}×", va="center", fontsize=SMALL, color=INK)
+            ax.text(
+                r.high + 0.25 * pad, y, f" {r.median:.2f}×", va="center", fontsize=SMALL, color=INK
+            )
             word = "faster" if faster else "slower" if slower else "no clear difference"
             said.append(f"{phase} {title_of(name)} {r.median:.2f}, {word}")
         ax.axvline(1.0, color=INK, lw=1.2)
         ax.set_xlim(low - pad, high + pad + 0.22 * (high - low + 2 * pad))
-        ax.set_yticks(range(len(shown)), [title_of(n) for n in shown] if ax is axes[0] else [""] * len(shown))
+        ax.set_yticks(
+            range(len(shown)), [title_of(n) for n in shown] if ax is axes[0] else [""] * len(shown)
+        )
         ax.set_ylim(len(shown) - 0.4, -0.6)
         ax.set_title(phase or "call")
         ax.set_xlabel(f"times faster than\n{title_of(base)}")
@@ -47,6 +66,12 @@ def ratio_chart(results: Results, base: str, names: Sequence[str] | None = None)
         ax.grid(axis="x", color=LIGHT, lw=0.8)
         ax.tick_params(axis="y", length=0)
     used = [r for r in results if r.name in (base, *shown)]
-    return finish(fig, f"Points of paired ratios against {title_of(base)}: " + "; ".join(said) + ".",
-                  caption(used, "points: medians of paired ratios, lines: quartiles; blue faster, red squares slower, "
-                                "grey diamonds no clear difference"))
+    return finish(
+        fig,
+        f"Points of paired ratios against {title_of(base)}: " + "; ".join(said) + ".",
+        caption(
+            used,
+            "points: medians of paired ratios, lines: quartiles; blue faster, red squares slower, "
+            "grey diamonds no clear difference",
+        ),
+    )

@@ -1,8 +1,8 @@
 """`dsv3-port record`: one signed measurement of a device, for data/recorded.
 
-A record holds the ladder's samples together with what they need to be believed: device, host, versions, command,
-settings, and the equivalence checks that the same run passed before it timed anything. The host stand-in is refused,
-and so is a machine that others were using.
+A record holds the ladder's samples together with what they need to be believed: device, host,
+versions, command, settings, and the equivalence checks that the same run passed before it timed
+anything. The host stand-in is refused, and so is a machine that others were using.
 """
 
 from __future__ import annotations
@@ -35,8 +35,15 @@ from .session import repo_root
 PROMPTS = ("Once upon a time", "One windy")
 NEW_TOKENS = 48
 # what else changes a time or a result on an NPU (engine/settings.py has the rest)
-VARIABLES = ("TASK_QUEUE_ENABLE", "ASCEND_LAUNCH_BLOCKING", "ASCEND_RT_VISIBLE_DEVICES", "CPU_AFFINITY_CONF",
-             "HCCL_BUFFSIZE", "PYTORCH_NPU_ALLOC_CONF", "OMP_NUM_THREADS")
+VARIABLES = (
+    "TASK_QUEUE_ENABLE",
+    "ASCEND_LAUNCH_BLOCKING",
+    "ASCEND_RT_VISIBLE_DEVICES",
+    "CPU_AFFINITY_CONF",
+    "HCCL_BUFFSIZE",
+    "PYTORCH_NPU_ALLOC_CONF",
+    "OMP_NUM_THREADS",
+)
 
 
 @dataclass(frozen=True)
@@ -53,14 +60,17 @@ class Host:
 
 @dataclass(frozen=True)
 class SignOff:
-    """The checks of the same run. `differences`: of each timed variant's logits from upstream's, relative."""
+    """The checks of the same run. `differences`: of each timed variant's logits from upstream's,
+    relative."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     dtype: str
     bound: float
     differences: Annotated[dict[str, float], Field(min_length=1)]
-    greedy_models: Annotated[list[str], Field(min_length=2)]  # wrote the same tokens with the embedded model, float32
+    greedy_models: Annotated[
+        list[str], Field(min_length=2)
+    ]  # wrote the same tokens with the embedded model, float32
     greedy_tokens: Annotated[int, Field(ge=1)]
 
 
@@ -90,51 +100,93 @@ class Recorded:
 _SCHEMA = TypeAdapter(Recorded)
 
 
-def make_record(device: str = "auto", profile: str = "w1", *, dtype: str | None = None, context: int = 1024,
-                batch: int = 1, prefill: int = 128, rounds: int = 9, compiled: bool = True, busy: bool = False,
-                seed: int = 0, command: Sequence[str] = ()) -> Recorded:
-    """Check, then measure the ladder. busy: keep the measurement of a machine that others used, marked as such.
+def make_record(
+    device: str = "auto",
+    profile: str = "w1",
+    *,
+    dtype: str | None = None,
+    context: int = 1024,
+    batch: int = 1,
+    prefill: int = 128,
+    rounds: int = 9,
+    compiled: bool = True,
+    busy: bool = False,
+    seed: int = 0,
+    command: Sequence[str] = (),
+) -> Recorded:
+    """Check, then measure the ladder. busy: keep the measurement of a machine that others used,
+    marked as such.
 
     PortError where a check fails, on the host stand-in, and on a busy machine.
     """
     where = pick_device(device)
     info = device_info(where)
     if info["tier"] == "host-npu":
-        raise PortError("the host stand-in is no NPU: its times are never recorded; run this on a machine with NPUs")
+        raise PortError(
+            "the host stand-in is no NPU: its times are never recorded; run this on a machine with NPUs"
+        )
     kind = pick_dtype(dtype, torch.float32 if where.type == "cpu" else torch.bfloat16)
     models, tokens = _same_text(str(where))
     plans = ladder_plans(compiled=compiled)
     if compiled and where.type == "npu":
         plans["aclgraph"] = PortPlan.full().plus("aclgraph")
     differences: dict[str, float] = {}
-    results = bench_ladder(profile, device=str(where), dtype=kind, context=context, batch=batch, prefill=prefill,
-                           rounds=rounds, plans=plans, seed=seed, differences=differences)
+    results = bench_ladder(
+        profile,
+        device=str(where),
+        dtype=kind,
+        context=context,
+        batch=batch,
+        prefill=prefill,
+        rounds=rounds,
+        plans=plans,
+        seed=seed,
+        differences=differences,
+    )
     if results.busy and not busy:
         share = max(r.busy_share for r in results)
-        raise PortError(f"other processes used {share:.0%} of this machine meanwhile: nothing is recorded; try again "
-                        "when it is quiet, or give --busy to keep the numbers, marked as such")
+        raise PortError(
+            f"other processes used {share:.0%} of this machine meanwhile: nothing is recorded; try again "
+            "when it is quiet, or give --busy to keep the numbers, marked as such"
+        )
     name = str(kind).removeprefix("torch.")
     made = Recorded(
-        format=1, tier=info["tier"], device_name=info["device_name"], date=info["date"],
-        command=shlex.join(command), host=this_host(), versions=info["versions"] | _ascend(info["tier"]),
-        settings=_settings(), repeats=rounds, records=list(results),
-        sign_off=SignOff(name, TOLERANCE[name], differences, models, tokens))
+        format=1,
+        tier=info["tier"],
+        device_name=info["device_name"],
+        date=info["date"],
+        command=shlex.join(command),
+        host=this_host(),
+        versions=info["versions"] | _ascend(info["tier"]),
+        settings=_settings(),
+        repeats=rounds,
+        records=list(results),
+        sign_off=SignOff(name, TOLERANCE[name], differences, models, tokens),
+    )
     return check(made, "this record")
 
 
 def _same_text(device: str) -> tuple[list[str], int]:
-    """The embedded model writes the same greedy tokens upstream, ported, and in transformers, in float32."""
+    """The embedded model writes the same greedy tokens upstream, ported, and in transformers, in
+    float32."""
     folder = repo_root() / "data" / "tiny-dsv3"
     upstream = load_model(folder, PortPlan.upstream(), device, "float32")
-    models = {UPSTREAM: upstream, "full port": load_model(folder, PortPlan.full(), device, "float32"),
-              PEER: peer_model(upstream)}
+    models = {
+        UPSTREAM: upstream,
+        "full port": load_model(folder, PortPlan.full(), device, "float32"),
+        PEER: peer_model(upstream),
+    }
     written = check_greedy(models, load_tokenizer(folder), PROMPTS, NEW_TOKENS)
     return list(models), sum(len(g.token_ids) for g in written)
 
 
 def this_host() -> Host:
-    return Host(platform.system(), platform.machine(), psutil.cpu_count() or 1,
-                round(psutil.virtual_memory().total / 2**30, 1))
+    return Host(
+        platform.system(),
+        platform.machine(),
+        psutil.cpu_count() or 1,
+        round(psutil.virtual_memory().total / 2**30, 1),
+    )
 
 
 def _ascend(tier: str) -> dict[str, str]:
@@ -149,23 +201,30 @@ def _ascend(tier: str) -> dict[str, str]:
 
 
 def _settings() -> dict[str, str]:
-    names = [row.variable for row in TABLE if row.variable.startswith(("HCCL_", "GMM_"))] + list(VARIABLES)
+    names = [row.variable for row in TABLE if row.variable.startswith(("HCCL_", "GMM_"))] + list(
+        VARIABLES
+    )
     return {name: value for name in names if (value := environment(name))}
 
 
 def check(record: Recorded, what: str) -> Recorded:
-    """What the schema cannot say: records are the device's own, and every timed variant was signed off in bounds."""
+    """What the schema cannot say: records are the device's own, and every timed variant was signed
+    off in bounds."""
     problem = ""
     if {r.tier for r in record.records} != {record.tier}:
         problem = f"records of tier {', '.join(sorted({r.tier for r in record.records}))} under tier {record.tier}"
     elif missing := sorted({r.name for r in record.records} - record.sign_off.differences.keys()):
         problem = f"{missing[0]!r} was timed and never checked"
-    elif bad := [n for n, d in record.sign_off.differences.items() if not d <= record.sign_off.bound]:
+    elif bad := [
+        n for n, d in record.sign_off.differences.items() if not d <= record.sign_off.bound
+    ]:
         problem = f"{bad[0]!r} differs from upstream by {record.sign_off.differences[bad[0]]:.1e}"
     elif any(len(r.samples) != record.repeats for r in record.records):
         problem = f"not every variant has {record.repeats} samples"
     elif record.sign_off.bound > TOLERANCE.get(record.sign_off.dtype, 0.0):
-        problem = f"signed off with a bound of {record.sign_off.bound:.0e} for {record.sign_off.dtype}"
+        problem = (
+            f"signed off with a bound of {record.sign_off.bound:.0e} for {record.sign_off.dtype}"
+        )
     if problem:
         raise PortError(f"{what}: {problem}")
     return record
@@ -213,14 +272,28 @@ def load(file: str | Path) -> Recorded:
 
 
 def load_all(folder: str | Path) -> dict[str, Recorded]:
-    """Every record in a folder, by file name; data/recorded holds other files too, which are left out."""
-    names = [f for tier in ("cpu", "cuda", "npu") for f in sorted(Path(folder).glob(f"{tier}-*.json"))]
+    """Every record in a folder, by file name; data/recorded holds other files too, which are left
+    out."""
+    names = [
+        f for tier in ("cpu", "cuda", "npu") for f in sorted(Path(folder).glob(f"{tier}-*.json"))
+    ]
     return {f.name: load(f) for f in names}
 
 
 def rows(found: dict[str, Recorded]) -> list[tuple[str, str, str, str, str, str]]:
-    """(file, device, dtype, phase, variant, its factor against upstream) of the full port, eager and in graphs."""
+    """(file, device, dtype, phase, variant, its factor against upstream) of the full port, eager
+    and in graphs."""
     last = list(ladder_plans())[-1]
-    return [(name, f"{r.device_name} ({r.tier})", r.dtype, r.phase, f"{r.name}, {r.mode}",
-             str(record.results.select(run=r.run).ratio(UPSTREAM, r.name, r.phase)))
-            for name, record in found.items() for r in record.records if r.name == last or r.mode == "compiled"]
+    return [
+        (
+            name,
+            f"{r.device_name} ({r.tier})",
+            r.dtype,
+            r.phase,
+            f"{r.name}, {r.mode}",
+            str(record.results.select(run=r.run).ratio(UPSTREAM, r.name, r.phase)),
+        )
+        for name, record in found.items()
+        for r in record.records
+        if r.name == last or r.mode == "compiled"
+    ]

@@ -1,6 +1,8 @@
-"""What a measurement leaves behind: records with their device, versions and date, and one JSON file that keeps them.
+"""What a measurement leaves behind: records with their device, versions and date, and one JSON file
+that keeps them.
 
-Statistics are always computed from the samples; the copies in the JSON are for people who read the file.
+Statistics are always computed from the samples; the copies in the JSON are for people who read the
+file.
 """
 
 from __future__ import annotations
@@ -80,7 +82,8 @@ class Record:
 
 @dataclass(frozen=True)
 class Ratio:
-    """Time of one variant over the time of another, paired round by round: above 1, the second one is faster."""
+    """Time of one variant over the time of another, paired round by round: above 1, the second one
+    is faster."""
 
     median: float
     low: float  # quartiles of the ratios of single rounds
@@ -131,16 +134,21 @@ class Results:
         return list(dict.fromkeys(r.name for r in self.records))
 
     def select(self, keep: Callable[[Record], bool] | None = None, **equal: object) -> Results:
-        """The records whose fields have these values, as in `select(phase="decode", name=["a", "b"])`."""
+        """The records whose fields have these values, as in `select(phase="decode", name=["a",
+        "b"])`."""
         known = {f.name for f in fields(Record)}
         if unknown := sorted(equal.keys() - known):
-            raise PortError(f"records have no {', '.join(unknown)}; their fields are {', '.join(sorted(known))}")
+            raise PortError(
+                f"records have no {', '.join(unknown)}; their fields are {', '.join(sorted(known))}"
+            )
 
         def fits(record: Record) -> bool:
             if keep is not None and not keep(record):
                 return False
-            return all(getattr(record, k) in v if isinstance(v, list) else getattr(record, k) == v
-                       for k, v in equal.items())
+            return all(
+                getattr(record, k) in v if isinstance(v, list) else getattr(record, k) == v
+                for k, v in equal.items()
+            )
 
         return Results([r for r in self.records if fits(r)])
 
@@ -148,62 +156,112 @@ class Results:
         """The newest record of this variant; `phase` is needed where it was timed in several."""
         found = [r for r in self.records if r.name == name and phase in (None, r.phase)]
         if not found:
-            known = ", ".join(repr(r.name) + (f" ({r.phase})" if r.phase else "") for r in self.latest())
-            raise PortError(f"no record of {name!r}" + (f" in phase {phase!r}" if phase else "") +
-                            f"; there are {known or 'none'}")
+            known = ", ".join(
+                repr(r.name) + (f" ({r.phase})" if r.phase else "") for r in self.latest()
+            )
+            raise PortError(
+                f"no record of {name!r}"
+                + (f" in phase {phase!r}" if phase else "")
+                + f"; there are {known or 'none'}"
+            )
         if len(phases := dict.fromkeys(r.phase for r in found)) > 1:
-            raise PortError(f"{name!r} was timed in several phases: add phase= one of {', '.join(phases)}")
+            raise PortError(
+                f"{name!r} was timed in several phases: add phase= one of {', '.join(phases)}"
+            )
         return found[-1]
 
     def latest(self) -> Results:
         """The newest record of every case, where the same case was measured again."""
         newest: dict[tuple[object, ...], Record] = {}
         for r in self.records:
-            key = (r.name, r.phase, r.mode, r.tier, r.device_name, r.dtype, r.profile, r.batch, r.context, r.tokens,
-                   r.top)
+            key = (
+                r.name,
+                r.phase,
+                r.mode,
+                r.tier,
+                r.device_name,
+                r.dtype,
+                r.profile,
+                r.batch,
+                r.context,
+                r.tokens,
+                r.top,
+            )
             newest.pop(key, None)
             newest[key] = r
         return Results(list(newest.values()))
 
     def ratio(self, a: str, b: str, phase: str | None = None) -> Ratio:
-        """How many times faster b is than a: the median over rounds of time(a) / time(b), with its quartiles.
+        """How many times faster b is than a: the median over rounds of time(a) / time(b), with its
+        quartiles.
 
-        Only rounds of one interleaved run are paired, the newest that has both; times of different runs are never
-        divided.
+        Only rounds of one interleaved run are paired, the newest that has both; times of different
+        runs are never divided.
         """
         phase = self.get(a, phase).phase
         self.get(b, phase)
-        pairs = [(x, y) for x in self.records for y in self.records
-                 if (x.name, y.name) == (a, b) and x.run == y.run and x.phase == y.phase == phase]
+        pairs = [
+            (x, y)
+            for x in self.records
+            for y in self.records
+            if (x.name, y.name) == (a, b) and x.run == y.run and x.phase == y.phase == phase
+        ]
         if not pairs:
-            raise PortError(f"{a!r} and {b!r} were not measured in one run, so their times cannot be paired: give both "
-                            "to the same measure() call")
+            raise PortError(
+                f"{a!r} and {b!r} were not measured in one run, so their times cannot be paired: give both "
+                "to the same measure() call"
+            )
         first, second = pairs[-1]
         values = [x / y for x, y in zip(first.samples, second.samples, strict=True)]
         return Ratio(statistics.median(values), *quartiles(values), values)
 
     def table(self, baseline: str | None = None) -> str:
-        """Markdown: median, spread, first call, and the factor against `baseline` (default: the run's first record).
+        """Markdown: median, spread, first call, and the factor against `baseline` (default: the
+        run's first record).
 
         Times of the host stand-in are not shown.
         """
         if any(r.tier == "host-npu" for r in self.records):
             return "These records come from the host stand-in: its results are exact, its timings are never shown."
-        rows = ["| variant | phase | mode | median | min – max | first call | faster than first |",
-                "|---|---|---|---:|---:|---:|---:|"]
-        sizes = [(f, unit) for f, unit in (("batch", "batch {}"), ("context", "{} cached"), ("tokens", "{} tokens"))
-                 if any(len({getattr(r, f) for r in self.records if r.phase == p}) > 1 for p in
-                        {r.phase for r in self.records})]
+        rows = [
+            "| variant | phase | mode | median | min – max | first call | faster than first |",
+            "|---|---|---|---:|---:|---:|---:|",
+        ]
+        sizes = [
+            (f, unit)
+            for f, unit in (
+                ("batch", "batch {}"),
+                ("context", "{} cached"),
+                ("tokens", "{} tokens"),
+            )
+            if any(
+                len({getattr(r, f) for r in self.records if r.phase == p}) > 1
+                for p in {r.phase for r in self.records}
+            )
+        ]
         for r in self.records:
-            phase = ", ".join([r.phase or "–", *(unit.format(getattr(r, f)) for f, unit in sizes if getattr(r, f))])
-            base = baseline or next(o.name for o in self.records if (o.run, o.phase) == (r.run, r.phase))
+            phase = ", ".join(
+                [
+                    r.phase or "–",
+                    *(unit.format(getattr(r, f)) for f, unit in sizes if getattr(r, f)),
+                ]
+            )
+            base = baseline or next(
+                o.name for o in self.records if (o.run, o.phase) == (r.run, r.phase)
+            )
             try:
-                factor = str(self.select(run=r.run).ratio(base, r.name, r.phase)) if base != r.name else "–"
+                factor = (
+                    str(self.select(run=r.run).ratio(base, r.name, r.phase))
+                    if base != r.name
+                    else "–"
+                )
             except PortError:
                 factor = "–"
             first = seconds_text(r.first_call_seconds) if r.first_call_seconds is not None else "–"
-            rows.append(f"| {r.name} | {phase} | {r.mode} | {seconds_text(r.median)} | "
-                        f"{seconds_text(r.min)} – {seconds_text(r.max)} | {first} | {factor} |")
+            rows.append(
+                f"| {r.name} | {phase} | {r.mode} | {seconds_text(r.median)} | "
+                f"{seconds_text(r.min)} – {seconds_text(r.max)} | {first} | {factor} |"
+            )
         notes = "" if not self.records else "\n\n" + stamp(self.records)
         if self.busy:
             share = max(r.busy_share for r in self.records)
@@ -216,14 +274,24 @@ class Results:
 
 def stamp(records: list[Record]) -> str:
     """One line that says where numbers come from: device, dtype, threads, versions, date."""
+
     def each(values: list[str]) -> str:
         return " / ".join(dict.fromkeys(v for v in values if v))
 
     devices = each([f"{r.device_name} ({r.tier})" for r in records])
     sizes = each([r.profile for r in records])
     threads = each([f"{r.threads} threads" if r.threads else "" for r in records])
-    versions = each([f"torch {r.versions['torch']}" if "torch" in r.versions else "" for r in records])
-    parts = (devices, sizes, each([r.dtype for r in records]), threads, versions, each([r.date[:10] for r in records]))
+    versions = each(
+        [f"torch {r.versions['torch']}" if "torch" in r.versions else "" for r in records]
+    )
+    parts = (
+        devices,
+        sizes,
+        each([r.dtype for r in records]),
+        threads,
+        versions,
+        each([r.date[:10] for r in records]),
+    )
     return " · ".join(p for p in parts if p)
 
 
@@ -238,25 +306,38 @@ def load(path: str | Path) -> Results:
     try:
         rows = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(rows, list):
-            raise PortError(f"{file}: not a results file: it holds a {type(rows).__name__}, not a list of records")
-        rows = [{k: v for k, v in row.items() if k not in _DERIVED} if isinstance(row, dict) else row for row in rows]
+            raise PortError(
+                f"{file}: not a results file: it holds a {type(rows).__name__}, not a list of records"
+            )
+        rows = [
+            {k: v for k, v in row.items() if k not in _DERIVED} if isinstance(row, dict) else row
+            for row in rows
+        ]
         return Results(_SCHEMA.validate_python(rows))
     except ValidationError as error:
         first = error.errors()[0]
         where = " → ".join(str(p) for p in first["loc"])
-        raise PortError(f"{file}: record {where}: {first['msg']}; move the file away to start a new one") from error
+        raise PortError(
+            f"{file}: record {where}: {first['msg']}; move the file away to start a new one"
+        ) from error
     except (OSError, ValueError) as error:
-        raise PortError(f"{file}: not readable as JSON: {error}; move the file away to start a new one") from error
+        raise PortError(
+            f"{file}: not readable as JSON: {error}; move the file away to start a new one"
+        ) from error
 
 
 def save(results: Results, path: str | Path) -> Path:
-    """Append to a results file. A lock keeps parallel notebooks apart, a rename keeps readers from half a file."""
+    """Append to a results file. A lock keeps parallel notebooks apart, a rename keeps readers from
+    half a file."""
     file = Path(path)
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(f"{file}.lock", timeout=60):
             old = load(file).records if file.exists() else []
-            rows = [asdict(r) | {name: getattr(r, name) for name in _DERIVED} for r in old + results.records]
+            rows = [
+                asdict(r) | {name: getattr(r, name) for name in _DERIVED}
+                for r in old + results.records
+            ]
             part = file.with_name(file.name + ".part")
             part.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
             os.replace(part, file)

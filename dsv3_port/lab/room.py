@@ -1,7 +1,9 @@
-"""Is this machine ready for a course in a room: `dsv3-port doctor --room`, on every learner's machine, the day before.
+"""Is this machine ready for a course in a room: `dsv3-port doctor --room`, on every learner's
+machine, the day before.
 
-Beyond what the doctor looks at, everything is tried that the notebooks do: text from the embedded model, a kernel, a
-compiled function, two ranks that meet. Nothing asks the net, so a machine that passes here works without one.
+Beyond what the doctor looks at, everything is tried that the notebooks do: text from the embedded
+model, a kernel, a compiled function, two ranks that meet. Nothing asks the net, so a machine that
+passes here works without one.
 """
 
 from __future__ import annotations
@@ -24,12 +26,19 @@ def memory_and_cores() -> Check:
     """The largest notebook needs about 2 GiB beside the browser and JupyterLab."""
     import psutil
 
-    free, cores = psutil.virtual_memory().available / 2**30, len(os.sched_getaffinity(0)) if hasattr(
-        os, "sched_getaffinity") else os.cpu_count() or 1
+    free, cores = (
+        psutil.virtual_memory().available / 2**30,
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+    )
     detail = f"{free:.1f} GiB free, {cores} cores"
     if free < MEMORY_GIB or cores < CORES:
-        return Check("memory and cores", WARN, detail, f"{MEMORY_GIB:g} GiB and {CORES} cores are wanted: close other "
-                     "programs, or let two learners share a machine")
+        return Check(
+            "memory and cores",
+            WARN,
+            detail,
+            f"{MEMORY_GIB:g} GiB and {CORES} cores are wanted: close other "
+            "programs, or let two learners share a machine",
+        )
     return Check("memory and cores", OK, detail)
 
 
@@ -44,12 +53,15 @@ def text() -> Check:
     model = load_model(folder, PortPlan.full(), "cpu", "float32")
     said = generate(model, load_tokenizer(folder), ["Once upon a time"], 24)[0].text
     if "." not in said:
-        return Check("text", FAIL, f"the embedded model says {said!r}", "clone again: its weights differ")
+        return Check(
+            "text", FAIL, f"the embedded model says {said!r}", "clone again: its weights differ"
+        )
     return Check("text", OK, f"Once upon a time{said.split('.')[0]}.")
 
 
 def kernel() -> Check:
-    """A Jupyter kernel of this Python starts and answers; a firewall on the loopback address stops exactly this."""
+    """A Jupyter kernel of this Python starts and answers; a firewall on the loopback address stops
+    exactly this."""
     from jupyter_client.manager import KernelManager
 
     manager = KernelManager(kernel_name="python3")
@@ -60,8 +72,12 @@ def kernel() -> Check:
         client.wait_for_ready(timeout=60)
         reply = client.execute_interactive("import dsv3_port", timeout=60, store_history=False)
         if reply["content"]["status"] != "ok":
-            return Check("kernel", FAIL, f"{reply['content']['ename']}: {reply['content']['evalue']}",
-                         "start JupyterLab by `python3 ci/run.py lab`, which uses this environment's kernel")
+            return Check(
+                "kernel",
+                FAIL,
+                f"{reply['content']['ename']}: {reply['content']['evalue']}",
+                "start JupyterLab by `python3 ci/run.py lab`, which uses this environment's kernel",
+            )
     finally:
         client.stop_channels()
         manager.shutdown_kernel(now=True)
@@ -69,7 +85,8 @@ def kernel() -> Check:
 
 
 def compiled() -> Check:
-    """A step of the embedded model becomes a graph and gives the eager logits, as in notebooks 07, 08 and 10."""
+    """A step of the embedded model becomes a graph and gives the eager logits, as in notebooks 07,
+    08 and 10."""
     import torch
 
     from ..engine.graph import compile_steps
@@ -83,7 +100,12 @@ def compiled() -> Check:
     got = compile_steps(model)(ids, cache=model.new_cache(1, 8))
     off = float((got - want).abs().max() / want.abs().max())
     if off > TOLERANCE["float32"]:
-        return Check("torch.compile", FAIL, f"logits are off by {off:.0e}", "install the torch of ci/constraints.txt")
+        return Check(
+            "torch.compile",
+            FAIL,
+            f"logits are off by {off:.0e}",
+            "install the torch of ci/constraints.txt",
+        )
     return Check("torch.compile", OK, f"a step as one graph, {time.perf_counter() - start:.0f} s")
 
 
@@ -92,8 +114,12 @@ def ranks() -> Check:
     from ..parallel import run_ranks
 
     said = run_ranks(_rank_number, 2, timeout_seconds=60)
-    return Check("two ranks", OK if said == [0, 1] else FAIL, f"ranks {said} met over gloo",
-                 "" if said == [0, 1] else "please report this")
+    return Check(
+        "two ranks",
+        OK if said == [0, 1] else FAIL,
+        f"ranks {said} met over gloo",
+        "" if said == [0, 1] else "please report this",
+    )
 
 
 def _rank_number(parallel: object) -> int:
@@ -108,8 +134,12 @@ def proxies() -> Check:
     named = [name for name in PROXIES if environment(name)]
     kept = (environment("no_proxy") or environment("NO_PROXY") or "").split(",")
     if named and not {"localhost", "127.0.0.1", "*"} & {word.strip() for word in kept}:
-        return Check("proxy", WARN, f"{', '.join(named)} set, and no_proxy does not name 127.0.0.1",
-                     "export no_proxy=localhost,127.0.0.1 (and in the browser's settings)")
+        return Check(
+            "proxy",
+            WARN,
+            f"{', '.join(named)} set, and no_proxy does not name 127.0.0.1",
+            "export no_proxy=localhost,127.0.0.1 (and in the browser's settings)",
+        )
     return Check("proxy", OK, "loopback addresses are not sent to one")
 
 
@@ -119,21 +149,33 @@ def ports() -> Check:
         try:
             probe.bind(("127.0.0.1", 8888))
         except OSError:
-            return Check("port 8888", WARN, "is in use: JupyterLab takes another and prints its address",
-                         "end the other server, or read the address that JupyterLab prints")
+            return Check(
+                "port 8888",
+                WARN,
+                "is in use: JupyterLab takes another and prints its address",
+                "end the other server, or read the address that JupyterLab prints",
+            )
     return Check("port 8888", OK, "is free")
 
 
 def prepared() -> Check:
-    """The random weights that notebooks time; 25 learners who make them at once start late, so this makes them."""
+    """The random weights that notebooks time; 25 learners who make them at once start late, so this
+    makes them."""
     from ..weights.synthetic import synthetic_checkpoint
 
     return Check("timing model", OK, f"random weights are in {synthetic_checkpoint('w1')}")
 
 
 CHECKS: tuple[tuple[str, Callable[[], Check]], ...] = (
-    ("memory and cores", memory_and_cores), ("text", text), ("kernel", kernel), ("torch.compile", compiled),
-    ("two ranks", ranks), ("proxy", proxies), ("port 8888", ports), ("timing model", prepared))
+    ("memory and cores", memory_and_cores),
+    ("text", text),
+    ("kernel", kernel),
+    ("torch.compile", compiled),
+    ("two ranks", ranks),
+    ("proxy", proxies),
+    ("port 8888", ports),
+    ("timing model", prepared),
+)
 
 
 def checks() -> list[Check]:
@@ -146,5 +188,12 @@ def checks() -> list[Check]:
             found.append(Check(name, FAIL, str(error), "notebooks/workshop/troubleshooting.md"))
         except Exception as error:  # a check that falls over is a finding
             said = next(iter(str(error).splitlines()), "")[:200]
-            found.append(Check(name, FAIL, f"{type(error).__name__}: {said}", "the doctor's other lines may say why"))
+            found.append(
+                Check(
+                    name,
+                    FAIL,
+                    f"{type(error).__name__}: {said}",
+                    "the doctor's other lines may say why",
+                )
+            )
     return found

@@ -13,14 +13,17 @@ from .style import CYCLE, GREY, INK, LIGHT, SMALL, LabFigure, figure, finish, st
 
 
 def rounding_steps(x: Tensor, exact: Tensor) -> Tensor:
-    """|x - exact| in units of the distance between neighbouring numbers of x's dtype around `exact` (float64).
+    """|x - exact| in units of the distance between neighbouring numbers of x's dtype around `exact`
+    (float64).
 
-    A result that is rounded once, to nearest, is never further off than 0.5. Subnormal and zero results are left out:
-    the returned tensor is flat and may be shorter than x.
+    A result that is rounded once, to nearest, is never further off than 0.5. Subnormal and zero
+    results are left out: the returned tensor is flat and may be shorter than x.
     """
     if exact.dtype != torch.float64 or x.shape != exact.shape:
-        raise PortError(f"rounding_steps compares x {list(x.shape)} with float64 of the same shape, not {exact.dtype} "
-                        f"{list(exact.shape)}")
+        raise PortError(
+            f"rounding_steps compares x {list(x.shape)} with float64 of the same shape, not {exact.dtype} "
+            f"{list(exact.shape)}"
+        )
     info = torch.finfo(x.dtype)
     normal = exact.abs() >= info.tiny
     exponent = torch.frexp(exact[normal].abs())[1] - 1  # 2^exponent <= |exact|
@@ -30,7 +33,8 @@ def rounding_steps(x: Tensor, exact: Tensor) -> Tensor:
 
 @styled
 def rounding_histogram(steps: Mapping[str, Tensor]) -> LabFigure:
-    """Share of results by their distance from the exact value (from rounding_steps), one line for each form."""
+    """Share of results by their distance from the exact value (from rounding_steps), one line for
+    each form."""
     if not steps:
         raise PortError("rounding_histogram: no results given")
     bins = math.ceil(20 * max(1.0, *(float(s.max()) for s in steps.values())))
@@ -41,10 +45,18 @@ def rounding_histogram(steps: Mapping[str, Tensor]) -> LabFigure:
     for k, (name, values) in enumerate(steps.items()):
         share = torch.histc(values.float(), bins, 0, widest) / values.numel()
         label = f"{name}: mean {float(values.mean()):.3f}, largest {float(values.max()):.2f}"
-        ax.stairs(share.numpy() * 100, edges.numpy(), color=CYCLE[k % 8], lw=2.5, label=label, fill=False)
+        ax.stairs(
+            share.numpy() * 100, edges.numpy(), color=CYCLE[k % 8], lw=2.5, label=label, fill=False
+        )
         said.append(label)
     ax.axvline(0.5, color=GREY, ls="--", lw=1.5)
-    ax.text(0.5 + 0.01 * widest, ax.get_ylim()[1] * 0.55, "one rounding\nstays left of this", fontsize=SMALL, color=INK)
+    ax.text(
+        0.5 + 0.01 * widest,
+        ax.get_ylim()[1] * 0.55,
+        "one rounding\nstays left of this",
+        fontsize=SMALL,
+        color=INK,
+    )
     ax.set_xlim(0, widest)
     ax.set_xlabel("distance from the exact value, in steps of the dtype")
     ax.set_ylabel("share of results, %")

@@ -1,4 +1,5 @@
-"""What the first cell of every notebook sets up: where things lie, which device, how much to measure."""
+"""What the first cell of every notebook sets up: where things lie, which device, how much to
+measure."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from .records import Results, load, save
 
 @dataclass(frozen=True)
 class Timing:
-    """How much a notebook measures. `model` is a preset of random weights (weights/synthetic.py) or "tiny"."""
+    """How much a notebook measures. `model` is a preset of random weights (weights/synthetic.py) or
+    "tiny"."""
 
     model: str
     rounds: int
@@ -35,12 +37,15 @@ PROFILES = {
 
 
 def repo_root() -> Path:
-    """The checkout: the first folder, upwards from here or from the package, that holds data/tiny-dsv3."""
+    """The checkout: the first folder, upwards from here or from the package, that holds
+    data/tiny-dsv3."""
     for start in (Path.cwd(), Path(__file__).resolve()):
         for folder in (start, *start.parents):
             if (folder / "data" / "tiny-dsv3" / "config.json").is_file():
                 return folder
-    raise PortError("data/tiny-dsv3 was not found above this folder: run the notebooks inside a checkout")
+    raise PortError(
+        "data/tiny-dsv3 was not found above this folder: run the notebooks inside a checkout"
+    )
 
 
 @dataclass(frozen=True)
@@ -69,9 +74,12 @@ class Session:
         return load(self.results) if self.results.exists() else Results()
 
     def tokens(self, batch: int, length: int) -> torch.Tensor:
-        """Random token ids of the embedded model's vocabulary [batch, length], the same for the same seed."""
+        """Random token ids of the embedded model's vocabulary [batch, length], the same for the
+        same seed."""
         generator = torch.Generator().manual_seed(self.seed)
-        return torch.randint(3, self.config.vocab_size, (batch, length), generator=generator).to(self.device)
+        return torch.randint(3, self.config.vocab_size, (batch, length), generator=generator).to(
+            self.device
+        )
 
     def _repr_html_(self) -> str:
         from .show import banner
@@ -79,15 +87,25 @@ class Session:
         return banner(self.device)._repr_html_() or ""
 
 
-def start(profile: str = "tiny", device: str = "auto", results_dir: str | Path = "results",
-          seed: int = 0) -> Session:
+def start(
+    profile: str = "tiny", device: str = "auto", results_dir: str | Path = "results", seed: int = 0
+) -> Session:
     """Check a notebook's parameters and seed torch. A relative `results_dir` lies in the checkout."""
     if profile not in PROFILES:
         raise PortError(f"unknown profile {profile!r}; it can be {', '.join(PROFILES)}")
     root = repo_root()
-    warnings.filterwarnings("ignore", message="IProgress not found")  # transformers' bars are text without ipywidgets
+    warnings.filterwarnings(
+        "ignore", message="IProgress not found"
+    )  # transformers' bars are text without ipywidgets
     torch.manual_seed(seed)
     folder = root / results_dir  # an absolute results_dir stays itself
     folder.mkdir(parents=True, exist_ok=True)
-    return Session(profile, str(pick_device(device)), seed, root, root / "data" / "tiny-dsv3", folder / "results.json",
-                   PROFILES[profile])
+    return Session(
+        profile,
+        str(pick_device(device)),
+        seed,
+        root,
+        root / "data" / "tiny-dsv3",
+        folder / "results.json",
+        PROFILES[profile],
+    )

@@ -1,7 +1,9 @@
-"""What one step of the model asks of a device, operator by operator: bytes, FLOPs, launches, collectives.
+"""What one step of the model asks of a device, operator by operator: bytes, FLOPs, launches,
+collectives.
 
-The model itself runs, in its published sizes, on torch's meta device: shapes without values. So the counts are those
-of the code of this plan and not of a formula. An operator that torch_npu has as one counts as one (`npu_rms_norm`).
+The model itself runs, in its published sizes, on torch's meta device: shapes without values. So the
+counts are those of the code of this plan and not of a formula. An operator that torch_npu has as
+one counts as one (`npu_rms_norm`).
 """
 
 from __future__ import annotations
@@ -31,16 +33,25 @@ from .traffic import Collective, sent_bytes
 
 # rows of the result are read and written, not the table that they come from
 _ROWS = ("aten.embedding", "aten.index", "aten.gather")
-_PARTS = {"self_attn": "attention", "gate": "gate", "experts": "experts", "shared_experts": "shared expert",
-          "mlp": "MLP", "embed_tokens": "embedding", "lm_head": "head"}
+_PARTS = {
+    "self_attn": "attention",
+    "gate": "gate",
+    "experts": "experts",
+    "shared_experts": "shared expert",
+    "mlp": "MLP",
+    "embed_tokens": "embedding",
+    "lm_head": "head",
+}
 OUTSIDE = "inputs"  # masks, positions, cos and sin
 
 
 @dataclass(frozen=True)
 class Work:
-    """One operator of one layer, which the step runs `times` times. `flops` are those of matrix products only."""
+    """One operator of one layer, which the step runs `times` times. `flops` are those of matrix
+    products only."""
 
-    part: str  # attention, gate, experts, shared expert, MLP (dense, or the sum of an MoE block), norm, ...
+    # attention, gate, experts, shared expert, MLP (dense, or the sum of an MoE block), norm, ...
+    part: str
     op: str
     nbytes: int  # read and written, each tensor once
     flops: int = 0
@@ -88,14 +99,26 @@ def experts_met(config: DeepseekV3Config, tokens: int) -> int:
     return max(1, round(experts * (1 - (1 - top / experts) ** tokens)))
 
 
-def step_work(config: DeepseekV3Config, plan: PortPlan, *, world_size: int = 1, batch: int = 1, tokens: int = 1,
-              context: int = 4096, dtype: torch.dtype = torch.bfloat16) -> StepWork:
-    """A prefill of `tokens` tokens of each sequence where tokens is context, else a step in a cache of `context`.
+def step_work(
+    config: DeepseekV3Config,
+    plan: PortPlan,
+    *,
+    world_size: int = 1,
+    batch: int = 1,
+    tokens: int = 1,
+    context: int = 4096,
+    dtype: torch.dtype = torch.bfloat16,
+) -> StepWork:
+    """A prefill of `tokens` tokens of each sequence where tokens is context, else a step in a cache
+    of `context`.
 
-    PortError where the model cannot be cut over `world_size` ranks, or tokens do not fit into the context.
+    PortError where the model cannot be cut over `world_size` ranks, or tokens do not fit into the
+    context.
     """
     if not 1 <= tokens <= context or batch < 1:
-        raise PortError(f"step_work: {tokens} tokens of each of {batch} sequences do not fit a context of {context}")
+        raise PortError(
+            f"step_work: {tokens} tokens of each of {batch} sequences do not fit a context of {context}"
+        )
     plan = plan.replace(graph="eager")
     plan = plan.plus("tensor_parallel") if world_size > 1 else plan
     short, times = _one_of_each(config)
@@ -104,22 +127,41 @@ def step_work(config: DeepseekV3Config, plan: PortPlan, *, world_size: int = 1, 
     cache = model.new_cache(batch, context)
     past = context - tokens
     if past and not isinstance(cache, FixedCache):
-        cache.buffers = [[torch.empty(batch, heads, past, width, device="meta", dtype=dtype)
-                          for heads, width in cache.widths] for _ in range(cache.layers)]
+        cache.buffers = [
+            [
+                torch.empty(batch, heads, past, width, device="meta", dtype=dtype)
+                for heads, width in cache.widths
+            ]
+            for _ in range(cache.layers)
+        ]
     cache.length = past
     ids = torch.zeros(batch, tokens, dtype=torch.int64, device="meta")
     with _counting(model, counter):
         model(ids, cache=cache)
-    return StepWork(config, plan, world_size, "decode" if past else "prefill", batch, tokens, context, counter.work,
-                    counter.collectives, counter.syncs)
+    return StepWork(
+        config,
+        plan,
+        world_size,
+        "decode" if past else "prefill",
+        batch,
+        tokens,
+        context,
+        counter.work,
+        counter.collectives,
+        counter.syncs,
+    )
 
 
 def _one_of_each(config: DeepseekV3Config) -> tuple[DeepseekV3Config, dict[int, int]]:
-    """A model with each kind of layer once, and how many layers each stands for; -1 is what lies outside of layers.
+    """A model with each kind of layer once, and how many layers each stands for; -1 is what lies
+    outside of layers.
 
     The very first layer is a kind of its own: nothing is added to the stream before its norm.
     """
-    layers, dense = config.num_hidden_layers, min(config.first_k_dense_replace, config.num_hidden_layers)
+    layers, dense = (
+        config.num_hidden_layers,
+        min(config.first_k_dense_replace, config.num_hidden_layers),
+    )
     kinds = [config.is_moe(0)]  # of the layers of the short model: MoE or not
     times = [1]
     for moe, count in ((False, dense), (True, layers - dense)):
@@ -143,8 +185,14 @@ class _Counter(TorchDispatchMode):
         self.collectives: list[tuple[Collective, int]] = []
         self.syncs = 0
 
-    def add(self, op: str, tensors: list[Tensor], more: int = 0, flops: int = 0, float32: bool = False) -> None:
-        self.work.append(Work(self.parts[-1], op, _nbytes(tensors) + more, flops, float32, self.times[self.layer]))
+    def add(
+        self, op: str, tensors: list[Tensor], more: int = 0, flops: int = 0, float32: bool = False
+    ) -> None:
+        self.work.append(
+            Work(
+                self.parts[-1], op, _nbytes(tensors) + more, flops, float32, self.times[self.layer]
+            )
+        )
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -162,11 +210,14 @@ class _Counter(TorchDispatchMode):
             if name in _ROWS:
                 self.add(name, read[1:] + made, sum(t.nbytes for t in made))
             else:
-                self.add(name, read + made, 0, flops, bool(flops) and read[0].dtype == torch.float32)
+                self.add(
+                    name, read + made, 0, flops, bool(flops) and read[0].dtype == torch.float32
+                )
         return result
 
     def whole(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """A function of ops/dispatch.py as the one operator that torch_npu has."""
+
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
             self.inside += 1
@@ -178,17 +229,24 @@ class _Counter(TorchDispatchMode):
                 return result
             if name == "npu_grouped_matmul":  # weights of the experts that are met, and of no other
                 (x,), (weight,) = args[0], args[1]
-                self.add(name, [x, *result], weight.nbytes * self.met // self.experts,
-                         2 * x.shape[0] * weight.shape[1] * weight.shape[2], x.dtype == torch.float32)
+                self.add(
+                    name,
+                    [x, *result],
+                    weight.nbytes * self.met // self.experts,
+                    2 * x.shape[0] * weight.shape[1] * weight.shape[2],
+                    x.dtype == torch.float32,
+                )
             elif name == "scatter_update_":  # the new rows, not the buffer they go into
                 self.add(name, [args[2]], args[2].nbytes)
             else:
                 self.add(name, _tensors(args, kwargs) + _tensors(result))
             return result
+
         return call
 
     def host_counts(self) -> list[int]:
-        """What ExpertLoop reads on the host: every choice, spread evenly over the experts that are met."""
+        """What ExpertLoop reads on the host: every choice, spread evenly over the experts that are
+        met."""
         self.syncs += self.times[self.layer]
         each, more = divmod(self.choices, self.met)
         return [each + (e < more) for e in range(self.met)] + [0] * (self.experts - self.met)
@@ -202,7 +260,9 @@ class _CountedRank(TensorParallel):
 
     def _count(self, kind: str, x: Tensor) -> None:
         assert self.counter is not None
-        self.counter.collectives.append((Collective(kind, x.nbytes), self.counter.times[self.counter.layer]))
+        self.counter.collectives.append(
+            (Collective(kind, x.nbytes), self.counter.times[self.counter.layer])
+        )
 
     def all_reduce(self, x: Tensor) -> Tensor:
         if self.world_size > 1:
@@ -222,6 +282,7 @@ def _tensors(*values: Any) -> list[Tensor]:
 
 def _nbytes(tensors: list[Tensor]) -> int:
     """Bytes of distinct tensors; a dimension that only repeats (stride 0) is read once."""
+
     def held(t: Tensor) -> int:
         kept = [n for n, stride in zip(t.shape, t.stride(), strict=True) if stride or n == 0]
         return t.element_size() * torch.Size(kept).numel()
@@ -232,6 +293,7 @@ def _nbytes(tensors: list[Tensor]) -> int:
 @contextlib.contextmanager
 def _counting(model: DeepseekV3, counter: _Counter) -> Iterator[None]:
     """The counter knows where the model is; what would need values gets them from even routing."""
+
     def enter(part: str, layer: int, module: nn.Module, args: Any) -> None:
         counter.parts.append(part)
         counter.layer = layer
@@ -245,15 +307,27 @@ def _counting(model: DeepseekV3, counter: _Counter) -> Iterator[None]:
         for name, module in model.named_modules():
             words = name.split(".")
             layer = int(words[2]) if words[:2] == ["model", "layers"] and len(words) > 2 else -1
-            part = "norm" if "norm" in words[-1] and "self_attn" not in words else _PARTS.get(words[-1], "")
+            part = (
+                "norm"
+                if "norm" in words[-1] and "self_attn" not in words
+                else _PARTS.get(words[-1], "")
+            )
             if part or len(words) == 3 and layer >= 0:
                 hook = functools.partial(enter, part or "layer", layer)
                 stack.callback(module.register_forward_pre_hook(hook).remove)
                 stack.callback(module.register_forward_hook(leave).remove)
-        for name in [n for n, f in vars(dispatch).items() if n.startswith(("npu_", "scatter_update")) and callable(f)]:
-            stack.enter_context(mock.patch.object(dispatch, name, counter.whole(name, getattr(dispatch, name))))
+        for name in [
+            n
+            for n, f in vars(dispatch).items()
+            if n.startswith(("npu_", "scatter_update")) and callable(f)
+        ]:
+            stack.enter_context(
+                mock.patch.object(dispatch, name, counter.whole(name, getattr(dispatch, name)))
+            )
         stack.enter_context(mock.patch.object(kernels, "attention", kernels.plain_attention))
-        stack.enter_context(mock.patch.object(kernels, "_grouped_eager", torch.ops.dsv3.grouped_matmul))
+        stack.enter_context(
+            mock.patch.object(kernels, "_grouped_eager", torch.ops.dsv3.grouped_matmul)
+        )
         stack.enter_context(mock.patch.object(Tensor, "tolist", counter.host_counts))
         stack.enter_context(counter)
         yield

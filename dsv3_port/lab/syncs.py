@@ -1,4 +1,5 @@
-"""Counting the host's waits: places where Python asks a tensor for values, so that the host stops for the device."""
+"""Counting the host's waits: places where Python asks a tensor for values, so that the host stops
+for the device."""
 
 from __future__ import annotations
 
@@ -13,7 +14,18 @@ from torch.overrides import TorchFunctionMode
 from .census import _Counter, _npu_operators
 
 # what reads values to the host, and what makes a result whose shape depends on values
-_READS = {"tolist", "item", "__bool__", "__int__", "__float__", "__index__", "cpu", "numpy", "equal", "allclose"}
+_READS = {
+    "tolist",
+    "item",
+    "__bool__",
+    "__int__",
+    "__float__",
+    "__index__",
+    "cpu",
+    "numpy",
+    "equal",
+    "allclose",
+}
 _SHAPES = {"nonzero", "masked_select", "unique", "bincount", "argwhere"}
 
 
@@ -25,7 +37,9 @@ class _Syncs(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
-        if not self.operators.inside and (name in _READS | _SHAPES or name == "__getitem__" and _by_mask(args[1])):
+        if not self.operators.inside and (
+            name in _READS | _SHAPES or name == "__getitem__" and _by_mask(args[1])
+        ):
             self.counts["x[mask]" if name == "__getitem__" else name] += 1
         return func(*args, **(kwargs or {}))
 
@@ -36,12 +50,14 @@ def _by_mask(index: Any) -> bool:
 
 
 def host_syncs(fn: Callable[[], object]) -> dict[str, int]:
-    """Method -> how often `fn` makes the host wait for values (`tolist`, `item`, `if tensor`, ...), on any device.
+    """Method -> how often `fn` makes the host wait for values (`tolist`, `item`, `if tensor`, ...),
+    on any device.
 
-    On an accelerator each is a synchronisation: the host launches nothing until the device has caught up, and a graph
-    cannot contain it. On a CPU it costs nothing, which is why it must be counted and not timed. What happens inside an
-    operator that torch_npu has as one (ops/dispatch.py) is left out: its CPU reference may read values, the NPU's does
-    not. Strings made of tensors (print) are not counted.
+    On an accelerator each is a synchronisation: the host launches nothing until the device has
+    caught up, and a graph cannot contain it. On a CPU it costs nothing, which is why it must be
+    counted and not timed. What happens inside an operator that torch_npu has as one
+    (ops/dispatch.py) is left out: its CPU reference may read values, the NPU's does not. Strings
+    made of tensors (print) are not counted.
     """
     operators = _Counter()  # knows whether an NPU operator is running
     with torch.no_grad(), _npu_operators(operators), _Syncs(operators) as syncs:

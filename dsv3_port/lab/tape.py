@@ -1,8 +1,9 @@
-"""Capture and replay, small enough to read: what a captured graph keeps, what it forbids, where it goes wrong.
+"""Capture and replay, small enough to read: what a captured graph keeps, what it forbids, where it
+goes wrong.
 
-A Tape is no aclgraph: it launches recorded operators from Python, one by one, and it computes while it captures (a
-device capture only records). What it shares with one are the rules: operators and addresses are kept, the Python code
-that chose them is not.
+A Tape is no aclgraph: it launches recorded operators from Python, one by one, and it computes while
+it captures (a device capture only records). What it shares with one are the rules: operators and
+addresses are kept, the Python code that chose them is not.
 """
 
 from __future__ import annotations
@@ -26,12 +27,18 @@ from ..model.decoder import DeepseekV3
 from ..ops import dispatch
 
 _READS = {"tolist", "item", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__"}
-_UNFILLED = {"aten::empty", "aten::new_empty", "aten::empty_like", "aten::empty_strided"}  # an address, no values
+_UNFILLED = {
+    "aten::empty",
+    "aten::new_empty",
+    "aten::empty_like",
+    "aten::empty_strided",
+}  # an address, no values
 
 
 @dataclass(frozen=True)
 class Launch:
-    """One operator with its arguments: tensors by address, everything else by value, frozen at capture."""
+    """One operator with its arguments: tensors by address, everything else by value, frozen at
+    capture."""
 
     name: str
     fn: Callable[..., Any]
@@ -68,13 +75,18 @@ class Tape:
         return cls(recorder.launches, static, output)
 
     def replay(self, *inputs: Tensor) -> Any:
-        """Copy inputs into the static ones and launch everything again; the next replay overwrites the output."""
+        """Copy inputs into the static ones and launch everything again; the next replay overwrites
+        the output."""
         if len(inputs) != len(self.inputs):
-            raise PortError(f"the tape was captured with {len(self.inputs)} inputs, this call has {len(inputs)}")
+            raise PortError(
+                f"the tape was captured with {len(self.inputs)} inputs, this call has {len(inputs)}"
+            )
         for place, value in zip(self.inputs, inputs, strict=True):
             if place.shape != value.shape or place.dtype != value.dtype:
-                raise PortError(f"the tape was captured for {list(place.shape)} {place.dtype}, this call has "
-                                f"{list(value.shape)} {value.dtype}: every shape needs a capture of its own")
+                raise PortError(
+                    f"the tape was captured for {list(place.shape)} {place.dtype}, this call has "
+                    f"{list(value.shape)} {value.dtype}: every shape needs a capture of its own"
+                )
             place.copy_(value)
         return self.run()
 
@@ -87,17 +99,22 @@ class Tape:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the results in between, which stay allocated as long as the tape: no reuse within it."""
-        storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes()
-                    for launch in self.launches for t in launch.outputs}
+        """Bytes of the results in between, which stay allocated as long as the tape: no reuse
+        within it."""
+        storages = {
+            t.untyped_storage()._cdata: t.untyped_storage().nbytes()
+            for launch in self.launches
+            for t in launch.outputs
+        }
         return sum(storages.values())
 
 
 def taped(model: DeepseekV3, clone_output: bool = False) -> list[Tape]:
-    """Put tapes under a model's decode steps: one is captured for each cache, then replayed. Prefill stays eager.
+    """Put tapes under a model's decode steps: one is captured for each cache, then replayed.
+    Prefill stays eager.
 
-    Returns the list that the captured tapes are added to. Logits are overwritten by the next step unless
-    `clone_output`. `run_eager` (engine/graph.py) takes the tapes off again.
+    Returns the list that the captured tapes are added to. Logits are overwritten by the next step
+    unless `clone_output`. `run_eager` (engine/graph.py) takes the tapes off again.
     """
     tapes: list[Tape] = []
     known: dict[int, tuple[Cache, Tape]] = {}
@@ -117,7 +134,8 @@ def taped(model: DeepseekV3, clone_output: bool = False) -> list[Tape]:
     return tapes
 
 
-# ---- recording ------------------------------------------------------------------------------------------------------
+# ---- recording -----------------------------------------------------------------------------------
+
 
 def _tensors(value: Any) -> list[Tensor]:
     return [t for t in tree_leaves(value) if isinstance(t, Tensor)]
@@ -141,8 +159,10 @@ class _Recorder(TorchDispatchMode):
         if self.inside:
             return func(*args, **kwargs)
         if _needs_values(func, args):
-            raise PortError(f"{func.name()} needs values on the host while the step is captured; every replay "
-                            "would use those of the capture")
+            raise PortError(
+                f"{func.name()} needs values on the host while the step is captured; every replay "
+                "would use those of the capture"
+            )
         result = func(*args, **kwargs)
         if not func.is_view and func._schema.name not in _UNFILLED:
             self.add(func, args, kwargs, result, func._schema.is_mutable)
@@ -155,10 +175,20 @@ class _Recorder(TorchDispatchMode):
         if aliases and not in_place:
             return  # a view by another name
         name = getattr(fn, "__name__", str(fn))
-        args = tree_map(lambda t: t.detach() if isinstance(t, Tensor) else t, args)  # keeps shape and address
+        args = tree_map(
+            lambda t: t.detach() if isinstance(t, Tensor) else t, args
+        )  # keeps shape and address
         into = None if aliases else _out_form(fn, outputs)
-        self.launches.append(Launch(name, into[0] if into else fn, args, kwargs, [] if aliases else outputs,
-                                    into[1] if into else None))
+        self.launches.append(
+            Launch(
+                name,
+                into[0] if into else fn,
+                args,
+                kwargs,
+                [] if aliases else outputs,
+                into[1] if into else None,
+            )
+        )
 
 
 class _NoReads(TorchFunctionMode):
@@ -171,8 +201,10 @@ class _NoReads(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
         if name in _READS and not self.recorder.inside:
-            raise PortError(f"tensor.{name}() reads values on the host while the step is captured: the host would wait "
-                            "for the device, and every replay would use the values of the capture")
+            raise PortError(
+                f"tensor.{name}() reads values on the host while the step is captured: the host would wait "
+                "for the device, and every replay would use the values of the capture"
+            )
         return func(*args, **(kwargs or {}))
 
 
@@ -192,7 +224,9 @@ def _out_form(fn: Any, outputs: list[Tensor]) -> tuple[Any, dict[str, Tensor]] |
 
 @contextlib.contextmanager
 def _opaque(recorder: _Recorder) -> Iterator[None]:
-    """Within it an operator of ops/dispatch.py that torch_npu has as one is recorded as one, reference and all."""
+    """Within it an operator of ops/dispatch.py that torch_npu has as one is recorded as one,
+    reference and all."""
+
     def recorded(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -205,10 +239,17 @@ def _opaque(recorder: _Recorder) -> Iterator[None]:
                 recorder.inside -= 1
             recorder.add(function, args, kwargs, result, in_place=function.__name__.endswith("_"))
             return result
+
         return call
 
-    names = [n for n, f in vars(dispatch).items() if n.startswith(("npu_", "scatter_update")) and callable(f)]
+    names = [
+        n
+        for n, f in vars(dispatch).items()
+        if n.startswith(("npu_", "scatter_update")) and callable(f)
+    ]
     with contextlib.ExitStack() as stack:
         for name in names:
-            stack.enter_context(mock.patch.object(dispatch, name, recorded(getattr(dispatch, name))))
+            stack.enter_context(
+                mock.patch.object(dispatch, name, recorded(getattr(dispatch, name)))
+            )
         yield

@@ -1,6 +1,8 @@
-"""Notebooks in another language: files of their own with the same code cells, shown with the outputs of the original.
+"""Notebooks in another language: files of their own with the same code cells, shown with the
+outputs of the original.
 
-notebooks/zh-CN/NAME.ipynb holds the text; cells have the ids of notebooks/NAME.ipynb, in its order. Nothing runs twice.
+notebooks/zh-CN/NAME.ipynb holds the text; cells have the ids of notebooks/NAME.ipynb, in its order.
+Nothing runs twice.
 """
 
 from __future__ import annotations
@@ -19,13 +21,19 @@ LANGUAGES = {"zh-CN": "中文"}  # folder -> how a link to it reads
 
 
 def differences(original: Sequence[Any], translation: Sequence[Any]) -> list[str]:
-    """What keeps a translation from being one: other cells, or other code. Cells are nbformat's, or plain dicts."""
+    """What keeps a translation from being one: other cells, or other code. Cells are nbformat's, or
+    plain dicts."""
     ours, theirs = ([c["id"] for c in cells] for cells in (original, translation))
     if ours != theirs:
-        odd = next((a or b for a, b in zip([*ours, None], [*theirs, None], strict=False) if a != b), None)
+        odd = next(
+            (a or b for a, b in zip([*ours, None], [*theirs, None], strict=False) if a != b), None
+        )
         return [f"its cells are not those of the original, from {odd} on"]
-    return [f"cell {a['id']}: its code differs from the original's" for a, b in zip(original, translation, strict=True)
-            if a["cell_type"] != b["cell_type"] or a["cell_type"] == "code" and _text(a) != _text(b)]
+    return [
+        f"cell {a['id']}: its code differs from the original's"
+        for a, b in zip(original, translation, strict=True)
+        if a["cell_type"] != b["cell_type"] or a["cell_type"] == "code" and _text(a) != _text(b)
+    ]
 
 
 def _text(cell: Any) -> str:
@@ -34,7 +42,8 @@ def _text(cell: Any) -> str:
 
 
 def translated(executed: NotebookNode, file: Path) -> NotebookNode:
-    """The executed notebook with the text of the translation in `file`. PortError where the two do not match."""
+    """The executed notebook with the text of the translation in `file`. PortError where the two do
+    not match."""
     nb, texts = deepcopy(executed), nbformat.read(file, as_version=4).cells
     known = {c.id for c in texts}
     added = {"injected-parameters", "papermill-error-cell-tag"}

@@ -1,9 +1,10 @@
-"""Run the course: every notebook in order, each in a kernel of its own, and the pages that show what came out.
+"""Run the course: every notebook in order, each in a kernel of its own, and the pages that show
+what came out.
 
-Kernels start in the notebooks' folder, as JupyterLab starts them, and always with the Python that runs this code,
-whatever kernels are registered on the machine. Output layout: executed/NAME.ipynb, pages/NAME.html,
-slides/NAME.html, guide/NAME.html (workshop), index.html, results/ (what the notebooks measured), runs.json (one entry a
-notebook, kept over runs of single notebooks).
+Kernels start in the notebooks' folder, as JupyterLab starts them, and always with the Python that
+runs this code, whatever kernels are registered on the machine. Output layout: executed/NAME.ipynb,
+pages/NAME.html, slides/NAME.html, guide/NAME.html (workshop), index.html, results/ (what the
+notebooks measured), runs.json (one entry a notebook, kept over runs of single notebooks).
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ _ADDED = {"injected-parameters", "papermill-error-cell-tag"}  # cells that paper
 
 @dataclass(frozen=True)
 class NotebookRun:
-    """One executed notebook. `page` is relative to the output folder; `error` is empty where status is "ok"."""
+    """One executed notebook. `page` is relative to the output folder; `error` is empty where status
+    is "ok"."""
 
     name: str
     status: str  # "ok" or "failed"
@@ -56,9 +58,12 @@ class NotebookRun:
 
 
 class ThisPython(AsyncKernelManager):
-    """A kernel of the running interpreter; a kernelspec called python3 elsewhere on the machine cannot win."""
+    """A kernel of the running interpreter; a kernelspec called python3 elsewhere on the machine
+    cannot win."""
 
-    exit_code: ClassVar[int | None] = None  # of the last kernel that died; below zero: the signal that ended it
+    exit_code: ClassVar[int | None] = (
+        None  # of the last kernel that died; below zero: the signal that ended it
+    )
 
     @property
     def kernel_spec(self) -> KernelSpec:
@@ -78,7 +83,9 @@ def find_notebooks() -> Path:
 
     folder = repo_root() / "notebooks"
     if not any(folder.glob("[0-9][0-9]_*.ipynb")):
-        raise PortError(f"{folder}: no notebooks here; the tutorial runs in a checkout of the repository")
+        raise PortError(
+            f"{folder}: no notebooks here; the tutorial runs in a checkout of the repository"
+        )
     return folder
 
 
@@ -86,7 +93,9 @@ def choose(notebooks_dir: Path, only: Sequence[str] | None = None) -> list[Path]
     """The numbered notebooks in order; `only` names some of them by number ("03", "3") or name."""
     found = sorted(notebooks_dir.glob("[0-9][0-9]_*.ipynb"))
     if not found:
-        raise PortError(f"{notebooks_dir}: no notebooks here; the tutorial runs in a checkout of the repository")
+        raise PortError(
+            f"{notebooks_dir}: no notebooks here; the tutorial runs in a checkout of the repository"
+        )
     if not only:
         return found
     chosen = []
@@ -104,7 +113,9 @@ def read_profile(name: str, folder: Path) -> dict[str, Any]:
     file = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
     if not file.is_file():
         known = ", ".join(sorted(f.stem for f in folder.glob("*.yaml"))) or "none"
-        raise PortError(f"unknown profile {name!r}: {file} does not exist; in {folder} there are {known}")
+        raise PortError(
+            f"unknown profile {name!r}: {file} does not exist; in {folder} there are {known}"
+        )
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -114,13 +125,24 @@ def read_profile(name: str, folder: Path) -> dict[str, Any]:
     return values
 
 
-def run_tutorial(notebooks_dir: str | Path, out_dir: str | Path, *, profile: str = "tiny", device: str = "auto",
-                 only: Sequence[str] | None = None, seed: int | None = None, timeout: float = TIMEOUT,
-                 progress: bool = True, on_done: Callable[[NotebookRun], None] | None = None) -> list[NotebookRun]:
-    """Execute notebooks and build out_dir/index.html; a failing notebook is recorded and the rest still run.
+def run_tutorial(
+    notebooks_dir: str | Path,
+    out_dir: str | Path,
+    *,
+    profile: str = "tiny",
+    device: str = "auto",
+    only: Sequence[str] | None = None,
+    seed: int | None = None,
+    timeout: float = TIMEOUT,
+    progress: bool = True,
+    on_done: Callable[[NotebookRun], None] | None = None,
+) -> list[NotebookRun]:
+    """Execute notebooks and build out_dir/index.html; a failing notebook is recorded and the rest
+    still run.
 
-    device "auto" and seed None leave what the profile says. A run of the whole course starts with empty results (the
-    former results.json is kept as results-before.json); `only` adds to what is there.
+    device "auto" and seed None leave what the profile says. A run of the whole course starts with
+    empty results (the former results.json is kept as results-before.json); `only` adds to what is
+    there.
     """
     notebooks, out = Path(notebooks_dir).resolve(), Path(out_dir).resolve()
     todo, course = choose(notebooks, only), choose(notebooks)
@@ -128,13 +150,21 @@ def run_tutorial(notebooks_dir: str | Path, out_dir: str | Path, *, profile: str
     parameters |= read_profile(profile, notebooks.parent / "ci" / "profiles")
     parameters |= {"device": device} if device != "auto" else {}
     parameters |= {"seed": seed} if seed is not None else {}
-    where = str(pick_device(parameters["device"]))  # a device that is not there is refused before anything runs
+    where = str(
+        pick_device(parameters["device"])
+    )  # a device that is not there is refused before anything runs
     parameters |= {"results_dir": str(out / "results")}
     names = [f.stem for f in course]
     try:
         runs = _prepare(out, fresh=not only)
         write_guide(notebooks / "workshop", out / "guide")
-        bar = tqdm(todo, desc="notebooks", unit="notebook", file=sys.stdout, disable=None if progress else True)
+        bar = tqdm(
+            todo,
+            desc="notebooks",
+            unit="notebook",
+            file=sys.stdout,
+            disable=None if progress else True,
+        )
         for file in bar:
             at = names.index(file.stem)
             label = f"{file.stem} ({at + 1} of {len(names)})"
@@ -150,7 +180,9 @@ def run_tutorial(notebooks_dir: str | Path, out_dir: str | Path, *, profile: str
             if on_done is not None:
                 on_done(run)
     except OSError as error:
-        raise PortError(f"{error.filename or out}: cannot be written: {error.strerror or error}") from error
+        raise PortError(
+            f"{error.filename or out}: cannot be written: {error.strerror or error}"
+        ) from error
     return [runs[f.stem] for f in todo]
 
 
@@ -174,24 +206,41 @@ def _prepare(out: Path, fresh: bool) -> dict[str, NotebookRun]:
 
 def _write_runs(out: Path, runs: Mapping[str, NotebookRun]) -> None:
     new = out / "runs.json.new"
-    new.write_text(json.dumps([asdict(run) for run in runs.values()], indent=1, ensure_ascii=False), encoding="utf-8")
+    new.write_text(
+        json.dumps([asdict(run) for run in runs.values()], indent=1, ensure_ascii=False),
+        encoding="utf-8",
+    )
     os.replace(new, out / "runs.json")
 
 
-def run_notebook(file: Path, out: Path, parameters: Mapping[str, Any], timeout: float = TIMEOUT,
-                 label: str = "") -> tuple[NotebookRun, NotebookNode]:
-    """Execute one notebook into out/executed; its failure is told, not raised. `label` heads a bar over its cells."""
+def run_notebook(
+    file: Path, out: Path, parameters: Mapping[str, Any], timeout: float = TIMEOUT, label: str = ""
+) -> tuple[NotebookRun, NotebookNode]:
+    """Execute one notebook into out/executed; its failure is told, not raised. `label` heads a bar
+    over its cells."""
     target = out / "executed" / file.name
     target.unlink(missing_ok=True)
     original = nbformat.read(file, as_version=4)
-    bar = {"desc": label, "leave": False, "file": sys.stdout, "disable": None, "position": 1} if label else False
+    bar = (
+        {"desc": label, "leave": False, "file": sys.stdout, "disable": None, "position": 1}
+        if label
+        else False
+    )
     logging.getLogger("papermill").setLevel(logging.CRITICAL)
     problem: Exception | None = None
     start = time.perf_counter()
     try:
-        papermill.execute_notebook(str(file), str(target), dict(parameters), kernel_name="python3", language="python",
-                                   cwd=str(file.parent), progress_bar=bar, execution_timeout=timeout,
-                                   kernel_manager_class=ThisPython)
+        papermill.execute_notebook(
+            str(file),
+            str(target),
+            dict(parameters),
+            kernel_name="python3",
+            language="python",
+            cwd=str(file.parent),
+            progress_bar=bar,
+            execution_timeout=timeout,
+            kernel_manager_class=ThisPython,
+        )
     except Exception as error:  # whatever a notebook does, the next one runs
         problem = error
     seconds = time.perf_counter() - start
@@ -201,7 +250,9 @@ def run_notebook(file: Path, out: Path, parameters: Mapping[str, Any], timeout: 
         nb = remove_error_markers(nb)
         nbformat.write(nb, target)
     status = "failed" if failure else "ok"
-    return NotebookRun(file.stem, status, round(seconds, 3), _ran(nb), f"pages/{file.stem}.html", failure), nb
+    return NotebookRun(
+        file.stem, status, round(seconds, 3), _ran(nb), f"pages/{file.stem}.html", failure
+    ), nb
 
 
 def _tags(cell: NotebookNode) -> set[str]:
@@ -209,7 +260,9 @@ def _tags(cell: NotebookNode) -> set[str]:
 
 
 def _code(nb: NotebookNode) -> list[NotebookNode]:
-    return [c for c in nb.cells if c.cell_type == "code" and c.source.strip() and not _tags(c) & _ADDED]
+    return [
+        c for c in nb.cells if c.cell_type == "code" and c.source.strip() and not _tags(c) & _ADDED
+    ]
 
 
 def _ran(nb: NotebookNode) -> int:
@@ -219,12 +272,18 @@ def _ran(nb: NotebookNode) -> int:
 def _place(cell: NotebookNode, original: NotebookNode) -> str:
     """Which cell it is, counted from 1 in the notebook as the learner sees it, with its first line."""
     ids = [c.get("id") for c in original.cells]
-    number = f"cell {ids.index(cell.get('id')) + 1} of {len(ids)}" if cell.get("id") in ids else "the parameters cell"
+    number = (
+        f"cell {ids.index(cell.get('id')) + 1} of {len(ids)}"
+        if cell.get("id") in ids
+        else "the parameters cell"
+    )
     first = next((line.strip() for line in cell.source.splitlines() if line.strip()), "")
     return f"{number} (`{first[:80]}`)"
 
 
-def _failure(nb: NotebookNode, original: NotebookNode, problem: Exception | None, timeout: float) -> str:
+def _failure(
+    nb: NotebookNode, original: NotebookNode, problem: Exception | None, timeout: float
+) -> str:
     """What went wrong and where, in one sentence; empty if all code cells ran as they should."""
     started = [c for c in nb.cells if c.metadata.get("papermill", {}).get("start_time")]
     where = _place(started[-1], original) if started else "before the first cell"
@@ -249,6 +308,8 @@ def _why_dead(exit_code: int | None) -> str:
     if exit_code is None or exit_code >= 0:
         return "" if exit_code is None else f" with exit code {exit_code}"
     name = signal.Signals(-exit_code).name
-    reason = {"SIGKILL": ", most often because the machine ran out of memory",
-              "SIGSEGV": ", a crash in native code"}.get(name, "")
+    reason = {
+        "SIGKILL": ", most often because the machine ran out of memory",
+        "SIGSEGV": ", a crash in native code",
+    }.get(name, "")
     return f" by {name}{reason}"

@@ -1,6 +1,8 @@
-"""Which torch, torch_npu, CANN and Python belong together: README's version table, and what the doctor compares with.
+"""Which torch, torch_npu, CANN and Python belong together: README's version table, and what the
+doctor compares with.
 
-"cited" rows are Ascend/pytorch COMPATIBILITY.md of 2026-08-21; history is the version table of Ascend's own sample.
+"cited" rows are Ascend/pytorch COMPATIBILITY.md of 2026-08-21; history is the version table of
+Ascend's own sample.
 """
 
 from __future__ import annotations
@@ -52,7 +54,10 @@ def pair_of(torch_npu: str) -> Pair | None:
 
 def newest_for_cann(cann: tuple[int, ...]) -> Pair | None:
     """The newest pair published for this CANN (major, minor)."""
-    return next((p for p in PAIRS if p.cann and tuple(int(n) for n in p.cann.split(".")[:2]) == cann[:2]), None)
+    return next(
+        (p for p in PAIRS if p.cann and tuple(int(n) for n in p.cann.split(".")[:2]) == cann[:2]),
+        None,
+    )
 
 
 def install_command(pair: Pair | None = None) -> str:
@@ -63,9 +68,18 @@ def install_command(pair: Pair | None = None) -> str:
 
 def markdown() -> str:
     """README's table."""
-    rows = ["| torch_npu | torch | CANN | Python | TorchNPU / TorchAir release | how verified |",
-            "|---" * 6 + "|"]
+    rows = [
+        "| torch_npu | torch | CANN | Python | TorchNPU / TorchAir release | how verified |",
+        "|---" * 6 + "|",
+    ]
     for p in PAIRS:
-        cells = (p.torch_npu, p.torch, p.cann or "not published", p.python or "–", p.release or "–", p.verified)
+        cells = (
+            p.torch_npu,
+            p.torch,
+            p.cann or "not published",
+            p.python or "–",
+            p.release or "–",
+            p.verified,
+        )
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)

@@ -1,1 +1,2 @@
-"""The model: in each file the upstream form of a component first, the ported form after it, with one signature."""
+"""The model: in each file the upstream form of a component first, the ported form after
+it, with one signature."""

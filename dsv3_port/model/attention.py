@@ -1,4 +1,5 @@
-"""Multi-head latent attention. DeepSeek-V2 report (arXiv 2405.04434), section 2.1 and appendix C."""
+"""Multi-head latent attention. DeepSeek-V2 report (arXiv 2405.04434), section 2.1 and
+appendix C."""
 
 from __future__ import annotations
 
@@ -19,14 +20,16 @@ class Step:
     """What all layers of one forward call share."""
 
     positions: Tensor  # [B, S]
-    mask: Tensor  # [B, 1, S, L] added to the scores: 0 visible, the dtype's lowest number hidden
+    # [B, 1, S, L] added to the scores: 0 visible, the dtype's lowest number hidden
+    mask: Tensor
     first: bool  # nothing was cached before: attention needs the new keys only
     cos: Tensor | None = None  # [B, 1, S, Dr]; None: every layer makes its own
     sin: Tensor | None = None
 
 
 class LatentProjections(nn.Module):
-    """The part both forms share: queries and the compressed key/value row of each token."""
+    """The part both forms share: queries and the compressed key/value row of each
+    token."""
 
     def __init__(self, ctx: Context) -> None:
         super().__init__()
@@ -34,18 +37,31 @@ class LatentProjections(nn.Module):
         self.config, self.scale = c, c.softmax_scale
         self.heads = ctx.share(c.num_attention_heads, "num_attention_heads")
         if c.q_lora_rank is None:
-            self.q_proj = ColumnLinear(ctx, c.hidden_size, c.num_attention_heads * c.qk_head_dim)
+            self.q_proj = ColumnLinear(
+                ctx, c.hidden_size, c.num_attention_heads * c.qk_head_dim
+            )
         else:
             self.q_a_proj = Linear(ctx, c.hidden_size, c.q_lora_rank)
             self.q_a_layernorm = make_norm(ctx, c.q_lora_rank)
-            self.q_b_proj = ColumnLinear(ctx, c.q_lora_rank, c.num_attention_heads * c.qk_head_dim)
-        self.kv_a_proj_with_mqa = Linear(ctx, c.hidden_size, c.kv_lora_rank + c.qk_rope_head_dim)
+            self.q_b_proj = ColumnLinear(
+                ctx, c.q_lora_rank, c.num_attention_heads * c.qk_head_dim
+            )
+        self.kv_a_proj_with_mqa = Linear(
+            ctx, c.hidden_size, c.kv_lora_rank + c.qk_rope_head_dim
+        )
         self.kv_a_layernorm = make_norm(ctx, c.kv_lora_rank)
-        self.o_proj = RowLinear(ctx, c.num_attention_heads * c.v_head_dim, c.hidden_size)
-        self.rotary_emb = RotaryEmbedding(c, ctx.device) if ctx.plan.rope == "per_layer" else None
+        self.o_proj = RowLinear(
+            ctx, c.num_attention_heads * c.v_head_dim, c.hidden_size
+        )
+        self.rotary_emb = (
+            RotaryEmbedding(c, ctx.device) if ctx.plan.rope == "per_layer" else None
+        )
 
-    def project(self, hidden: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """hidden [B, S, H] -> q_nope [B, N, S, Dn], q_rope [B, N, S, Dr], latent [B, 1, S, R], k_rope [B, 1, S, Dr]."""
+    def project(
+        self, hidden: Tensor, step: Step
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """hidden [B, S, H] -> q_nope [B, N, S, Dn], q_rope [B, N, S, Dr], latent [B, 1,
+        S, R], k_rope [B, 1, S, Dr]."""
         c = self.config
         if c.q_lora_rank is None:
             q = self.q_proj(hidden)
@@ -60,7 +76,12 @@ class LatentProjections(nn.Module):
         else:
             turn, cos, sin = apply_rope_ported, step.cos, step.sin
         q_rope = turn(q_rope, cos, sin, c.rope_interleave)
-        return q_nope, q_rope, self.kv_a_layernorm.norm(latent), turn(k_rope, cos, sin, c.rope_interleave)
+        return (
+            q_nope,
+            q_rope,
+            self.kv_a_layernorm.norm(latent),
+            turn(k_rope, cos, sin, c.rope_interleave),
+        )
 
     def output(self, heads_out: Tensor) -> Tensor:
         """[B, N, S, Dv] -> [B, S, H], summed over ranks."""
@@ -68,28 +89,43 @@ class LatentProjections(nn.Module):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
-    """softmax(scale q k^T + mask) v with the softmax in float32. [B, N, S, D], [B, N, L, D], [B, N, L, Dv]."""
+    """softmax(scale q k^T + mask) v with the softmax in float32. [B, N, S, D], [B, N,
+    L, D], [B, N, L, Dv]."""
     scores = (q @ k.transpose(-1, -2)).float() * scale + mask
     return scores.softmax(-1).to(q.dtype) @ v
 
 
 class ExpandedAttention(LatentProjections):
-    """Upstream: every head's keys and values are expanded from the latent row and cached in full."""
+    """Upstream: every head's keys and values are expanded from the latent row and
+    cached in full."""
 
     def __init__(self, ctx: Context) -> None:
         super().__init__(ctx)
         c = ctx.config
-        self.kv_b_proj = ColumnLinear(ctx, c.kv_lora_rank, c.num_attention_heads * (c.qk_nope_head_dim + c.v_head_dim))
+        self.kv_b_proj = ColumnLinear(
+            ctx,
+            c.kv_lora_rank,
+            c.num_attention_heads * (c.qk_nope_head_dim + c.v_head_dim),
+        )
 
     @property
     def cache_widths(self) -> list[tuple[int, int]]:
-        return [(self.heads, self.config.qk_head_dim), (self.heads, self.config.v_head_dim)]
+        return [
+            (self.heads, self.config.qk_head_dim),
+            (self.heads, self.config.v_head_dim),
+        ]
 
-    def forward(self, hidden: Tensor, step: Step, cache: Cache | None, layer: int) -> Tensor:
+    def forward(
+        self, hidden: Tensor, step: Step, cache: Cache | None, layer: int
+    ) -> Tensor:
         """hidden [B, S, H] -> [B, S, H]; the new positions are added to the cache."""
         c = self.config
         q_nope, q_rope, latent, k_rope = self.project(hidden, step)
-        kv = self.kv_b_proj(latent.squeeze(1)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        kv = (
+            self.kv_b_proj(latent.squeeze(1))
+            .unflatten(-1, (self.heads, -1))
+            .transpose(1, 2)
+        )
         k_nope, v = kv.split([c.qk_nope_head_dim, c.v_head_dim], -1)
         q = torch.cat((q_nope, q_rope), -1)
         k = torch.cat((k_nope, k_rope.expand(-1, self.heads, -1, -1)), -1)
@@ -101,10 +137,12 @@ class ExpandedAttention(LatentProjections):
 
 
 class LowRankAttention(LatentProjections):
-    """Ported: kv_b_proj is split into w_k and w_v; decode moves them to the query and to the output.
+    """Ported: kv_b_proj is split into w_k and w_v; decode moves them to the query and
+    to the output.
 
-    scores = q_nope (w_k latent) = (q_nope w_k) latent, so the cache keeps only latent and k_rope, one row for all
-    heads. Several queries at once (prefill) share their keys, and expanding is cheaper there (`prefill_attention`).
+    scores = q_nope (w_k latent) = (q_nope w_k) latent, so the cache keeps only latent
+    and k_rope, one row for all heads. Several queries at once (prefill) share their
+    keys, and expanding is cheaper there (`prefill_attention`).
     """
 
     def __init__(self, ctx: Context) -> None:
@@ -118,7 +156,9 @@ class LowRankAttention(LatentProjections):
     def cache_widths(self) -> list[tuple[int, int]]:
         return [(1, self.config.kv_lora_rank + self.config.qk_rope_head_dim)]
 
-    def forward(self, hidden: Tensor, step: Step, cache: Cache | None, layer: int) -> Tensor:
+    def forward(
+        self, hidden: Tensor, step: Step, cache: Cache | None, layer: int
+    ) -> Tensor:
         """hidden [B, S, H] -> [B, S, H]; the new positions are added to the cache."""
         q_nope, q_rope, latent, k_rope = self.project(hidden, step)
         rows = torch.cat((latent, k_rope), -1)  # [B, 1, S, R + Dr]
@@ -126,30 +166,60 @@ class LowRankAttention(LatentProjections):
             (all_rows,) = cache.update(layer, rows)
             if not step.first:
                 rows = all_rows
-        inner = self.absorbed if hidden.shape[1] == 1 or self.absorb_prefill else self.expanded
+        inner = (
+            self.absorbed
+            if hidden.shape[1] == 1 or self.absorb_prefill
+            else self.expanded
+        )
         return self.output(inner(q_nope, q_rope, rows, step.mask))
 
-    def absorbed(self, q_nope: Tensor, q_rope: Tensor, rows: Tensor, mask: Tensor) -> Tensor:
-        """Queries in the latent space; keys and values are the cached rows [B, 1, L, R + Dr] themselves."""
-        q = torch.cat((ops.head_matmul(q_nope, self.kv_b_proj_w_k), q_rope), -1)  # [B, N, S, R + Dr]
+    def absorbed(
+        self, q_nope: Tensor, q_rope: Tensor, rows: Tensor, mask: Tensor
+    ) -> Tensor:
+        """Queries in the latent space; keys and values are the cached rows [B, 1, L, R
+        + Dr] themselves."""
+        q = torch.cat(
+            (ops.head_matmul(q_nope, self.kv_b_proj_w_k), q_rope), -1
+        )  # [B, N, S, R + Dr]
         batch, heads, length, width = q.shape
-        shared = rows.squeeze(1)  # one key head for all N: the heads are rows of one matmul
-        scores = ops.shared_scores(q.reshape(batch, heads * length, width), shared).view(batch, heads, length, -1)
+        shared = rows.squeeze(
+            1
+        )  # one key head for all N: the heads are rows of one matmul
+        scores = ops.shared_scores(
+            q.reshape(batch, heads * length, width), shared
+        ).view(batch, heads, length, -1)
         weights = (scores.float() * self.scale + mask).softmax(-1).to(q.dtype)
-        latent = weights.view(batch, heads * length, -1) @ shared[..., : self.config.kv_lora_rank]
-        return ops.head_matmul(latent.view(batch, heads, length, -1), self.kv_b_proj_w_v)
+        latent = (
+            weights.view(batch, heads * length, -1)
+            @ shared[..., : self.config.kv_lora_rank]
+        )
+        return ops.head_matmul(
+            latent.view(batch, heads, length, -1), self.kv_b_proj_w_v
+        )
 
-    def expanded(self, q_nope: Tensor, q_rope: Tensor, rows: Tensor, mask: Tensor) -> Tensor:
+    def expanded(
+        self, q_nope: Tensor, q_rope: Tensor, rows: Tensor, mask: Tensor
+    ) -> Tensor:
         """Keys and values of each head from the rows, as upstream."""
-        latent, k_rope = rows.split([self.config.kv_lora_rank, self.config.qk_rope_head_dim], -1)
+        latent, k_rope = rows.split(
+            [self.config.kv_lora_rank, self.config.qk_rope_head_dim], -1
+        )
 
         def per_head(weight: Tensor) -> Tensor:  # [N, D, R] -> [B, N, L, D]
-            return ops.linear(latent.squeeze(1), weight.flatten(0, 1)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            return (
+                ops.linear(latent.squeeze(1), weight.flatten(0, 1))
+                .unflatten(-1, (self.heads, -1))
+                .transpose(1, 2)
+            )
 
-        k = torch.cat((per_head(self.kv_b_proj_w_k), k_rope.expand(-1, self.heads, -1, -1)), -1)
+        k = torch.cat(
+            (per_head(self.kv_b_proj_w_k), k_rope.expand(-1, self.heads, -1, -1)), -1
+        )
         v = per_head(self.kv_b_proj_w_v.transpose(1, 2))
         return ops.attention(torch.cat((q_nope, q_rope), -1), k, v, mask, self.scale)
 
 
 def make_attention(ctx: Context) -> ExpandedAttention | LowRankAttention:
-    return (LowRankAttention if ctx.plan.attention == "low_rank" else ExpandedAttention)(ctx)
+    return (
+        LowRankAttention if ctx.plan.attention == "low_rank" else ExpandedAttention
+    )(ctx)

@@ -1,7 +1,9 @@
-"""The KV cache: growing by concatenation (upstream) or written in place at a fixed size (ported).
+"""The KV cache: growing by concatenation (upstream) or written in place at a fixed size
+(ported).
 
-What is stored is the attention's business: ExpandedAttention keeps keys [B, N, L, Dn+Dr] and values [B, N, L, Dv],
-LowRankAttention one latent row [B, 1, L, R+Dr]. `widths` lists (heads, width) of each stored tensor.
+What is stored is the attention's business: ExpandedAttention keeps keys [B, N, L,
+Dn+Dr] and values [B, N, L, Dv], LowRankAttention one latent row [B, 1, L, R+Dr].
+`widths` lists (heads, width) of each stored tensor.
 """
 
 from __future__ import annotations
@@ -14,14 +16,28 @@ from ..ops import dispatch as ops
 
 
 class Cache:
-    """What both forms share: how many positions are filled, and how many of them are left padding in each row.
+    """What both forms share: how many positions are filled, and how many of them are
+    left padding in each row.
 
-    `length` is a host number (shapes, limits); `slot` [B] int64 is the same number as a tensor, for graphs.
+    `length` is a host number (shapes, limits); `slot` [B] int64 is the same number as a
+    tensor, for graphs.
     """
 
-    def __init__(self, layers: int, widths: list[tuple[int, int]], batch: int, max_length: int,
-                 device: torch.device | str, dtype: torch.dtype) -> None:
-        self.layers, self.widths, self.batch, self.max_length = layers, widths, batch, max_length
+    def __init__(
+        self,
+        layers: int,
+        widths: list[tuple[int, int]],
+        batch: int,
+        max_length: int,
+        device: torch.device | str,
+        dtype: torch.dtype,
+    ) -> None:
+        self.layers, self.widths, self.batch, self.max_length = (
+            layers,
+            widths,
+            batch,
+            max_length,
+        )
         self.device, self.dtype = torch.device(device), dtype
         self.length = 0
         self.slot = torch.zeros(batch, dtype=torch.int64, device=device)
@@ -31,8 +47,10 @@ class Cache:
 
     def room(self, new: int) -> None:
         if self.length + new > self.max_length:
-            raise PortError(f"the cache holds {self.max_length} positions; {self.length} are used and {new} more do "
-                            "not fit: make it with a larger max_length")
+            raise PortError(
+                f"the cache holds {self.max_length} positions; {self.length} are used and {new} more do "
+                "not fit: make it with a larger max_length"
+            )
 
     def advance(self, new: int) -> None:
         self.length += new
@@ -48,8 +66,12 @@ class Cache:
         self.room(length)
         generator = torch.Generator().manual_seed(seed)
         for layer in range(self.layers):
-            values = [torch.randn(self.batch, heads, length, width, generator=generator).to(self.device, self.dtype)
-                      for heads, width in self.widths]
+            values = [
+                torch.randn(self.batch, heads, length, width, generator=generator).to(
+                    self.device, self.dtype
+                )
+                for heads, width in self.widths
+            ]
             self.update(layer, *values)
         self.slot.fill_(length)
         self.length = length
@@ -68,39 +90,66 @@ class GrowingCache(Cache):
     """Upstream: every step allocates a longer tensor and copies the old one into it."""
 
     def reset(self) -> None:
-        self.buffers = [[torch.empty(self.batch, heads, 0, width, device=self.device, dtype=self.dtype)
-                         for heads, width in self.widths] for _ in range(self.layers)]
+        self.buffers = [
+            [
+                torch.empty(
+                    self.batch, heads, 0, width, device=self.device, dtype=self.dtype
+                )
+                for heads, width in self.widths
+            ]
+            for _ in range(self.layers)
+        ]
         self.rewind(0)
 
     def update(self, layer: int, *new: Tensor) -> list[Tensor]:
-        """new [B, heads, S, width] each -> everything so far [B, heads, length + S, width]."""
-        self.buffers[layer] = [torch.cat((old, add), 2) for old, add in zip(self.buffers[layer], new, strict=True)]
+        """new [B, heads, S, width] each -> everything so far [B, heads, length + S,
+        width]."""
+        self.buffers[layer] = [
+            torch.cat((old, add), 2)
+            for old, add in zip(self.buffers[layer], new, strict=True)
+        ]
         return self.buffers[layer]
 
     def rewind(self, length: int) -> None:
         """Forget all but the first `length` positions."""
-        self.buffers = [[t[:, :, :length].contiguous() for t in layer] for layer in self.buffers]
+        self.buffers = [
+            [t[:, :, :length].contiguous() for t in layer] for layer in self.buffers
+        ]
         self.length = length
         self.slot.fill_(length)
 
 
 class FixedCache(Cache):
-    """Ported: the whole buffer is allocated once; npu scatter_update_ writes at `slot`, addresses never change."""
+    """Ported: the whole buffer is allocated once; npu scatter_update_ writes at `slot`,
+    addresses never change."""
 
     def reset(self) -> None:
         if not self.buffers:
-            self.buffers = [[torch.zeros(self.batch, heads, self.max_length, width, device=self.device,
-                                         dtype=self.dtype) for heads, width in self.widths]
-                            for _ in range(self.layers)]
+            self.buffers = [
+                [
+                    torch.zeros(
+                        self.batch,
+                        heads,
+                        self.max_length,
+                        width,
+                        device=self.device,
+                        dtype=self.dtype,
+                    )
+                    for heads, width in self.widths
+                ]
+                for _ in range(self.layers)
+            ]
         self.rewind(0)
 
     def update(self, layer: int, *new: Tensor) -> list[Tensor]:
-        """new [B, heads, S, width] each -> the whole buffers [B, heads, max_length, width]."""
+        """new [B, heads, S, width] each -> the whole buffers [B, heads, max_length,
+        width]."""
         for buffer, add in zip(self.buffers[layer], new, strict=True):
             ops.scatter_update_(buffer, self.slot, add, -2)
         return self.buffers[layer]
 
     def rewind(self, length: int) -> None:
-        """Forget all but the first `length` positions; what lies behind is masked until it is overwritten."""
+        """Forget all but the first `length` positions; what lies behind is masked until
+        it is overwritten."""
         self.length = length
         self.slot.fill_(length)

@@ -1,4 +1,5 @@
-"""The decoder and the whole model: `build(config, plan)` assembles the forms that the plan names."""
+"""The decoder and the whole model: `build(config, plan)` assembles the forms that the
+plan names."""
 
 from __future__ import annotations
 
@@ -19,9 +20,11 @@ from .rope import RotaryEmbedding
 
 
 class DecoderLayer(nn.Module):
-    """(delta, residual) -> (delta, residual), each [B, S, H]; the stream after a layer is their sum.
+    """(delta, residual) -> (delta, residual), each [B, S, H]; the stream after a layer
+    is their sum.
 
-    The addition is left to the next norm, so that the ported form can do both in one operator.
+    The addition is left to the next norm, so that the ported form can do both in one
+    operator.
     """
 
     def __init__(self, ctx: Context, layer: int) -> None:
@@ -33,7 +36,9 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = make_norm(ctx, c.hidden_size)
         self.mlp = MoE(ctx) if c.is_moe(layer) else make_mlp(ctx, c.intermediate_size)
 
-    def forward(self, delta: Tensor, residual: Tensor | None, step: Step, cache: Cache | None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, delta: Tensor, residual: Tensor | None, step: Step, cache: Cache | None
+    ) -> tuple[Tensor, Tensor]:
         hidden, residual = self.input_layernorm(delta, residual)
         hidden = self.self_attn(hidden, step, cache, self.layer)
         hidden, residual = self.post_attention_layernorm(hidden, residual)
@@ -41,7 +46,8 @@ class DecoderLayer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Embedding, layers and final norm; names are those of the published checkpoint (`model.`)."""
+    """Embedding, layers and final norm; names are those of the published checkpoint
+    (`model.`)."""
 
     def __init__(self, ctx: Context) -> None:
         super().__init__()
@@ -59,14 +65,19 @@ class Decoder(nn.Module):
 
 
 class DeepseekV3(nn.Module):
-    """DeepSeek-V3 for inference, built by `build`; attributes `config`, `plan`, `parallel`."""
+    """DeepSeek-V3 for inference, built by `build`; attributes `config`, `plan`,
+    `parallel`."""
 
     def __init__(self, ctx: Context) -> None:
         super().__init__()
         self.config, self.plan, self.parallel = ctx.config, ctx.plan, ctx.parallel
         self.model = Decoder(ctx)
         self.lm_head = Head(ctx)
-        self.rotary_emb = RotaryEmbedding(ctx.config, ctx.device) if ctx.plan.rope == "per_step" else None
+        self.rotary_emb = (
+            RotaryEmbedding(ctx.config, ctx.device)
+            if ctx.plan.rope == "per_step"
+            else None
+        )
         self.keep = last_position if ctx.plan.lm_head == "last" else every_position
         self.run_step = self.step  # engine/graph.py puts a compiled function here
 
@@ -79,17 +90,31 @@ class DeepseekV3(nn.Module):
         return self.lm_head.weight.dtype
 
     def new_cache(self, batch_size: int, max_length: int) -> Cache:
-        """An empty cache of this plan's form, for `batch_size` sequences of at most `max_length` positions."""
+        """An empty cache of this plan's form, for `batch_size` sequences of at most
+        `max_length` positions."""
         kind = FixedCache if self.plan.cache == "fixed" else GrowingCache
-        return kind(self.config.num_hidden_layers, self.model.cache_widths, batch_size,
-                    max_length, self.device, self.dtype)
+        return kind(
+            self.config.num_hidden_layers,
+            self.model.cache_widths,
+            batch_size,
+            max_length,
+            self.device,
+            self.dtype,
+        )
 
     @torch.no_grad()
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, cache: Cache | None = None) -> Tensor:
-        """Logits of the next token in float32: [B, S, V], or [B, 1, V] with the last-token LM head on.
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """Logits of the next token in float32: [B, S, V], or [B, 1, V] with the
+        last-token LM head on.
 
-        input_ids: [B, S] int64. attention_mask: [B, S], 0 on padding, which stands left of the tokens; only with the
-        first call, the cache remembers it. cache: from `new_cache`; without one nothing is remembered.
+        input_ids: [B, S] int64. attention_mask: [B, S], 0 on padding, which stands left
+        of the tokens; only with the first call, the cache remembers it. cache: from
+        `new_cache`; without one nothing is remembered.
         """
         first = cache is None or cache.length == 0
         pad = self._check(input_ids, attention_mask, cache, first)
@@ -102,53 +127,87 @@ class DeepseekV3(nn.Module):
         cache.advance(input_ids.shape[1])
         return logits
 
-    def step(self, input_ids: Tensor, pad: Tensor, cache: Cache | None, first: bool) -> Tensor:
-        """One call without host-side checks: what a graph captures. pad: [B] int64, left padding of each row."""
+    def step(
+        self, input_ids: Tensor, pad: Tensor, cache: Cache | None, first: bool
+    ) -> Tensor:
+        """One call without host-side checks: what a graph captures. pad: [B] int64,
+        left padding of each row."""
         step = self._step_inputs(input_ids, pad, cache, first)
         hidden = self.model(input_ids, step, cache)
         if cache is not None:
             cache.slot.add_(input_ids.shape[1])
         return self.lm_head(self.keep(hidden))
 
-    def _step_inputs(self, input_ids: Tensor, pad: Tensor, cache: Cache | None, first: bool) -> Step:
+    def _step_inputs(
+        self, input_ids: Tensor, pad: Tensor, cache: Cache | None, first: bool
+    ) -> Step:
         batch, new = input_ids.shape
         device = input_ids.device
         query = torch.arange(new, device=device).expand(batch, new)
         keys = new
         if cache is not None and not first:
             query = query + cache.slot.unsqueeze(1)
-            keys = cache.max_length if isinstance(cache, FixedCache) else cache.buffers[0][0].shape[2] + new
+            keys = (
+                cache.max_length
+                if isinstance(cache, FixedCache)
+                else cache.buffers[0][0].shape[2] + new
+            )
         key = torch.arange(keys, device=device)
-        visible = (key <= query.unsqueeze(-1)) & (key >= pad.view(-1, 1, 1))  # [B, S, L]
-        # the lowest number and not -inf: a padding query sees nothing, and its softmax must not be NaN
+        visible = (key <= query.unsqueeze(-1)) & (
+            key >= pad.view(-1, 1, 1)
+        )  # [B, S, L]
+        # the lowest number and not -inf: a padding query sees nothing, and its softmax
+        # must not be NaN
         mask = torch.where(visible, 0.0, torch.finfo(torch.float32).min).unsqueeze(1)
         step = Step((query - pad.unsqueeze(1)).clamp(min=0), mask, first)
         if self.rotary_emb is not None:
             step.cos, step.sin = self.rotary_emb(step.positions, self.dtype)
         return step
 
-    def _check(self, input_ids: Tensor, mask: Tensor | None, cache: Cache | None, first: bool) -> Tensor:
+    def _check(
+        self, input_ids: Tensor, mask: Tensor | None, cache: Cache | None, first: bool
+    ) -> Tensor:
         if input_ids.dim() != 2 or input_ids.shape[1] == 0:
-            raise PortError(f"input_ids must be [batch, sequence] with one token at least, not {list(input_ids.shape)}")
+            raise PortError(
+                f"input_ids must be [batch, sequence] with one token at least, not {list(input_ids.shape)}"
+            )
         if cache is not None and cache.batch != input_ids.shape[0]:
-            raise PortError(f"the cache was made for batch size {cache.batch}, input_ids has {input_ids.shape[0]}")
+            raise PortError(
+                f"the cache was made for batch size {cache.batch}, input_ids has {input_ids.shape[0]}"
+            )
         if mask is None:
-            return torch.zeros(input_ids.shape[0], dtype=torch.int64, device=input_ids.device)
+            return torch.zeros(
+                input_ids.shape[0], dtype=torch.int64, device=input_ids.device
+            )
         if not first:
-            raise PortError("attention_mask belongs to the first call: the cache remembers the padding")
+            raise PortError(
+                "attention_mask belongs to the first call: the cache remembers the padding"
+            )
         if mask.shape != input_ids.shape:
-            raise PortError(f"attention_mask is {list(mask.shape)}, input_ids {list(input_ids.shape)}")
+            raise PortError(
+                f"attention_mask is {list(mask.shape)}, input_ids {list(input_ids.shape)}"
+            )
         real = mask.to(torch.bool)
         if not bool(real[:, -1:].all() and (real[:, 1:] >= real[:, :-1]).all()):
-            raise PortError("attention_mask: padding must stand left of the tokens (padding_side='left'), "
-                            "and every row needs a token")
+            raise PortError(
+                "attention_mask: padding must stand left of the tokens (padding_side='left'), "
+                "and every row needs a token"
+            )
         return (~real).sum(1)
 
 
-def build(config: DeepseekV3Config, plan: PortPlan | None = None, parallel: TensorParallel = SINGLE,
-          device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> DeepseekV3:
-    """The model of this plan with empty parameters, for `weights.load` to fill; `parallel` says which cut it holds."""
+def build(
+    config: DeepseekV3Config,
+    plan: PortPlan | None = None,
+    parallel: TensorParallel = SINGLE,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> DeepseekV3:
+    """The model of this plan with empty parameters, for `weights.load` to fill;
+    `parallel` says which cut it holds."""
     plan = plan or PortPlan.full()
     if parallel.world_size > 1 and not plan.tensor_parallel:
-        raise PortError(f"world size {parallel.world_size} needs the step 'tensor_parallel' in the plan")
+        raise PortError(
+            f"world size {parallel.world_size} needs the step 'tensor_parallel' in the plan"
+        )
     return DeepseekV3(Context(config, plan, parallel, device, dtype)).eval()

@@ -1,6 +1,7 @@
 """Routed experts and the MoE block. DeepSeek-V3 report, section 2.1.2.
 
-Cut over ranks, every rank holds every expert with I/W of its width; the all-reduce follows once for the block.
+Cut over ranks, every rank holds every expert with I/W of its width; the all-reduce
+follows once for the block.
 """
 
 from __future__ import annotations
@@ -18,15 +19,21 @@ from .mlp import make_mlp
 class ExpertLoop(nn.ModuleList):
     """Upstream: one MLP per expert, visited in a Python loop.
 
-    x [T, H], chosen [T, K], weights [T, K] float32, shared [T, H] or None -> [T, H]. The number of tokens of each
-    expert is read on the host, so every layer waits for the device, and a graph breaks here.
+    x [T, H], chosen [T, K], weights [T, K] float32, shared [T, H] or None -> [T, H].
+    The number of tokens of each expert is read on the host, so every layer waits for
+    the device, and a graph breaks here.
     """
 
     def __init__(self, ctx: Context) -> None:
         c = ctx.config
-        super().__init__(make_mlp(ctx, c.moe_intermediate_size, reduce=False) for _ in range(c.n_routed_experts))
+        super().__init__(
+            make_mlp(ctx, c.moe_intermediate_size, reduce=False)
+            for _ in range(c.n_routed_experts)
+        )
 
-    def forward(self, x: Tensor, chosen: Tensor, weights: Tensor, shared: Tensor | None) -> Tensor:
+    def forward(
+        self, x: Tensor, chosen: Tensor, weights: Tensor, shared: Tensor | None
+    ) -> Tensor:
         tokens, top = chosen.shape
         order = chosen.flatten().argsort(stable=True)
         counts = torch.zeros(len(self), dtype=torch.int64, device=x.device)
@@ -39,21 +46,29 @@ class ExpertLoop(nn.ModuleList):
                 start += count
         expert_out = torch.empty_like(rows)
         expert_out[order] = torch.cat(parts)
-        y = (expert_out.view(tokens, top, -1) * weights.unsqueeze(-1)).sum(1).to(x.dtype)
+        y = (
+            (expert_out.view(tokens, top, -1) * weights.unsqueeze(-1))
+            .sum(1)
+            .to(x.dtype)
+        )
         return y if shared is None else y + shared
 
 
 class GroupedExperts(nn.Module):
-    """Ported: rows sorted by expert, then two grouped matmuls (GMM) over stacked weights. Signature of ExpertLoop.
+    """Ported: rows sorted by expert, then two grouped matmuls (GMM) over stacked
+    weights. Signature of ExpertLoop.
 
-    group_w1_w3 [E, 2I/W, H] holds [gate | up] of each expert (group_w1 and group_w3 apart without the merged MLP),
-    group_w2 [E, H, I/W].
+    group_w1_w3 [E, 2I/W, H] holds [gate | up] of each expert (group_w1 and group_w3
+    apart without the merged MLP), group_w2 [E, H, I/W].
     """
 
     def __init__(self, ctx: Context) -> None:
         super().__init__()
         c = ctx.config
-        experts, width = c.n_routed_experts, ctx.share(c.moe_intermediate_size, "moe_intermediate_size")
+        experts, width = (
+            c.n_routed_experts,
+            ctx.share(c.moe_intermediate_size, "moe_intermediate_size"),
+        )
         self.experts, self.merged = experts, ctx.plan.mlp == "merged"
         if self.merged:
             self.group_w1_w3 = ctx.empty(experts, 2 * width, c.hidden_size)
@@ -61,17 +76,30 @@ class GroupedExperts(nn.Module):
             self.group_w1 = ctx.empty(experts, width, c.hidden_size)
             self.group_w3 = ctx.empty(experts, width, c.hidden_size)
         self.group_w2 = ctx.empty(experts, c.hidden_size, width)
-        self.route = self.moe_infer_fusion if ctx.plan.npu_routing_kernel else self.moe_infer_normal
+        self.route = (
+            self.moe_infer_fusion
+            if ctx.plan.npu_routing_kernel
+            else self.moe_infer_normal
+        )
 
-    def forward(self, x: Tensor, chosen: Tensor, weights: Tensor, shared: Tensor | None) -> Tensor:
+    def forward(
+        self, x: Tensor, chosen: Tensor, weights: Tensor, shared: Tensor | None
+    ) -> Tensor:
         return self.route(x, chosen, weights, shared)
 
     def multiply(self, rows: Tensor, group_list: Tensor) -> Tensor:
-        """rows [T*K, H] sorted by expert; group_list [E] int64, the row after each expert's last -> [T*K, H]."""
+        """rows [T*K, H] sorted by expert; group_list [E] int64, the row after each
+        expert's last -> [T*K, H]."""
 
         def gmm(x: Tensor, weight: Tensor) -> Tensor:  # weight [E, N, K]
-            return ops.npu_grouped_matmul([x], [weight.transpose(1, 2)], group_list=group_list, split_item=3,
-                                          group_type=0, group_list_type=0)[0]
+            return ops.npu_grouped_matmul(
+                [x],
+                [weight.transpose(1, 2)],
+                group_list=group_list,
+                split_item=3,
+                group_type=0,
+                group_list_type=0,
+            )[0]
 
         if self.merged:
             inner = ops.npu_swiglu(gmm(rows, self.group_w1_w3))
@@ -79,10 +107,14 @@ class GroupedExperts(nn.Module):
             inner = F.silu(gmm(rows, self.group_w1)) * gmm(rows, self.group_w3)
         return gmm(inner, self.group_w2)
 
-    def moe_infer_normal(self, x: Tensor, chosen: Tensor, weights: Tensor, shared: Tensor | None) -> Tensor:
+    def moe_infer_normal(
+        self, x: Tensor, chosen: Tensor, weights: Tensor, shared: Tensor | None
+    ) -> Tensor:
         """Routing in torch: sort, count, multiply, un-sort, weigh."""
         tokens, top = chosen.shape
-        sorted_expert, order = chosen.flatten().sort()  # any order within an expert: torchair has no stable sort
+        sorted_expert, order = (
+            chosen.flatten().sort()
+        )  # any order within an expert: torchair has no stable sort
         last = torch.arange(self.experts, device=x.device).unsqueeze(-1)
         group_list = (sorted_expert <= last).sum(-1)  # rows up to and with each expert
         out = self.multiply(x[order // top], group_list)
@@ -90,17 +122,31 @@ class GroupedExperts(nn.Module):
         y = (out[back].view(tokens, top, -1) * weights.unsqueeze(-1)).sum(1).to(x.dtype)
         return y if shared is None else y + shared
 
-    def moe_infer_fusion(self, x: Tensor, chosen: Tensor, weights: Tensor, shared: Tensor | None) -> Tensor:
-        """Routing by npu_moe_init_routing, npu_moe_compute_expert_tokens and npu_moe_finalize_routing."""
+    def moe_infer_fusion(
+        self, x: Tensor, chosen: Tensor, weights: Tensor, shared: Tensor | None
+    ) -> Tensor:
+        """Routing by npu_moe_init_routing, npu_moe_compute_expert_tokens and
+        npu_moe_finalize_routing."""
         tokens, top = chosen.shape
         chosen = chosen.to(torch.int32)
         # column-major by contract: choice k of token t has number k*T + t
-        row_idx = torch.arange(tokens * top, dtype=torch.int32, device=x.device).view(top, tokens).t().contiguous()
+        row_idx = (
+            torch.arange(tokens * top, dtype=torch.int32, device=x.device)
+            .view(top, tokens)
+            .t()
+            .contiguous()
+        )
         rows, back, sorted_expert = ops.npu_moe_init_routing(x, row_idx, chosen, tokens)
-        group_list = ops.npu_moe_compute_expert_tokens(sorted_expert, self.experts).to(torch.int64)
+        group_list = ops.npu_moe_compute_expert_tokens(sorted_expert, self.experts).to(
+            torch.int64
+        )
         out = self.multiply(rows, group_list)
-        scales = weights if x.dtype == torch.bfloat16 else weights.to(x.dtype)  # bf16 rows take float32 scales
-        return ops.npu_moe_finalize_routing(out, shared, None, None, scales, back, chosen)
+        scales = (
+            weights if x.dtype == torch.bfloat16 else weights.to(x.dtype)
+        )  # bf16 rows take float32 scales
+        return ops.npu_moe_finalize_routing(
+            out, shared, None, None, scales, back, chosen
+        )
 
 
 class MoE(nn.Module):
@@ -111,13 +157,19 @@ class MoE(nn.Module):
         c = ctx.config
         self.parallel = ctx.parallel
         self.gate = Gate(ctx)
-        self.experts = (GroupedExperts if ctx.plan.experts == "grouped" else ExpertLoop)(ctx)
+        self.experts = (
+            GroupedExperts if ctx.plan.experts == "grouped" else ExpertLoop
+        )(ctx)
         self.shared_experts = None
         if c.n_shared_experts:
-            self.shared_experts = make_mlp(ctx, c.moe_intermediate_size * c.n_shared_experts, reduce=False)
+            self.shared_experts = make_mlp(
+                ctx, c.moe_intermediate_size * c.n_shared_experts, reduce=False
+            )
 
     def forward(self, hidden: Tensor) -> Tensor:
         x = hidden.flatten(0, -2)  # [T, H]
         chosen, weights = self.gate(x)
         shared = self.shared_experts(x) if self.shared_experts is not None else None
-        return self.parallel.all_reduce(self.experts(x, chosen, weights, shared)).view_as(hidden)
+        return self.parallel.all_reduce(
+            self.experts(x, chosen, weights, shared)
+        ).view_as(hidden)

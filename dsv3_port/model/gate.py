@@ -1,6 +1,7 @@
 """The router: sigmoid scores, a bias that steers only the choice, group-limited top-k.
 
-DeepSeek-V3 report, section 2.1.2 (auxiliary-loss-free balancing) and DeepSeek-V2 report, section 2.2.2 (group limit).
+DeepSeek-V3 report, section 2.1.2 (auxiliary-loss-free balancing) and DeepSeek-V2
+report, section 2.2.2 (group limit).
 """
 
 from __future__ import annotations
@@ -20,22 +21,35 @@ def scatter_group_mask(group_scores: Tensor, group_idx: Tensor) -> Tensor:
 
 def one_hot_group_mask(group_scores: Tensor, group_idx: Tensor) -> Tensor:
     """Ported: compare each chosen index with 0..G-1 and add up; no scattered writes."""
-    groups = torch.arange(group_scores.shape[1], dtype=group_idx.dtype, device=group_idx.device)
-    one_hot = (group_idx.unsqueeze(-1) == groups).to(group_scores.dtype)  # [T, topk_group, G]
+    groups = torch.arange(
+        group_scores.shape[1], dtype=group_idx.dtype, device=group_idx.device
+    )
+    one_hot = (group_idx.unsqueeze(-1) == groups).to(
+        group_scores.dtype
+    )  # [T, topk_group, G]
     return one_hot.sum(1)
 
 
 class Gate(nn.Module):
-    """hidden [T, H] -> (expert indices [T, K] int64, weights [T, K] float32); the same on every rank."""
+    """hidden [T, H] -> (expert indices [T, K] int64, weights [T, K] float32); the same
+    on every rank."""
 
     def __init__(self, ctx: Context) -> None:
         super().__init__()
         config = ctx.config
         self.config = config
         # float32 as the report computes it; a bf16 weight is exact in it
-        self.weight = ctx.empty(config.n_routed_experts, config.hidden_size, dtype=torch.float32)
-        self.e_score_correction_bias = ctx.empty(config.n_routed_experts, dtype=torch.float32)
-        self.group_mask = one_hot_group_mask if ctx.plan.group_mask == "one_hot" else scatter_group_mask
+        self.weight = ctx.empty(
+            config.n_routed_experts, config.hidden_size, dtype=torch.float32
+        )
+        self.e_score_correction_bias = ctx.empty(
+            config.n_routed_experts, dtype=torch.float32
+        )
+        self.group_mask = (
+            one_hot_group_mask
+            if ctx.plan.group_mask == "one_hot"
+            else scatter_group_mask
+        )
         self.mask_value = ctx.plan.group_mask_value
 
     def choose(self, scores: Tensor) -> Tensor:
@@ -47,7 +61,9 @@ class Gate(nn.Module):
             group_scores = groups.topk(2, -1)[0].sum(-1)
             group_idx = group_scores.topk(c.topk_group, -1)[1]
             mask = self.group_mask(group_scores, group_idx)
-            biased = groups.masked_fill(mask.unsqueeze(-1) == 0, self.mask_value).flatten(1)
+            biased = groups.masked_fill(
+                mask.unsqueeze(-1) == 0, self.mask_value
+            ).flatten(1)
         return biased.topk(c.num_experts_per_tok, -1)[1]
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,8 @@
 """Matrix products, embedding and LM head, whole and cut over ranks.
 
-The cut follows Megatron-LM (arXiv 1909.08053, section 3): a column cut gives each rank some of the outputs, a row cut
-some of the inputs, so that one all-reduce after the row cut completes a block. `weight` is [out, in] as in nn.Linear.
+The cut follows Megatron-LM (arXiv 1909.08053, section 3): a column cut gives each rank
+some of the outputs, a row cut some of the inputs, so that one all-reduce after the row
+cut completes a block. `weight` is [out, in] as in nn.Linear.
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ class Context:
 
     def empty(self, *shape: int, dtype: torch.dtype | None = None) -> nn.Parameter:
         """A parameter without values; weights/load.py fills every one or raises."""
-        return nn.Parameter(torch.empty(shape, device=self.device, dtype=dtype or self.dtype), requires_grad=False)
+        return nn.Parameter(
+            torch.empty(shape, device=self.device, dtype=dtype or self.dtype),
+            requires_grad=False,
+        )
 
     def share(self, total: int, what: str) -> int:
         return self.parallel.share(total, what) if self.plan.tensor_parallel else total
@@ -48,16 +52,20 @@ class Linear(nn.Module):
 
 
 class ColumnLinear(Linear):
-    """Column cut: this rank's out/W outputs. [..., in] -> [..., out/W]; no communication."""
+    """Column cut: this rank's out/W outputs. [..., in] -> [..., out/W]; no
+    communication."""
 
     def __init__(self, ctx: Context, inputs: int, outputs: int) -> None:
         super().__init__(ctx, inputs, ctx.share(outputs, "outputs"))
 
 
 class RowLinear(Linear):
-    """Row cut: this rank's in/W inputs. [..., in/W] -> [..., out], summed over ranks unless `reduce` is False."""
+    """Row cut: this rank's in/W inputs. [..., in/W] -> [..., out], summed over ranks
+    unless `reduce` is False."""
 
-    def __init__(self, ctx: Context, inputs: int, outputs: int, reduce: bool = True) -> None:
+    def __init__(
+        self, ctx: Context, inputs: int, outputs: int, reduce: bool = True
+    ) -> None:
         super().__init__(ctx, ctx.share(inputs, "inputs"), outputs)
         self.parallel = ctx.parallel
         self.reduce = reduce
@@ -68,7 +76,8 @@ class RowLinear(Linear):
 
 
 class Embedding(nn.Module):
-    """Token ids [B, S] -> [B, S, H]; cut over the vocabulary each rank looks up its own rows and the sum completes."""
+    """Token ids [B, S] -> [B, S, H]; cut over the vocabulary each rank looks up its own
+    rows and the sum completes."""
 
     def __init__(self, ctx: Context) -> None:
         super().__init__()
@@ -86,12 +95,15 @@ class Embedding(nn.Module):
 
 
 class Head(nn.Module):
-    """LM head [B, S, H] -> logits [B, S, V] in float32; cut over the vocabulary the shards are gathered."""
+    """LM head [B, S, H] -> logits [B, S, V] in float32; cut over the vocabulary the
+    shards are gathered."""
 
     def __init__(self, ctx: Context) -> None:
         super().__init__()
         self.parallel = ctx.parallel
-        self.weight = ctx.empty(ctx.share(ctx.config.vocab_size, "vocab_size"), ctx.config.hidden_size)
+        self.weight = ctx.empty(
+            ctx.share(ctx.config.vocab_size, "vocab_size"), ctx.config.hidden_size
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.parallel.all_gather_last(ops.linear(x, self.weight)).float()

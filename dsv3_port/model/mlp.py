@@ -1,4 +1,5 @@
-"""SwiGLU MLP: down(silu(gate(x)) * up(x)). Dense layers, shared experts and, in the loop form, each routed expert."""
+"""SwiGLU MLP: down(silu(gate(x)) * up(x)). Dense layers, shared experts and, in the
+loop form, each routed expert."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from .linear import ColumnLinear, Context, RowLinear
 
 
 class SplitMLP(nn.Module):
-    """Upstream: two matmuls, SiLU and a product. [..., H] -> [..., H]; each rank holds I/W of the width."""
+    """Upstream: two matmuls, SiLU and a product. [..., H] -> [..., H]; each rank holds
+    I/W of the width."""
 
     def __init__(self, ctx: Context, width: int, reduce: bool = True) -> None:
         super().__init__()
@@ -26,7 +28,8 @@ class SplitMLP(nn.Module):
 class MergedMLP(nn.Module):
     """Ported: one matmul with rows [gate | up] of this rank, then npu_swiglu.
 
-    The merge comes after the cut: a slice of the whole [gate | up] would put gate on one rank and up on another.
+    The merge comes after the cut: a slice of the whole [gate | up] would put gate on
+        one rank and up on another.
     """
 
     def __init__(self, ctx: Context, width: int, reduce: bool = True) -> None:

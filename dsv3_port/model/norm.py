@@ -1,4 +1,5 @@
-"""RMSNorm, and the residual addition before it. DeepSeek-V3 report, section 2.1; npu_rms_norm, npu_add_rms_norm."""
+"""RMSNorm, and the residual addition before it. DeepSeek-V3 report, section 2.1;
+npu_rms_norm, npu_add_rms_norm."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from .linear import Context
 
 
 class SeparateNorm(nn.Module):
-    """Upstream: add, then normalise, each as torch operators. Rounds to the dtype before the weight's product."""
+    """Upstream: add, then normalise, each as torch operators. Rounds to the dtype
+    before the weight's product."""
 
     def __init__(self, ctx: Context, width: int) -> None:
         super().__init__()
@@ -23,13 +25,15 @@ class SeparateNorm(nn.Module):
         return self.weight * y.to(x.dtype)
 
     def forward(self, delta: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(what the last block added, the stream before it) -> (normalised stream, stream); all [B, S, H]."""
+        """(what the last block added, the stream before it) -> (normalised stream,
+        stream); all [B, S, H]."""
         stream = delta if residual is None else residual + delta
         return self.norm(stream), stream
 
 
 class FusedNorm(nn.Module):
-    """Ported: npu_add_rms_norm gives the normalised value and the new residual stream in one operator."""
+    """Ported: npu_add_rms_norm gives the normalised value and the new residual stream
+    in one operator."""
 
     def __init__(self, ctx: Context, width: int) -> None:
         super().__init__()

@@ -11,7 +11,9 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 INDICES = (torch.int32, torch.int64)
 
 
-def bad(operator: str, argument: str, got: Any, wants: str, kind: type[Exception] = ValueError) -> Exception:
+def bad(
+    operator: str, argument: str, got: Any, wants: str, kind: type[Exception] = ValueError
+) -> Exception:
     """The exception to raise: operator, argument, what it is, what the operator's document wants."""
     if isinstance(got, Tensor):
         got = f"{str(got.dtype).removeprefix('torch.')} {list(got.shape)}"
@@ -21,9 +23,11 @@ def bad(operator: str, argument: str, got: Any, wants: str, kind: type[Exception
 
 
 def readable(*tensors: Tensor) -> bool:
-    """Whether looking at the values costs no more than a few microseconds: ordinary CPU tensors outside a compiler."""
+    """Whether looking at the values costs no more than a few microseconds: ordinary CPU tensors
+    outside a compiler."""
     return not torch.compiler.is_compiling() and all(
-        type(t) in (Tensor, nn.Parameter) and t.device.type == "cpu" for t in tensors)
+        type(t) in (Tensor, nn.Parameter) and t.device.type == "cpu" for t in tensors
+    )
 
 
 def floating(operator: str, argument: str, x: Tensor) -> None:
@@ -40,7 +44,13 @@ def same_dtype(operator: str, argument: str, x: Tensor, other: str, y: Tensor) -
 
 def dtype_of(operator: str, argument: str, x: Tensor, *wanted: torch.dtype) -> None:
     if x.dtype not in wanted:
-        raise bad(operator, argument, x.dtype, " or ".join(str(d).removeprefix("torch.") for d in wanted), TypeError)
+        raise bad(
+            operator,
+            argument,
+            x.dtype,
+            " or ".join(str(d).removeprefix("torch.") for d in wanted),
+            TypeError,
+        )
 
 
 def shape_of(operator: str, argument: str, x: Tensor, *wanted: int, names: str = "") -> None:

@@ -1,4 +1,5 @@
-"""The forms of a matrix product that are fastest on the device at hand; the one file for device-specific kernels."""
+"""The forms of a matrix product that are fastest on the device at hand; the one file for
+device-specific kernels."""
 
 from __future__ import annotations
 
@@ -12,20 +13,26 @@ from torch import Tensor
 
 from .wide import wide
 
-# Limits in rows. The ratios beside them are times faster than F.linear, torch.bmm or a loop of torch.mm: torch 2.13,
-# two AVX-512 cores, weights that do not stay in the caches, two threads.
-TURNED_ROWS = 8  # eager float32, weight @ x^T for x @ weight^T: 2 rows 3.2, 4 rows 1.7, 8 rows 1.0 (small weights 2.9)
-# Compiled, one product and sum a row, in a block of norm, SwiGLU and two products. float32: 1 row 3.3, 2 rows 4.1,
-# 4 rows 2.6, 8 rows 1.3; bfloat16: 1 row 2.1, 2 rows 1.9, 4 rows 1.6, 6 rows 1.5, 8 rows 1.2 (small weights 0.9).
-# F.linear reads weights at 8 to 16 GB/s there, this at up to 47 GB/s with one float32 row.
+# Limits in rows. The ratios beside them are times faster than F.linear, torch.bmm or a loop of
+# torch.mm: torch 2.13, two AVX-512 cores, weights that do not stay in the caches, two threads.
+# eager float32, weight @ x^T for x @ weight^T: 2 rows 3.2, 4 rows 1.7, 8 rows 1.0 (small weights
+# 2.9)
+TURNED_ROWS = 8
+# Compiled, one product and sum a row, in a block of norm, SwiGLU and two products. float32: 1 row
+# 3.3, 2 rows 4.1, 4 rows 2.6, 8 rows 1.3; bfloat16: 1 row 2.1, 2 rows 1.9, 4 rows 1.6, 6 rows 1.5,
+# 8 rows 1.2 (small weights 0.9). F.linear reads weights at 8 to 16 GB/s there, this at up to 47
+# GB/s with one float32 row.
 SUMMED_ROWS = {torch.float32: 8, torch.bfloat16: 6}
-GATHER_ROWS = 256  # compiled grouped matmul, each row reads its own expert: float32 2.0 to 4.9, bfloat16 1.0 to 7.7
-# float32 by oneDNN, for weights of so many elements at least: 1 row 2.1, 8 rows 1.3 to 2.0, 128 rows 1.3 to 1.8, 1,024
-# rows 1.1 to 1.2; with one thread 1.0 to 1.1, for smaller weights 0.7 to 1.3. F.linear leaves float32 to MKL.
+# compiled grouped matmul, each row reads its own expert: float32 2.0 to 4.9, bfloat16 1.0 to 7.7
+GATHER_ROWS = 256
+# float32 by oneDNN, for weights of so many elements at least: 1 row 2.1, 8 rows 1.3 to 2.0, 128
+# rows 1.3 to 1.8, 1,024 rows 1.1 to 1.2; with one thread 1.0 to 1.1, for smaller weights 0.7 to
+# 1.3. F.linear leaves float32 to MKL.
 ONEDNN_ELEMENTS = 1 << 17
 ONEDNN_TURNED = 3  # rows up to which turning such a weight is faster still
-# F.grouped_mm, for experts of fewer elements than this in float32 (1.1 to 1.6; above oneDNN's loop is 1.1 to 2.2 times
-# faster), of any size in bfloat16 (1.0 to 1.4), with a row for every fourth expert at least: it visits all of them.
+# F.grouped_mm, for experts of fewer elements than this in float32 (1.1 to 1.6; above oneDNN's loop
+# is 1.1 to 2.2 times faster), of any size in bfloat16 (1.0 to 1.4), with a row for every fourth
+# expert at least: it visits all of them.
 GROUPED_MM_ELEMENTS = 1 << 18
 _onednn = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 _plain = False
@@ -33,7 +40,8 @@ _plain = False
 
 @contextlib.contextmanager
 def plain_products() -> Iterator[None]:
-    """Within it eager products are those of the model as it is written, for what counts operators or compares bits."""
+    """Within it eager products are those of the model as it is written, for what counts operators
+    or compares bits."""
     global _plain
     before, _plain = _plain, True
     try:
@@ -43,14 +51,25 @@ def plain_products() -> Iterator[None]:
 
 
 def _summed(x: Tensor, rows: int) -> bool:
-    """Whether torch.compile should get products and sums, which inductor turns into one pass over the weight."""
-    return (torch.compiler.is_compiling() and x.device.type == "cpu" and 0 < rows <= SUMMED_ROWS.get(x.dtype, 0)
-            and x.is_contiguous())
+    """Whether torch.compile should get products and sums, which inductor turns into one pass over
+    the weight."""
+    return (
+        torch.compiler.is_compiling()
+        and x.device.type == "cpu"
+        and 0 < rows <= SUMMED_ROWS.get(x.dtype, 0)
+        and x.is_contiguous()
+    )
 
 
 def _by_onednn(x: Tensor, weight: Tensor) -> bool:
-    return (_onednn and not _plain and x.dtype == torch.float32 and x.device.type == "cpu"
-            and weight.numel() >= ONEDNN_ELEMENTS and weight.is_contiguous())
+    return (
+        _onednn
+        and not _plain
+        and x.dtype == torch.float32
+        and x.device.type == "cpu"
+        and weight.numel() >= ONEDNN_ELEMENTS
+        and weight.is_contiguous()
+    )
 
 
 def _turned(x: Tensor, weight: Tensor, rows: int) -> bool:
@@ -62,7 +81,9 @@ def _product(x: Tensor, weight: Tensor) -> Tensor:
     """x [..., in], weight [out, in] -> [..., out] by the library that is faster at it."""
     if not _by_onednn(x, weight):
         return F.linear(x, weight)
-    if torch.compiler.is_compiling():  # inductor takes oneDNN's own operator for one of packed weights
+    if (
+        torch.compiler.is_compiling()
+    ):  # inductor takes oneDNN's own operator for one of packed weights
         return torch.ops.dsv3.linear(x, weight)
     return _onednn_linear(x, weight)
 
@@ -77,13 +98,15 @@ def _(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _stored(x: Tensor, *shape: int) -> Tensor:
-    """A contiguous x in another shape, which inductor must store: otherwise it fuses what x is made of (a norm, a
-    gather) into the product and repeats that for every output. as_strided is the public operator with this effect."""
+    """A contiguous x in another shape, which inductor must store: otherwise it fuses what x is made
+    of (a norm, a gather) into the product and repeats that for every output. as_strided is the
+    public operator with this effect."""
     return x.as_strided(shape, [math.prod(shape[i + 1 :]) for i in range(len(shape))])
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """x [..., in], weight [out, in] -> [..., out], contiguous for contiguous x; 16-bit products add up in float32."""
+    """x [..., in], weight [out, in] -> [..., out], contiguous for contiguous x; 16-bit products add
+    up in float32."""
     rows = x.numel() // x.shape[-1]
     if _summed(x, rows):
         flat, wide_weight = _stored(wide(x), rows, x.shape[-1]), wide(weight)
@@ -97,8 +120,12 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
 def head_matmul(x: Tensor, weight: Tensor) -> Tensor:
     """Each head's own matrix: x [B, N, S, D], weight [N, D, R] -> [B, N, S, R]."""
     batch, heads, length, width = x.shape
-    rows = x.transpose(0, 1).reshape(heads, batch * length, width)  # not x @ weight: that copies weight B times
-    if batch * length == 1 and torch.compiler.is_compiling() and x.device.type == "cpu":  # 1.3 to 2.1 times faster
+    rows = x.transpose(0, 1).reshape(
+        heads, batch * length, width
+    )  # not x @ weight: that copies weight B times
+    if (
+        batch * length == 1 and torch.compiler.is_compiling() and x.device.type == "cpu"
+    ):  # 1.3 to 2.1 times faster
         y = (wide(weight) * wide(rows).transpose(1, 2)).sum(1, keepdim=True).to(x.dtype)
     else:
         y = torch.bmm(rows, weight)
@@ -108,7 +135,9 @@ def head_matmul(x: Tensor, weight: Tensor) -> Tensor:
 def shared_scores(q: Tensor, rows: Tensor) -> Tensor:
     """One key row for all heads: q [B, M, D], rows [B, L, D] -> [B, M, L]."""
     if torch.compiler.is_compiling() and q.device.type == "cpu" and q.dtype == torch.float32:
-        return (rows @ q.transpose(1, 2)).transpose(1, 2)  # L rows for the library's matmul: up to 1.3 times faster
+        return (rows @ q.transpose(1, 2)).transpose(
+            1, 2
+        )  # L rows for the library's matmul: up to 1.3 times faster
     return q @ rows.transpose(1, 2)
 
 
@@ -119,15 +148,19 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """softmax(scale q k^T + mask) v. q [B, N, S, D], k [B, N, L, D], v [B, N, L, Dv], mask added to the scores."""
+    """softmax(scale q k^T + mask) v. q [B, N, S, D], k [B, N, L, D], v [B, N, L, Dv], mask added to
+    the scores."""
     if q.device.type == "npu":
         return plain_attention(q, k, v, mask, scale)
     if mask is not None and mask.dtype != q.dtype:
-        mask = mask.clamp(min=torch.finfo(q.dtype).min).to(q.dtype)  # float32's lowest number would become -inf
+        mask = mask.clamp(min=torch.finfo(q.dtype).min).to(
+            q.dtype
+        )  # float32's lowest number would become -inf
     return F.scaled_dot_product_attention(q, k, v, mask, scale=scale)
 
 
-# ---- grouped matmul -------------------------------------------------------------------------------------------------
+# ---- grouped matmul ------------------------------------------------------------------------------
+
 
 def group_of_rows(cumulative: Tensor, rows: int) -> Tensor:
     """int64 [rows]: the group each row belongs to, E for rows past the last group."""
@@ -138,7 +171,8 @@ def group_of_rows(cumulative: Tensor, rows: int) -> Tensor:
 def grouped_matmul(x: Tensor, weight: Tensor | Sequence[Tensor], cumulative: Tensor) -> Tensor:
     """Rows of group g times weight[g]: x [M, K], weight [E, K, N], cumulative int64 [E] -> [M, N].
 
-    Rows past cumulative[-1] become NaN. ValueError if cumulative[-1] > M (not seen by the gathered form).
+    Rows past cumulative[-1] become NaN. ValueError if cumulative[-1] > M (not seen by the gathered
+    form).
     """
     if not torch.compiler.is_compiling():
         return _grouped_eager(x, weight, cumulative)
@@ -149,8 +183,8 @@ def grouped_matmul(x: Tensor, weight: Tensor | Sequence[Tensor], cumulative: Ten
 
 
 def _grouped_gather(x: Tensor, weight: Tensor, cumulative: Tensor) -> Tensor:
-    """Every row reads its own expert's weight. Only for inductor, which fuses the gather into the product; eagerly
-    weight[group] would be a copy (2 GB/s instead of 40 to 60)."""
+    """Every row reads its own expert's weight. Only for inductor, which fuses the gather into the
+    product; eagerly weight[group] would be a copy (2 GB/s instead of 40 to 60)."""
     group = group_of_rows(cumulative, x.shape[0])
     dtype, x = x.dtype, wide(x)
     x = _stored(x, *x.shape) if x.device.type == "cpu" and x.is_contiguous() else x
@@ -161,11 +195,14 @@ def _grouped_gather(x: Tensor, weight: Tensor, cumulative: Tensor) -> Tensor:
 
 
 def _grouped_eager(x: Tensor, weight: Tensor | Sequence[Tensor], cumulative: Tensor) -> Tensor:
-    """After one read of the boundaries on the host, one matmul for each group with rows, by what is fastest at it."""
+    """After one read of the boundaries on the host, one matmul for each group with rows, by what is
+    fastest at it."""
     ends = cumulative.tolist()
     used = ends[-1]
     if used > x.shape[0]:
-        raise ValueError(f"npu_grouped_matmul: group_list ends at row {used}, but x has {x.shape[0]} rows")
+        raise ValueError(
+            f"npu_grouped_matmul: group_list ends at row {used}, but x has {x.shape[0]} rows"
+        )
     if used == x.shape[0] and isinstance(weight, Tensor) and _by_grouped_mm(x, weight):
         offsets = cumulative.int()
         if x.dtype == torch.float32 and used <= TURNED_ROWS * len(ends):
@@ -176,10 +213,20 @@ def _grouped_eager(x: Tensor, weight: Tensor | Sequence[Tensor], cumulative: Ten
 
 
 def _by_grouped_mm(x: Tensor, weight: Tensor) -> bool:
-    """Whether torch's own loop over the groups, in C++, is faster than one in Python over the better library."""
-    return (not _plain and x.device.type == "cpu" and x.is_contiguous() and 4 * x.shape[0] >= weight.shape[0]
-            and (x.dtype == torch.bfloat16 or x.dtype == torch.float32 and weight[0].numel() < GROUPED_MM_ELEMENTS)
-            and all(size * x.element_size() % 16 == 0 for size in (x.shape[0], *weight.shape[1:])))
+    """Whether torch's own loop over the groups, in C++, is faster than one in Python over the
+    better library."""
+    return (
+        not _plain
+        and x.device.type == "cpu"
+        and x.is_contiguous()
+        and 4 * x.shape[0] >= weight.shape[0]
+        and (
+            x.dtype == torch.bfloat16
+            or x.dtype == torch.float32
+            and weight[0].numel() < GROUPED_MM_ELEMENTS
+        )
+        and all(size * x.element_size() % 16 == 0 for size in (x.shape[0], *weight.shape[1:]))
+    )
 
 
 def _grouped_loop(x: Tensor, weight: Tensor | Sequence[Tensor], ends: Sequence[int]) -> Tensor:

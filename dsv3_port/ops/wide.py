@@ -17,4 +17,6 @@ def unsupported(operator: str, **arguments: Any) -> None:
     """Refuse arguments that the reference does not cover (anything but None), by name."""
     for name, value in arguments.items():
         if value is not None:
-            raise NotImplementedError(f"{operator}: {name} has no reference implementation; it must be None here")
+            raise NotImplementedError(
+                f"{operator}: {name} has no reference implementation; it must be None here"
+            )

@@ -1,6 +1,7 @@
 """Reading checkpoints: config.json, an index, safetensors shards; FP8 blocks or plain BF16/FP32.
 
-Only safetensors are read. Opening reads headers, never tensor data, so it is quick for the published 163 files.
+Only safetensors are read. Opening reads headers, never tensor data, so it is quick for the
+published 163 files.
 """
 
 from __future__ import annotations
@@ -27,38 +28,58 @@ _MAX_HEADER = 100 << 20
 
 
 class Checkpoint:
-    """A checkpoint folder. `names` are those of the values; a value's FP8 scales belong to it and have no name here."""
+    """A checkpoint folder. `names` are those of the values; a value's FP8 scales belong to it and
+    have no name here."""
 
-    def __init__(self, path: Path, config: DeepseekV3Config, where: dict[str, Path],
-                 headers: dict[Path, dict[str, Any]]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        config: DeepseekV3Config,
+        where: dict[str, Path],
+        headers: dict[Path, dict[str, Any]],
+    ) -> None:
         self.path, self.config = path, config
         self._where, self._headers = where, headers
-        self._data = {file: file.stat().st_size - max((e["data_offsets"][1] for e in header.values()), default=0)
-                      for file, header in headers.items()}  # where the values begin
+        self._data = {
+            file: file.stat().st_size
+            - max((e["data_offsets"][1] for e in header.values()), default=0)
+            for file, header in headers.items()
+        }  # where the values begin
         self._open: tuple[Path, Any] | None = None
-        self.names = [n for n in where if not (n.endswith(SCALE) and n.removesuffix(SCALE) in where)]
+        self.names = [
+            n for n in where if not (n.endswith(SCALE) and n.removesuffix(SCALE) in where)
+        ]
         for name in self.names:
             self._check(name)
 
     @classmethod
     def open(cls, path: str | Path) -> Checkpoint:
-        """Read config, index and headers of a folder; every claim of the index is checked against the shards."""
+        """Read config, index and headers of a folder; every claim of the index is checked against
+        the shards."""
         folder = Path(path)
         config = DeepseekV3Config.from_pretrained(folder)
         listed = _index(folder)
         headers: dict[Path, dict[str, Any]] = {}
         where: dict[str, Path] = {}
-        alone = [] if listed else [_inside(folder, SINGLE, f"{folder}: {SINGLE} is a link to another place")]
+        alone = (
+            []
+            if listed
+            else [_inside(folder, SINGLE, f"{folder}: {SINGLE} is a link to another place")]
+        )
         for file in dict.fromkeys(listed.values()) or alone:
             headers[file] = header = _header(file)
             for name in header:
                 if name in where:
-                    raise PortError(f"{file}: {name} is also in {where[name].name}; one of the shards is stale")
+                    raise PortError(
+                        f"{file}: {name} is also in {where[name].name}; one of the shards is stale"
+                    )
                 where[name] = file
         for name, file in listed.items():
             if where.get(name) != file:
-                raise PortError(f"{folder / INDEX}: says that {name} is in {file.name}, which does not hold it; "
-                                "download index and shards again")
+                raise PortError(
+                    f"{folder / INDEX}: says that {name} is in {file.name}, which does not hold it; "
+                    "download index and shards again"
+                )
         return cls(folder, config, where, headers)
 
     @property
@@ -91,21 +112,30 @@ class Checkpoint:
         """Kind of number, and for FP8 that the scales are there and fit."""
         entry, file = self._entry(name), self._where[name]
         if entry["dtype"] not in _DTYPES:
-            raise PortError(f"{file}: {name} is stored as {entry['dtype']}; {', '.join(_DTYPES)} are read")
+            raise PortError(
+                f"{file}: {name} is stored as {entry['dtype']}; {', '.join(_DTYPES)} are read"
+            )
         if _DTYPES[entry["dtype"]] != FP8:
             return
         if name + SCALE not in self._where:
-            raise PortError(f"{file}: {name} is FP8 and its {name + SCALE} is missing; without it "
-                            "the values are unknown")
+            raise PortError(
+                f"{file}: {name} is FP8 and its {name + SCALE} is missing; without it "
+                "the values are unknown"
+            )
         scale = self._entry(name + SCALE)
         if scale["dtype"] != "F32":
-            raise PortError(f"{self._where[name + SCALE]}: {name + SCALE} is stored as {scale['dtype']}; F32 is read")
+            raise PortError(
+                f"{self._where[name + SCALE]}: {name + SCALE} is stored as {scale['dtype']}; F32 is read"
+            )
         if len(entry["shape"]) != 2 or tuple(scale["shape"]) != scale_shape(*entry["shape"]):
-            raise PortError(f"{self._where[name + SCALE]}: {name + SCALE} is {scale['shape']}, which does not fit "
-                            f"{entry['shape']} in blocks of 128 x 128")
+            raise PortError(
+                f"{self._where[name + SCALE]}: {name + SCALE} is {scale['shape']}, which does not fit "
+                f"{entry['shape']} in blocks of 128 x 128"
+            )
 
     def place(self, name: str) -> tuple[Path, int, int]:
-        """File, first byte and number of bytes of a stored tensor, for readers that want a part of it."""
+        """File, first byte and number of bytes of a stored tensor, for readers that want a part of
+        it."""
         first, last = self._entry(name)["data_offsets"]
         file = self._where[name]
         return file, self._data[file] + first, last - first
@@ -122,7 +152,8 @@ class Checkpoint:
             raise PortError(f"{file}: {name} cannot be read: {error}") from error
 
     def read(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
-        """One tensor in `dtype`, freshly allocated; FP8 blocks are dequantised (float32 product, one rounding)."""
+        """One tensor in `dtype`, freshly allocated; FP8 blocks are dequantised (float32 product,
+        one rounding)."""
         stored = self.raw(name)
         if stored.dtype != FP8:
             return stored.to(dtype, copy=True)
@@ -138,12 +169,16 @@ def _index(folder: Path) -> dict[str, Path]:
     if not file.is_file():
         if (folder / SINGLE).is_file():
             return {}
-        others = [p.name for p in sorted(folder.glob("*.bin"))[:1] + sorted(folder.glob("*.pt*"))[:1]]
+        others = [
+            p.name for p in sorted(folder.glob("*.bin"))[:1] + sorted(folder.glob("*.pt*"))[:1]
+        ]
         hint = f"; {others[0]} is a pickle, and only safetensors are read" if others else ""
         raise PortError(f"{folder}: neither {INDEX} nor {SINGLE} is there{hint}")
     try:
         table = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=_once)["weight_map"]
-        if not table or not all(isinstance(k, str) and isinstance(v, str) for k, v in table.items()):
+        if not table or not all(
+            isinstance(k, str) and isinstance(v, str) for k, v in table.items()
+        ):
             raise ValueError("weight_map must map tensor names to file names")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise PortError(f"{file}: not a usable index: {error!r}") from error
@@ -155,7 +190,8 @@ def _index(folder: Path) -> dict[str, Path]:
 
 
 def _inside(folder: Path, shard: str, what: str) -> Path:
-    """The path of a shard, which must lie in the folder itself, or be a link as the Hugging Face cache makes them."""
+    """The path of a shard, which must lie in the folder itself, or be a link as the Hugging Face
+    cache makes them."""
     path, home = folder / shard, folder.resolve()
     allowed = {home}
     if home.parent.name == "snapshots":
@@ -163,12 +199,15 @@ def _inside(folder: Path, shard: str, what: str) -> Path:
     if path.resolve().parent not in allowed:
         raise PortError(f"{what}, outside its folder; put the shards beside config.json")
     if not path.is_file():
-        raise PortError(f"{path}: the index names this shard and it is not there; is the download complete?")
+        raise PortError(
+            f"{path}: the index names this shard and it is not there; is the download complete?"
+        )
     return path
 
 
 def _header(file: Path) -> dict[str, Any]:
-    """The safetensors header: name -> dtype, shape, offsets; its offsets must fill the file exactly."""
+    """The safetensors header: name -> dtype, shape, offsets; its offsets must fill the file
+    exactly."""
     try:
         with file.open("rb") as stream:
             first = stream.read(8)
@@ -184,13 +223,16 @@ def _header(file: Path) -> dict[str, Any]:
         raise PortError(f"{file}: not readable as safetensors: {error}") from error
     size = file.stat().st_size
     if size != 8 + length + end:
-        raise PortError(f"{file}: {size} bytes, its header promises {8 + length + end}; the file is truncated or "
-                        "damaged, download it again")
+        raise PortError(
+            f"{file}: {size} bytes, its header promises {8 + length + end}; the file is truncated or "
+            "damaged, download it again"
+        )
     return header
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; a name given twice is an error, where json would keep the last one and say nothing."""
+    """A JSON object; a name given twice is an error, where json would keep the last one and say
+    nothing."""
     made = dict(pairs)
     if len(made) != len(pairs):
         names = [name for name, _ in pairs]
@@ -199,12 +241,17 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _end_of_data(header: dict[str, Any]) -> int:
-    """The tensors must follow each other without a gap or an overlap, each as long as its shape says."""
+    """The tensors must follow each other without a gap or an overlap, each as long as its shape
+    says."""
     end = 0
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
         first, last = entry["data_offsets"]
-        size = math.prod(entry["shape"]) * (_DTYPES[entry["dtype"]].itemsize if entry["dtype"] in _DTYPES else 0)
+        size = math.prod(entry["shape"]) * (
+            _DTYPES[entry["dtype"]].itemsize if entry["dtype"] in _DTYPES else 0
+        )
         if first != end or last < first or size and last - first != size:
-            raise ValueError(f"{name} is at bytes {first} to {last}, which does not fit its neighbours or its shape")
+            raise ValueError(
+                f"{name} is at bytes {first} to {last}, which does not fit its neighbours or its shape"
+            )
         end = last
     return end

@@ -1,4 +1,5 @@
-"""What a split will cost, before it is begun: memory from its buffers, disk from shapes, time from a probe."""
+"""What a split will cost, before it is begun: memory from its buffers, disk from shapes, time from
+a probe."""
 
 from __future__ import annotations
 
@@ -34,25 +35,43 @@ class Estimate:
     jobs: int
 
 
-def estimate(checkpoint: Checkpoint, plan: RankPlan, output: Path, ranks: int, jobs: int, probe: bool) -> Estimate:
-    """For `ranks` ranks. The probe writes a nameless file of 64 MiB beside `output` and dequantises 8 MiB."""
+def estimate(
+    checkpoint: Checkpoint, plan: RankPlan, output: Path, ranks: int, jobs: int, probe: bool
+) -> Estimate:
+    """For `ranks` ranks. The probe writes a nameless file of 64 MiB beside `output` and dequantises
+    8 MiB."""
     sources = plan.by_source()
     largest = max(math.prod(checkpoint.shape(name)) for name in sources)
-    at_once = max((math.prod(b.piece.source_shape) for b in plan.blocks if b.piece.transform is not same), default=0)
+    at_once = max(
+        (math.prod(b.piece.source_shape) for b in plan.blocks if b.piece.transform is not same),
+        default=0,
+    )
     tile = max(min(TILE, largest), at_once)
-    # a worker holds the stored tile, its values and one rank's cut; dequantising adds 128 rows in float32
+    # a worker holds the stored tile, its values and one rank's cut; dequantising adds 128 rows in
+    # float32
     worker = tile * (4 + 2 * plan.dtype.itemsize) + 128 * 8 * 32768
     tables = len(sources) * 4000 + len(plan.blocks) * (1500 + 40 * ranks)
     disk = plan.nbytes * ranks
-    return Estimate(_BASE + jobs * worker + tables, disk, _free(output),
-                    _seconds(checkpoint, list(sources), output, disk, jobs) if probe else 0.0, jobs)
+    return Estimate(
+        _BASE + jobs * worker + tables,
+        disk,
+        _free(output),
+        _seconds(checkpoint, list(sources), output, disk, jobs) if probe else 0.0,
+        jobs,
+    )
 
 
-def _seconds(checkpoint: Checkpoint, sources: list[str], output: Path, disk: int, jobs: int) -> float:
-    codes = sum(math.prod(checkpoint.shape(n)) for n in sources if checkpoint.stored_dtype(n) == FP8)
+def _seconds(
+    checkpoint: Checkpoint, sources: list[str], output: Path, disk: int, jobs: int
+) -> float:
+    codes = sum(
+        math.prod(checkpoint.shape(n)) for n in sources if checkpoint.stored_dtype(n) == FP8
+    )
     read = sum(checkpoint.place(n)[2] for n in sources)
     start = time.perf_counter()
-    dequantize_blocks(torch.ones(1024, 8192).to(FP8), torch.ones(scale_shape(1024, 8192)), torch.bfloat16)
+    dequantize_blocks(
+        torch.ones(1024, 8192).to(FP8), torch.ones(scale_shape(1024, 8192)), torch.bfloat16
+    )
     dequantise = (time.perf_counter() - start) / (8 << 20)
     with open(checkpoint.files[0], "rb") as stream:
         start = time.perf_counter()
@@ -92,5 +111,7 @@ def _free(output: Path) -> int:
 def require_room(output: Path, need: int) -> None:
     free = _free(output)
     if need > free:
-        raise PortError(f"{output}: {need / 2**30:.1f} GiB are needed and {free / 2**30:.1f} GiB are free; give "
-                        "another disk, or write fewer ranks here with --ranks")
+        raise PortError(
+            f"{output}: {need / 2**30:.1f} GiB are needed and {free / 2**30:.1f} GiB are free; give "
+            "another disk, or write fewer ranks here with --ranks"
+        )

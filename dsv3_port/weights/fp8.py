@@ -1,7 +1,9 @@
-"""The published FP8 form: e4m3 values in blocks of 128 x 128, one float32 factor a block (`weight_scale_inv`).
+"""The published FP8 form: e4m3 values in blocks of 128 x 128, one float32 factor a block
+(`weight_scale_inv`).
 
-value[r, c] = weight[r, c] * weight_scale_inv[r // 128, c // 128]; the last block of a row or column may be partial,
-so 576 rows have 5 scale rows. DeepSeek-V3 report, section 3.3.2, and the checkpoint's own README_WEIGHTS.md.
+value[r, c] = weight[r, c] * weight_scale_inv[r // 128, c // 128]; the last block of a row or column
+may be partial, so 576 rows have 5 scale rows. DeepSeek-V3 report, section 3.3.2, and the
+checkpoint's own README_WEIGHTS.md.
 """
 
 from __future__ import annotations
@@ -17,12 +19,22 @@ from ..errors import PortError
 BLOCK = FP8_BLOCK[0]
 FP8 = torch.float8_e4m3fn
 FP8_MAX = torch.finfo(FP8).max  # 448
-_QUANTISED = {"q_proj", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj", "gate_proj", "up_proj",
-              "down_proj"}
+_QUANTISED = {
+    "q_proj",
+    "q_a_proj",
+    "q_b_proj",
+    "kv_a_proj_with_mqa",
+    "kv_b_proj",
+    "o_proj",
+    "gate_proj",
+    "up_proj",
+    "down_proj",
+}
 
 
 def stored_as_fp8(name: str) -> bool:
-    """Whether the published checkpoint keeps this tensor as FP8 blocks: the matrices of attention and of all MLPs."""
+    """Whether the published checkpoint keeps this tensor as FP8 blocks: the matrices of attention
+    and of all MLPs."""
     parts = name.split(".")
     return len(parts) >= 2 and parts[-1] == "weight" and parts[-2] in _QUANTISED
 
@@ -42,18 +54,22 @@ _KEEP = ~0x4000  # all bits but 14, where the repeated sign would stand
 _SHIFTED_LIMIT = 2.0**119  # 256 times the scale must be finite
 
 
-def dequantize_blocks(weight: Tensor, scale_inv: Tensor, dtype: torch.dtype = torch.float32,
-                      out: Tensor | None = None) -> Tensor:
-    """[rows, cols] e4m3 and its scales -> [rows, cols] in `dtype`: float32 product, one rounding at the end.
+def dequantize_blocks(
+    weight: Tensor, scale_inv: Tensor, dtype: torch.dtype = torch.float32, out: Tensor | None = None
+) -> Tensor:
+    """[rows, cols] e4m3 and its scales -> [rows, cols] in `dtype`: float32 product, one rounding at
+    the end.
 
-    `out`, if given, takes the values. Raises PortError where the scale grid does not belong to the shape, or a scale
-    is negative, infinite or NaN.
+    `out`, if given, takes the values. Raises PortError where the scale grid does not belong to the
+    shape, or a scale is negative, infinite or NaN.
     """
     rows, cols = weight.shape
     want = scale_shape(rows, cols)
     if tuple(scale_inv.shape) != want:
-        raise PortError(f"weight_scale_inv is {list(scale_inv.shape)}; {rows} x {cols} in blocks of {BLOCK} needs "
-                        f"{list(want)}")
+        raise PortError(
+            f"weight_scale_inv is {list(scale_inv.shape)}; {rows} x {cols} in blocks of {BLOCK} needs "
+            f"{list(want)}"
+        )
     scale = scale_inv.float()
     low, high = (float(x) for x in scale.aminmax())
     if not 0 <= low <= high < math.inf:  # a NaN compares false
@@ -63,7 +79,9 @@ def dequantize_blocks(weight: Tensor, scale_inv: Tensor, dtype: torch.dtype = to
     codes = weight.view(torch.uint8)
     half = torch.empty(min(BLOCK, rows), cols, dtype=torch.int16)
     values = torch.empty(min(BLOCK, rows), cols)
-    for block, factors in enumerate(by_column):  # 128 rows at a time: the float32 values stay in the cache
+    for block, factors in enumerate(
+        by_column
+    ):  # 128 rows at a time: the float32 values stay in the cache
         part = codes[block * BLOCK : (block + 1) * BLOCK]
         count = len(part)
         if high < _SHIFTED_LIMIT and int(part.bitwise_and(_NAN).max()) != _NAN:
@@ -76,14 +94,18 @@ def dequantize_blocks(weight: Tensor, scale_inv: Tensor, dtype: torch.dtype = to
 
 def by_table(codes: Tensor, factors: Tensor, values: Tensor) -> None:
     """float32 `values` = code * factor of its column, for every code: a look-up in the 256 values."""
-    torch.mul(_CODES.index_select(0, codes.reshape(-1).int()).view(codes.shape), factors, out=values)
+    torch.mul(
+        _CODES.index_select(0, codes.reshape(-1).int()).view(codes.shape), factors, out=values
+    )
 
 
 def by_shifts(codes: Tensor, factors: Tensor, half: Tensor, values: Tensor) -> None:
-    """The same for codes that are not NaN, about twice as fast: an e4m3 code is a float16 in disguise.
+    """The same for codes that are not NaN, about twice as fast: an e4m3 code is a float16 in
+    disguise.
 
-    Sign to bit 15, exponent and mantissa to bits 13..7: read as float16 that is the value / 256, subnormals included
-    (the exponents' biases are 7 and 15). 256 goes into the factor, exactly, as it is a power of two.
+    Sign to bit 15, exponent and mantissa to bits 13..7: read as float16 that is the value / 256,
+    subnormals included (the exponents' biases are 7 and 15). 256 goes into the factor, exactly, as
+    it is a power of two.
     """
     half.copy_(codes.view(torch.int8))  # int8 -> int16 repeats the sign in the upper bits
     half.bitwise_left_shift_(7).bitwise_and_(_KEEP)
@@ -91,7 +113,8 @@ def by_shifts(codes: Tensor, factors: Tensor, half: Tensor, values: Tensor) -> N
 
 
 def quantize_blocks(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """[rows, cols] -> (e4m3 [rows, cols], float32 scales): each block's largest magnitude becomes 448."""
+    """[rows, cols] -> (e4m3 [rows, cols], float32 scales): each block's largest magnitude becomes
+    448."""
     rows, cols = weight.shape
     high, wide = scale_shape(rows, cols)
     padded = torch.zeros(high * BLOCK, wide * BLOCK)

@@ -1,8 +1,10 @@
-"""What makes a split resumable: a journal for each rank, written only after the values themselves are on the disk.
+"""What makes a split resumable: a journal for each rank, written only after the values themselves
+are on the disk.
 
-A line says that a source tensor is in this rank's files, and the hashes of the blocks it filled. The first line says to
-which job it belongs. A line that was cut off by a kill is dropped, and its tensor is written again: the same bytes to
-the same place. A lock for each rank keeps two runs apart; it ends with the process that holds it, however that ends.
+A line says that a source tensor is in this rank's files, and the hashes of the blocks it filled.
+The first line says to which job it belongs. A line that was cut off by a kill is dropped, and its
+tensor is written again: the same bytes to the same place. A lock for each rank keeps two runs
+apart; it ends with the process that holds it, however that ends.
 """
 
 from __future__ import annotations
@@ -21,9 +23,12 @@ DIGEST = 32  # bytes of a sha256
 
 
 class Journal:
-    """`done[s]`: whether source number s is written; `digests`: those of the rank's blocks, 32 bytes each."""
+    """`done[s]`: whether source number s is written; `digests`: those of the rank's blocks, 32
+    bytes each."""
 
-    def __init__(self, path: Path, job: dict[str, Any], sources: dict[str, list[int]], blocks: int) -> None:
+    def __init__(
+        self, path: Path, job: dict[str, Any], sources: dict[str, list[int]], blocks: int
+    ) -> None:
         """sources: name -> the numbers of the blocks it fills, in the order of the job."""
         self.path, self.job, self._sources = path, job, sources
         self._number = {name: i for i, name in enumerate(sources)}
@@ -32,7 +37,8 @@ class Journal:
         self._stream: Any = None
 
     def load(self) -> bool:
-        """Read what an earlier run left, if it is of this job. Raises PortError where it is of another one."""
+        """Read what an earlier run left, if it is of this job. Raises PortError where it is of
+        another one."""
         if not self.path.is_file():
             return False
         good = 0
@@ -47,8 +53,10 @@ class Journal:
                 if good == 0:
                     other = differences(entry, self.job)
                     if other:
-                        raise PortError(f"{self.path}: an unfinished split is here that differs in {other}; finish "
-                                        "it with its own arguments, or start anew with --no-resume")
+                        raise PortError(
+                            f"{self.path}: an unfinished split is here that differs in {other}; finish "
+                            "it with its own arguments, or start anew with --no-resume"
+                        )
                 else:
                     self.mark(entry["source"], bytes.fromhex(entry["blocks"]))
                 good += len(line)
@@ -66,7 +74,9 @@ class Journal:
 
     def mark(self, source: str, digests: bytes) -> None:
         for k, block in enumerate(self._sources[source]):
-            self.digests[block * DIGEST : (block + 1) * DIGEST] = digests[k * DIGEST : (k + 1) * DIGEST]
+            self.digests[block * DIGEST : (block + 1) * DIGEST] = digests[
+                k * DIGEST : (k + 1) * DIGEST
+            ]
         self.done[self._number[source]] = 1
 
     def record(self, written: list[tuple[str, bytes]]) -> None:
@@ -96,6 +106,8 @@ def lock_rank(work: Path, rank: int, name: str) -> FileLock:
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise PortError(f"{work.parent}: another run is writing rank {rank}; wait for it, or give each run its own "
-                        "ranks with --ranks") from error
+        raise PortError(
+            f"{work.parent}: another run is writing rank {rank}; wait for it, or give each run its own "
+            "ranks with --ranks"
+        ) from error
     return lock

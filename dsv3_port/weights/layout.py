@@ -1,8 +1,9 @@
 """Which published tensor goes where: the mapping from checkpoint to model, as data.
 
-One list of targets serves the in-memory loader (load.py), the on-disk splitter (shard.py) and the memory forecast.
-A target is a parameter of one rank's model. It is filled by pieces; a piece is a cut of one published tensor along
-one dimension, brought into the target's form by a pure function, and placed in a block of leading rows of the target.
+One list of targets serves the in-memory loader (load.py), the on-disk splitter (shard.py) and the
+memory forecast. A target is a parameter of one rank's model. It is filled by pieces; a piece is a
+cut of one published tensor along one dimension, brought into the target's form by a pure function,
+and placed in a block of leading rows of the target.
 """
 
 from __future__ import annotations
@@ -24,18 +25,21 @@ def same(x: Tensor) -> Tensor:
 
 
 def kv_b_to_w_k(x: Tensor, nope: int, value: int) -> Tensor:
-    """kv_b_proj rows of N heads [N*(Dn+Dv), R] -> kv_b_proj_w_k [N, Dn, R]: turns a query into latent space."""
+    """kv_b_proj rows of N heads [N*(Dn+Dv), R] -> kv_b_proj_w_k [N, Dn, R]: turns a query into
+    latent space."""
     return x.unflatten(0, (-1, nope + value)).narrow(1, 0, nope)
 
 
 def kv_b_to_w_v(x: Tensor, nope: int, value: int) -> Tensor:
-    """kv_b_proj rows of N heads [N*(Dn+Dv), R] -> kv_b_proj_w_v [N, R, Dv]: turns a latent into a head's value."""
+    """kv_b_proj rows of N heads [N*(Dn+Dv), R] -> kv_b_proj_w_v [N, R, Dv]: turns a latent into a
+    head's value."""
     return x.unflatten(0, (-1, nope + value)).narrow(1, nope, value).transpose(1, 2)
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """`transform(source.narrow(dim, start, length))` fills `target[at].narrow(0, offset, rows)`: contiguous rows."""
+    """`transform(source.narrow(dim, start, length))` fills `target[at].narrow(0, offset, rows)`:
+    contiguous rows."""
 
     source: str
     source_shape: tuple[int, ...]
@@ -48,7 +52,8 @@ class Piece:
     transform: Callable[[Tensor], Tensor] = same
 
     def start_of(self, rank: int) -> int:
-        """Where the cut begins on another rank, for a piece of rank 0: ranks differ in nothing else."""
+        """Where the cut begins on another rank, for a piece of rank 0: ranks differ in nothing
+        else."""
         return 0 if self.length == self.source_shape[self.dim] else rank * self.length
 
     def cut(self, source: Tensor) -> Tensor:
@@ -62,37 +67,59 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One parameter of one rank: its name in the model, shape, pieces. float32 is kept whatever the model's dtype."""
+    """One parameter of one rank: its name in the model, shape, pieces. float32 is kept whatever the
+    model's dtype."""
 
     name: str
     shape: tuple[int, ...]
     pieces: tuple[Piece, ...]
     keep_float32: bool = False
-    component: str = field(default="", compare=False)  # for memory tables: embedding, attention, dense, experts, ...
+    component: str = field(
+        default="", compare=False
+    )  # for memory tables: embedding, attention, dense, experts, ...
 
     def dtype(self, model_dtype: torch.dtype) -> torch.dtype:
         return torch.float32 if self.keep_float32 else model_dtype
 
 
-def targets(config: DeepseekV3Config, plan: PortPlan, parallel: TensorParallel = SINGLE) -> Iterator[Target]:
-    """Every parameter of this rank's model, layer by layer, in the order of the published checkpoint."""
+def targets(
+    config: DeepseekV3Config, plan: PortPlan, parallel: TensorParallel = SINGLE
+) -> Iterator[Target]:
+    """Every parameter of this rank's model, layer by layer, in the order of the published
+    checkpoint."""
     rules = _Rules(config, plan, parallel)
-    yield rules.matrix("model.embed_tokens.weight", (config.vocab_size, config.hidden_size), 0, "embedding",
-                       what="vocab_size")
+    yield rules.matrix(
+        "model.embed_tokens.weight",
+        (config.vocab_size, config.hidden_size),
+        0,
+        "embedding",
+        what="vocab_size",
+    )
     for layer in range(config.num_hidden_layers):
         yield from rules.layer(f"model.layers.{layer}", config.is_moe(layer))
     yield rules.vector("model.norm.weight", config.hidden_size, "norm")
     head = "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
-    yield rules.matrix("lm_head.weight", (config.vocab_size, config.hidden_size), 0, "head", source=head,
-                       what="vocab_size")
+    yield rules.matrix(
+        "lm_head.weight",
+        (config.vocab_size, config.hidden_size),
+        0,
+        "head",
+        source=head,
+        what="vocab_size",
+    )
 
 
 def left_out(config: DeepseekV3Config, name: str) -> str | None:
-    """Why a published tensor is deliberately not part of the model, or None if it should have been used."""
+    """Why a published tensor is deliberately not part of the model, or None if it should have been
+    used."""
     parts = name.split(".")
     if parts[:2] == ["model", "layers"] and len(parts) > 2 and parts[2].isdigit():
         layer = int(parts[2])
-        if config.num_hidden_layers <= layer < config.num_hidden_layers + config.num_nextn_predict_layers:
+        if (
+            config.num_hidden_layers
+            <= layer
+            < config.num_hidden_layers + config.num_nextn_predict_layers
+        ):
             return "multi-token prediction (MTP) layer"
         if parts[3:] == ["self_attn", "rotary_emb", "inv_freq"]:
             return "computed from the config"
@@ -102,7 +129,8 @@ def left_out(config: DeepseekV3Config, name: str) -> str | None:
 
 
 class _Rules:
-    """The cut of each kind of tensor for one rank. Cut 0 is by outputs (column cut), 1 by inputs (row cut)."""
+    """The cut of each kind of tensor for one rank. Cut 0 is by outputs (column cut), 1 by inputs
+    (row cut)."""
 
     def __init__(self, config: DeepseekV3Config, plan: PortPlan, parallel: TensorParallel) -> None:
         self.c, self.plan = config, plan
@@ -116,9 +144,20 @@ class _Rules:
         piece = Piece(name, (width,), 0, 0, width, (), 0, width)
         return Target(name, (width,), (piece,), keep_float32, component)
 
-    def matrix(self, name: str, shape: tuple[int, int], dim: int | None, component: str, *, source: str = "",
-               keep_float32: bool = False, unit: int = 1, what: str = "") -> Target:
-        """A matrix cut along `dim` in multiples of `unit` rows (a head), or whole where dim is None."""
+    def matrix(
+        self,
+        name: str,
+        shape: tuple[int, int],
+        dim: int | None,
+        component: str,
+        *,
+        source: str = "",
+        keep_float32: bool = False,
+        unit: int = 1,
+        what: str = "",
+    ) -> Target:
+        """A matrix cut along `dim` in multiples of `unit` rows (a head), or whole where dim is
+        None."""
         start, length = 0, shape[0]
         if dim is not None:
             start, length = self._share(shape[dim] // unit, what or f"{name} dimension {dim}")
@@ -146,11 +185,20 @@ class _Rules:
         else:
             yield cut(f"{at}.q_a_proj.weight", (c.q_lora_rank, hidden), None)
             yield self.vector(f"{at}.q_a_layernorm.weight", c.q_lora_rank, "norm")
-            yield cut(f"{at}.q_b_proj.weight", (heads * c.qk_head_dim, c.q_lora_rank), 0, unit=c.qk_head_dim)
-        yield cut(f"{at}.kv_a_proj_with_mqa.weight", (c.kv_lora_rank + c.qk_rope_head_dim, hidden), None)
+            yield cut(
+                f"{at}.q_b_proj.weight",
+                (heads * c.qk_head_dim, c.q_lora_rank),
+                0,
+                unit=c.qk_head_dim,
+            )
+        yield cut(
+            f"{at}.kv_a_proj_with_mqa.weight", (c.kv_lora_rank + c.qk_rope_head_dim, hidden), None
+        )
         yield self.vector(f"{at}.kv_a_layernorm.weight", c.kv_lora_rank, "norm")
         nope, value = c.qk_nope_head_dim, c.v_head_dim
-        kv_b = cut(f"{at}.kv_b_proj.weight", (heads * (nope + value), c.kv_lora_rank), 0, unit=nope + value)
+        kv_b = cut(
+            f"{at}.kv_b_proj.weight", (heads * (nope + value), c.kv_lora_rank), 0, unit=nope + value
+        )
         if self.plan.attention == "low_rank":
             (rows,) = kv_b.pieces
             count = rows.length // (nope + value)
@@ -158,8 +206,17 @@ class _Rules:
                 ("kv_b_proj_w_k", (count, nope, c.kv_lora_rank), kv_b_to_w_k),
                 ("kv_b_proj_w_v", (count, c.kv_lora_rank, value), kv_b_to_w_v),
             ):
-                piece = Piece(rows.source, rows.source_shape, 0, rows.start, rows.length, (), 0, count,
-                              partial(transform, nope=nope, value=value))
+                piece = Piece(
+                    rows.source,
+                    rows.source_shape,
+                    0,
+                    rows.start,
+                    rows.length,
+                    (),
+                    0,
+                    count,
+                    partial(transform, nope=nope, value=value),
+                )
                 yield Target(f"{at}.{name}", shape, (piece,), component="attention")
         else:
             yield kv_b
@@ -173,37 +230,73 @@ class _Rules:
         if self.plan.mlp == "merged":
             local = gate.shape[0]
             pieces = (_moved(gate.pieces[0], (), 0), _moved(up.pieces[0], (), local))
-            yield Target(f"{at}.merge_up_gate_proj.weight", (2 * local, hidden), pieces, component=component)
+            yield Target(
+                f"{at}.merge_up_gate_proj.weight", (2 * local, hidden), pieces, component=component
+            )
         else:
             yield from (gate, up)
         yield self.matrix(f"{at}.down_proj.weight", (hidden, width), 1, component, what=what)
 
     def moe(self, at: str) -> Iterator[Target]:
         c = self.c
-        yield self.matrix(f"{at}.gate.weight", (c.n_routed_experts, c.hidden_size), None, "gate", keep_float32=True)
-        yield self.vector(f"{at}.gate.e_score_correction_bias", c.n_routed_experts, "gate", keep_float32=True)
-        experts = [list(self.mlp(f"{at}.experts.{e}", c.moe_intermediate_size, "experts"))
-                   for e in range(c.n_routed_experts)]
+        yield self.matrix(
+            f"{at}.gate.weight",
+            (c.n_routed_experts, c.hidden_size),
+            None,
+            "gate",
+            keep_float32=True,
+        )
+        yield self.vector(
+            f"{at}.gate.e_score_correction_bias", c.n_routed_experts, "gate", keep_float32=True
+        )
+        experts = [
+            list(self.mlp(f"{at}.experts.{e}", c.moe_intermediate_size, "experts"))
+            for e in range(c.n_routed_experts)
+        ]
         if self.plan.experts == "grouped":
             yield from self._stacked(at, experts)
         else:
             for parts in experts:
                 yield from parts
         if c.n_shared_experts:
-            yield from self.mlp(f"{at}.shared_experts", c.moe_intermediate_size * c.n_shared_experts, "shared")
+            yield from self.mlp(
+                f"{at}.shared_experts", c.moe_intermediate_size * c.n_shared_experts, "shared"
+            )
 
     def _stacked(self, at: str, experts: list[list[Target]]) -> Iterator[Target]:
-        names = ("group_w1_w3", "group_w2") if self.plan.mlp == "merged" else ("group_w1", "group_w3", "group_w2")
+        names = (
+            ("group_w1_w3", "group_w2")
+            if self.plan.mlp == "merged"
+            else ("group_w1", "group_w3", "group_w2")
+        )
         for name, same_part in zip(names, zip(*experts, strict=True), strict=True):
-            pieces = tuple(_moved(p, (e,), p.offset) for e, part in enumerate(same_part) for p in part.pieces)
-            yield Target(f"{at}.experts.{name}", (len(experts), *same_part[0].shape), pieces, component="experts")
+            pieces = tuple(
+                _moved(p, (e,), p.offset) for e, part in enumerate(same_part) for p in part.pieces
+            )
+            yield Target(
+                f"{at}.experts.{name}",
+                (len(experts), *same_part[0].shape),
+                pieces,
+                component="experts",
+            )
 
 
 def _moved(piece: Piece, at: tuple[int, ...], offset: int) -> Piece:
-    return Piece(piece.source, piece.source_shape, piece.dim, piece.start, piece.length, at, offset, piece.rows,
-                 piece.transform)
+    return Piece(
+        piece.source,
+        piece.source_shape,
+        piece.dim,
+        piece.start,
+        piece.length,
+        at,
+        offset,
+        piece.rows,
+        piece.transform,
+    )
 
 
 def source_shapes(config: DeepseekV3Config) -> dict[str, tuple[int, ...]]:
     """Published name -> shape of every tensor the model uses, from the config alone."""
-    return {p.source: p.source_shape for t in targets(config, PortPlan.upstream()) for p in t.pieces}
+    return {
+        p.source: p.source_shape for t in targets(config, PortPlan.upstream()) for p in t.pieces
+    }

@@ -1,4 +1,5 @@
-"""Strict fill of a model: every parameter once, every published tensor once or named as left out, or an error."""
+"""Strict fill of a model: every parameter once, every published tensor once or named as left out,
+or an error."""
 
 from __future__ import annotations
 
@@ -24,22 +25,31 @@ def by_source(wanted: list[Target]) -> dict[str, list[tuple[Target, Piece]]]:
     return table
 
 
-def check_sources(checkpoint: Checkpoint, table: dict[str, list[tuple[Target, Piece]]]) -> list[str]:
-    """Names and shapes of the checkpoint against the table; returns the tensors deliberately left out."""
+def check_sources(
+    checkpoint: Checkpoint, table: dict[str, list[tuple[Target, Piece]]]
+) -> list[str]:
+    """Names and shapes of the checkpoint against the table; returns the tensors deliberately left
+    out."""
     names = set(checkpoint.names)
     missing = sorted(set(table) - names)
     if missing:
-        raise PortError(f"{checkpoint.path}: {len(missing)} tensors that the config calls for are missing, first "
-                        f"{missing[0]}")
+        raise PortError(
+            f"{checkpoint.path}: {len(missing)} tensors that the config calls for are missing, first "
+            f"{missing[0]}"
+        )
     unused = sorted(n for n in names - set(table) if left_out(checkpoint.config, n) is None)
     if unused:
-        raise PortError(f"{checkpoint.path}: {len(unused)} tensors have no place in the model, first {unused[0]}; is "
-                        "config.json the one that belongs to these weights?")
+        raise PortError(
+            f"{checkpoint.path}: {len(unused)} tensors have no place in the model, first {unused[0]}; is "
+            "config.json the one that belongs to these weights?"
+        )
     for source, uses in table.items():
         want = uses[0][1].source_shape
         if tuple(checkpoint.shape(source)) != want:
-            raise PortError(f"{checkpoint.path}: {source} is {list(checkpoint.shape(source))}, config.json asks for "
-                            f"{list(want)}")
+            raise PortError(
+                f"{checkpoint.path}: {source} is {list(checkpoint.shape(source))}, config.json asks for "
+                f"{list(want)}"
+            )
         _check_dtype(checkpoint, source)
     return sorted(n for n in names - set(table))
 
@@ -49,12 +59,15 @@ def _check_dtype(checkpoint: Checkpoint, name: str) -> None:
     stored, promised = checkpoint.stored_dtype(name), checkpoint.config.fp8 and stored_as_fp8(name)
     if (stored == FP8) != promised:
         said = "promises FP8 blocks there" if promised else "says nothing of FP8 blocks there"
-        raise PortError(f"{checkpoint.path}: {name} is stored as {str(stored).removeprefix('torch.')}, and config.json "
-                        f"{said} (quantization_config); take the config.json that belongs to these weights")
+        raise PortError(
+            f"{checkpoint.path}: {name} is stored as {str(stored).removeprefix('torch.')}, and config.json "
+            f"{said} (quantization_config); take the config.json that belongs to these weights"
+        )
 
 
 def load_weights(model: DeepseekV3, checkpoint: Checkpoint, progress: bool = False) -> list[str]:
-    """Fill `model` from a published-format checkpoint, tensor by tensor; returns the names left out (MTP).
+    """Fill `model` from a published-format checkpoint, tensor by tensor; returns the names left out
+    (MTP).
 
     Raises PortError for a missing, unused or misshapen tensor before anything is read.
     """
@@ -66,11 +79,19 @@ def load_weights(model: DeepseekV3, checkpoint: Checkpoint, progress: bool = Fal
         raise AssertionError(f"layout and model disagree about {odd[:3]}")
     for target in wanted:
         if tuple(parameters[target.name].shape) != target.shape:
-            raise AssertionError(f"layout says {target.name} is {target.shape}, the model "
-                                 f"{tuple(parameters[target.name].shape)}")
+            raise AssertionError(
+                f"layout says {target.name} is {target.shape}, the model "
+                f"{tuple(parameters[target.name].shape)}"
+            )
     table = by_source(wanted)
     skipped = check_sources(checkpoint, table)
-    bar = tqdm(table.items(), desc="weights", unit="tensor", disable=None if progress else True, leave=False)
+    bar = tqdm(
+        table.items(),
+        desc="weights",
+        unit="tensor",
+        disable=None if progress else True,
+        leave=False,
+    )
     with torch.no_grad():
         for source, uses in bar:
             dtype = torch.float32 if any(t.keep_float32 for t, _ in uses) else model.dtype

@@ -1,10 +1,11 @@
-"""What lies beside split weights and says what they are: one manifest for the job and one in each rank's folder.
+"""What lies beside split weights and says what they are: one manifest for the job and one in each
+rank's folder.
 
-    OUT/manifest.json                        world size, forms, dtype, source, the ranks that are complete
-    OUT/config.json, tokenizer.json, ...     copied from the source
-    OUT/rank-00000-of-00008/manifest.json    sizes of its files; shape, dtype and hash of every tensor
-    OUT/rank-00000-of-00008/*.safetensors    the weights, with an index
-    OUT/.shard/                              while a job is unfinished: journals and locks (journal.py)
+OUT/manifest.json                        world size, forms, dtype, source, the ranks that are complete
+OUT/config.json, tokenizer.json, ...     copied from the source
+OUT/rank-00000-of-00008/manifest.json    sizes of its files; shape, dtype and hash of every tensor
+OUT/rank-00000-of-00008/*.safetensors    the weights, with an index
+OUT/.shard/                              while a job is unfinished: journals and locks (journal.py)
 """
 
 from __future__ import annotations
@@ -27,9 +28,20 @@ from .checkpoint import Checkpoint
 MANIFEST = "manifest.json"
 WORK = ".shard"
 FORMAT = 2
-LAYOUT_FIELDS = ("tensor_parallel", "attention", "experts", "mlp")  # what of a plan decides names and shapes
-_COPIED = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
-           "special_tokens_map.json", "chat_template.jinja")
+LAYOUT_FIELDS = (
+    "tensor_parallel",
+    "attention",
+    "experts",
+    "mlp",
+)  # what of a plan decides names and shapes
+_COPIED = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
 _JOB = ("format", "source", "world_size", "layout", "dtype", "file_bytes")
 
 
@@ -47,8 +59,8 @@ def is_sharded(path: str | Path) -> bool:
 
 
 def fingerprint(checkpoint: Checkpoint) -> str:
-    """sha256 over config.json and the name, size and header of every weight file: what tells two checkpoints apart
-    without reading their values."""
+    """sha256 over config.json and the name, size and header of every weight file: what tells two
+    checkpoints apart without reading their values."""
     text = hashlib.sha256((checkpoint.path / "config.json").read_bytes())
     for file in checkpoint.files:
         text.update(f"{file.name}:{file.stat().st_size}:".encode())
@@ -56,7 +68,9 @@ def fingerprint(checkpoint: Checkpoint) -> str:
     return text.hexdigest()
 
 
-def identity(checkpoint: Checkpoint, world_size: int, plan: PortPlan, dtype: str, file_bytes: int) -> dict[str, Any]:
+def identity(
+    checkpoint: Checkpoint, world_size: int, plan: PortPlan, dtype: str, file_bytes: int
+) -> dict[str, Any]:
     """What must agree for two runs to be parts of one job."""
     values = (FORMAT, fingerprint(checkpoint), world_size, layout_of(plan), dtype, file_bytes)
     return dict(zip(_JOB, values, strict=True))
@@ -65,7 +79,10 @@ def identity(checkpoint: Checkpoint, world_size: int, plan: PortPlan, dtype: str
 def differences(found: dict[str, Any], job: dict[str, Any]) -> str:
     """In what two jobs differ, as words; empty where they are the same."""
     names = [n for n in _JOB if found.get(n) != job[n]]
-    return ", ".join("source checkpoint" if n == "source" else f"{n} ({found.get(n)}, not {job[n]})" for n in names)
+    return ", ".join(
+        "source checkpoint" if n == "source" else f"{n} ({found.get(n)}, not {job[n]})"
+        for n in names
+    )
 
 
 def write_json(path: Path, value: Any) -> bytes:
@@ -101,8 +118,10 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
     """The job's manifest; PortError where the split was not finished, or another version wrote it."""
     file = Path(path) / MANIFEST
     if not file.is_file():
-        raise PortError(f"{path}: rank folders without {MANIFEST}: the split was not finished; run the same "
-                        "`dsv3-port shard` again, it goes on from what is there")
+        raise PortError(
+            f"{path}: rank folders without {MANIFEST}: the split was not finished; run the same "
+            "`dsv3-port shard` again, it goes on from what is there"
+        )
     return _read(file)
 
 
@@ -124,22 +143,29 @@ def _read(file: Path) -> dict[str, Any]:
     return dict(manifest)
 
 
-def check_fits(path: str | Path, manifest: dict[str, Any], world_size: int, plan: PortPlan, asked: str = "") -> None:
-    """PortError where the folder was written for other ranks or forms. asked: who set the world size, for the message.
-    """
+def check_fits(
+    path: str | Path, manifest: dict[str, Any], world_size: int, plan: PortPlan, asked: str = ""
+) -> None:
+    """PortError where the folder was written for other ranks or forms. asked: who set the world
+    size, for the message."""
     written = manifest["world_size"]
     if written != world_size:
         by = f" ({asked})" if asked else ""
-        raise PortError(f"{path}: written for world size {written}, WORLD_SIZE is {world_size}{by}: set it to "
-                        f"{written}, or split again with `dsv3-port shard --world-size {world_size}`")
+        raise PortError(
+            f"{path}: written for world size {written}, WORLD_SIZE is {world_size}{by}: set it to "
+            f"{written}, or split again with `dsv3-port shard --world-size {world_size}`"
+        )
     if manifest["layout"] != layout_of(plan):
-        raise PortError(f"{path}: written for the forms {manifest['layout']}, the plan asks for {layout_of(plan)}; "
-                        "choose that plan, or split again with --plan")
+        raise PortError(
+            f"{path}: written for the forms {manifest['layout']}, the plan asks for {layout_of(plan)}; "
+            "choose that plan, or split again with --plan"
+        )
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """The lock on the manifest; its folder may vanish at any time, removed by the host that completed the job."""
+    """The lock on the manifest; its folder may vanish at any time, removed by the host that
+    completed the job."""
     lock = FileLock(path)
     for attempt in range(100):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -155,11 +181,18 @@ def _locked(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def finish(checkpoint: Checkpoint, output: Path, job: dict[str, Any], left_out: list[str],
-           shapes: dict[str, list[int]]) -> list[int]:
-    """config, tokenizer and the manifest of every rank that is complete so far; returns those ranks.
+def finish(
+    checkpoint: Checkpoint,
+    output: Path,
+    job: dict[str, Any],
+    left_out: list[str],
+    shapes: dict[str, list[int]],
+) -> list[int]:
+    """config, tokenizer and the manifest of every rank that is complete so far; returns those
+    ranks.
 
-    Several machines may end at the same time: the last one finds the others' ranks and completes the manifest.
+    Several machines may end at the same time: the last one finds the others' ranks and completes
+    the manifest.
     """
     from .. import __version__
 
@@ -174,8 +207,17 @@ def finish(checkpoint: Checkpoint, output: Path, job: dict[str, Any], left_out: 
             if file.is_file() and not differences(_read(file), job):
                 ranks[str(rank)] = hashlib.sha256(file.read_bytes()).hexdigest()
         complete = len(ranks) == job["world_size"]
-        write_json(output / MANIFEST, {**job, "tool": f"dsv3-port {__version__}", "ranks": ranks,
-                                       "complete": complete, "left_out": left_out, "parameters": shapes})
+        write_json(
+            output / MANIFEST,
+            {
+                **job,
+                "tool": f"dsv3-port {__version__}",
+                "ranks": ranks,
+                "complete": complete,
+                "left_out": left_out,
+                "parameters": shapes,
+            },
+        )
     if complete:  # nothing is left to lock or to go on with
         shutil.rmtree(work, ignore_errors=True)
     return [int(r) for r in ranks]

@@ -1,6 +1,8 @@
-"""The safetensors files of a rank: their content is known before the first value is, so values go straight to it.
+"""The safetensors files of a rank: their content is known before the first value is, so values go
+straight to it.
 
-All ranks have the same files, names and shapes; only the values differ. One plan of the files serves them all.
+All ranks have the same files, names and shapes; only the values differ. One plan of the files
+serves them all.
 """
 
 from __future__ import annotations
@@ -19,14 +21,19 @@ import torch
 
 from .layout import Piece, Target
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}  # what a split can be written in
+DTYPES = {
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp32": torch.float32,
+}  # what a split can be written in
 CODES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
 INDEX = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """The bytes that one piece fills: contiguous in one file. `number` counts the blocks of a rank in file order."""
+    """The bytes that one piece fills: contiguous in one file. `number` counts the blocks of a rank
+    in file order."""
 
     number: int
     target: Target
@@ -59,8 +66,17 @@ class RankPlan:
             at = len(head)
             for target in group:
                 for offset, piece, nbytes in blocks_of(target, dtype):
-                    self.blocks.append(Block(len(self.blocks), target, piece, number, at + offset, nbytes,
-                                             target.dtype(dtype)))
+                    self.blocks.append(
+                        Block(
+                            len(self.blocks),
+                            target,
+                            piece,
+                            number,
+                            at + offset,
+                            nbytes,
+                            target.dtype(dtype),
+                        )
+                    )
                 at += target_bytes(target, dtype)
 
     @property
@@ -104,10 +120,14 @@ def blocks_of(target: Target, dtype: torch.dtype) -> list[tuple[int, Piece, int]
     end = 0
     for offset, piece, nbytes in found:
         if offset != end:
-            raise AssertionError(f"{target.name}: {piece.source} begins at byte {offset}, the one before ends at {end}")
+            raise AssertionError(
+                f"{target.name}: {piece.source} begins at byte {offset}, the one before ends at {end}"
+            )
         end = offset + nbytes
     if end != target_bytes(target, dtype):
-        raise AssertionError(f"{target.name}: its pieces fill {end} of {target_bytes(target, dtype)} bytes")
+        raise AssertionError(
+            f"{target.name}: its pieces fill {end} of {target_bytes(target, dtype)} bytes"
+        )
     return found
 
 
@@ -129,8 +149,11 @@ def _head(group: list[Target], dtype: torch.dtype) -> tuple[bytes, int]:
     at = 0
     for target in group:
         size = target_bytes(target, dtype)
-        header[target.name] = {"dtype": CODES[target.dtype(dtype)], "shape": list(target.shape),
-                               "data_offsets": [at, at + size]}
+        header[target.name] = {
+            "dtype": CODES[target.dtype(dtype)],
+            "shape": list(target.shape),
+            "data_offsets": [at, at + size],
+        }
         at += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -138,7 +161,8 @@ def _head(group: list[Target], dtype: torch.dtype) -> tuple[bytes, int]:
 
 
 class RankWriter:
-    """The open files of one rank, at their full size from the start (a sparse file takes no room before its values)."""
+    """The open files of one rank, at their full size from the start (a sparse file takes no room
+    before its values)."""
 
     def __init__(self, folder: Path, files: list[FilePlan]) -> None:
         self.folder = folder
@@ -164,7 +188,8 @@ class RankWriter:
             self._unsynced.add(file)
 
     def sync(self) -> None:
-        """Everything whose write has returned is on the disk afterwards; other threads may go on writing."""
+        """Everything whose write has returned is on the disk afterwards; other threads may go on
+        writing."""
         with self._guard:
             files, self._unsynced = self._unsynced, set()
         for file in sorted(files):

@@ -1,4 +1,5 @@
-"""Reading what the splitter wrote: a rank's model from its folder, and the check of every byte against the hashes."""
+"""Reading what the splitter wrote: a rank's model from its folder, and the check of every byte
+against the hashes."""
 
 from __future__ import annotations
 
@@ -17,19 +18,33 @@ from ..model.decoder import DeepseekV3, build
 from ..parallel import TensorParallel
 from ..steps import PortPlan
 from .layout import Target, targets
-from .manifest import MANIFEST, check_fits, differences, rank_folder, read_manifest, read_rank_manifest
+from .manifest import (
+    MANIFEST,
+    check_fits,
+    differences,
+    rank_folder,
+    read_manifest,
+    read_rank_manifest,
+)
 from .rank_files import DTYPES, Block, RankPlan
 from .ranks import tensor_hash
 
 _CHUNK = 8 << 20
 
 
-def load_shard(path: str | Path, plan: PortPlan, parallel: TensorParallel, device: torch.device,
-               dtype: torch.dtype, check_hashes: bool = False) -> DeepseekV3:
-    """This rank's model from a folder that shard_checkpoint wrote; what does not fit is refused before any reading.
+def load_shard(
+    path: str | Path,
+    plan: PortPlan,
+    parallel: TensorParallel,
+    device: torch.device,
+    dtype: torch.dtype,
+    check_hashes: bool = False,
+) -> DeepseekV3:
+    """This rank's model from a folder that shard_checkpoint wrote; what does not fit is refused
+    before any reading.
 
-    World size, forms, source and the sizes of the files are always held against the manifests; check_hashes reads
-    everything once more and compares the hashes.
+    World size, forms, source and the sizes of the files are always held against the manifests;
+    check_hashes reads everything once more and compares the hashes.
     """
     manifest = read_manifest(path)
     check_fits(path, manifest, parallel.world_size, plan)
@@ -42,32 +57,42 @@ def load_shard(path: str | Path, plan: PortPlan, parallel: TensorParallel, devic
     for name in _fill(folder, parameters):
         del parameters[name]
     if parameters:
-        raise PortError(f"{folder}: {len(parameters)} parameters are missing, first {sorted(parameters)[0]}; split "
-                        "again")
+        raise PortError(
+            f"{folder}: {len(parameters)} parameters are missing, first {sorted(parameters)[0]}; split "
+            "again"
+        )
     return model
 
 
 def check_rank(folder: Path, manifest: dict[str, Any], rank: int) -> dict[str, Any]:
-    """A rank's manifest, after the checks that cost nothing: it is there, of this job, and its files have their size.
-    """
+    """A rank's manifest, after the checks that cost nothing: it is there, of this job, and its
+    files have their size."""
     if not folder.is_dir():
         raise PortError(f"{folder}: this rank's folder is missing; write it with --ranks {rank}")
     found = read_rank_manifest(folder)
     other = differences(found, {**manifest})
     if other or found.get("rank") != rank:
-        raise PortError(f"{folder}: comes from another split ({other or 'rank ' + str(found.get('rank'))}); remove it "
-                        f"and write it again with --ranks {rank}")
+        raise PortError(
+            f"{folder}: comes from another split ({other or 'rank ' + str(found.get('rank'))}); remove it "
+            f"and write it again with --ranks {rank}"
+        )
     want = manifest["ranks"].get(str(rank))
     if want != hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest():
-        raise PortError(f"{folder / MANIFEST}: is not the one that the job's {MANIFEST} knows; run the same "
-                        "`dsv3-port shard` again")
+        raise PortError(
+            f"{folder / MANIFEST}: is not the one that the job's {MANIFEST} knows; run the same "
+            "`dsv3-port shard` again"
+        )
     for name, size in found["files"].items():
         if not (folder / name).is_file():
-            raise PortError(f"{folder / name}: is missing; remove {folder} and write it again with --ranks {rank}")
+            raise PortError(
+                f"{folder / name}: is missing; remove {folder} and write it again with --ranks {rank}"
+            )
         actual = (folder / name).stat().st_size
         if actual != size:
-            raise PortError(f"{folder / name}: {actual} bytes, the manifest says {size}; remove {folder} and write it "
-                            f"again with --ranks {rank}")
+            raise PortError(
+                f"{folder / name}: {actual} bytes, the manifest says {size}; remove {folder} and write it "
+                f"again with --ranks {rank}"
+            )
     return found
 
 
@@ -82,8 +107,10 @@ def _fill(folder: Path, parameters: dict[str, Any]) -> list[str]:
                         raise PortError(f"{file}: {name} has no place in the model; split again")
                     value = stored.get_tensor(name)
                     if value.shape != parameters[name].shape:
-                        raise PortError(f"{file}: {name} is {list(value.shape)}, the model wants "
-                                        f"{list(parameters[name].shape)}; split again")
+                        raise PortError(
+                            f"{file}: {name} is {list(value.shape)}, the model wants "
+                            f"{list(parameters[name].shape)}; split again"
+                        )
                     parameters[name].copy_(value)
                     names.append(name)
         except PortError:
@@ -93,8 +120,11 @@ def _fill(folder: Path, parameters: dict[str, Any]) -> list[str]:
     return names
 
 
-def verify_shards(path: str | Path, ranks: list[int] | None = None, *, jobs: int = 2, progress: bool = False) -> int:
-    """Read the ranks back (default: all) and compare every header and tensor with the manifests; returns the bytes.
+def verify_shards(
+    path: str | Path, ranks: list[int] | None = None, *, jobs: int = 2, progress: bool = False
+) -> int:
+    """Read the ranks back (default: all) and compare every header and tensor with the manifests;
+    returns the bytes.
 
     Raises PortError that names the first tensor that differs.
     """
@@ -105,18 +135,30 @@ def verify_shards(path: str | Path, ranks: list[int] | None = None, *, jobs: int
     rank_plan = RankPlan(wanted, DTYPES[manifest["dtype"]], manifest["file_bytes"])
     chosen = list(range(world)) if ranks is None else ranks
     total = rank_plan.nbytes * len(chosen)
-    with (ThreadPoolExecutor(jobs, "verify") as pool,
-          tqdm(total=total, desc="verify", unit="B", unit_scale=True, disable=None if progress else True) as bar):
+    with (
+        ThreadPoolExecutor(jobs, "verify") as pool,
+        tqdm(
+            total=total,
+            desc="verify",
+            unit="B",
+            unit_scale=True,
+            disable=None if progress else True,
+        ) as bar,
+    ):
         for rank in chosen:
             folder = Path(path) / rank_folder(rank, world)
             stored = check_rank(folder, manifest, rank)["tensors"]
             for file in rank_plan.files:
                 with (folder / file.name).open("rb") as stream:
                     if stream.read(len(file.head)) != file.head:
-                        raise PortError(f"{folder / file.name}: its header is damaged; remove {folder} and write it "
-                                        f"again with --ranks {rank}")
+                        raise PortError(
+                            f"{folder / file.name}: its header is damaged; remove {folder} and write it "
+                            f"again with --ranks {rank}"
+                        )
 
-            def check(item: tuple[Target, list[Block]], folder: Path = folder, stored: dict = stored) -> int:
+            def check(
+                item: tuple[Target, list[Block]], folder: Path = folder, stored: dict = stored
+            ) -> int:
                 target, blocks = item
                 return _check_tensor(folder, rank_plan, target, blocks, stored)
 
@@ -125,7 +167,9 @@ def verify_shards(path: str | Path, ranks: list[int] | None = None, *, jobs: int
     return total
 
 
-def _check_tensor(folder: Path, plan: RankPlan, target: Target, blocks: list[Block], stored: dict[str, Any]) -> int:
+def _check_tensor(
+    folder: Path, plan: RankPlan, target: Target, blocks: list[Block], stored: dict[str, Any]
+) -> int:
     file = folder / plan.files[blocks[0].file].name
     digests = []
     with file.open("rb") as stream:
@@ -135,11 +179,15 @@ def _check_tensor(folder: Path, plan: RankPlan, target: Target, blocks: list[Blo
             while left:
                 part = stream.read(min(left, _CHUNK))
                 if not part:
-                    raise PortError(f"{file}: ends inside {target.name}; remove {folder} and split again")
+                    raise PortError(
+                        f"{file}: ends inside {target.name}; remove {folder} and split again"
+                    )
                 digest.update(part)
                 left -= len(part)
             digests.append(digest.digest())
     if tensor_hash(digests) != stored.get(target.name, {}).get("sha256"):
-        raise PortError(f"{file}: {target.name} differs from its hash in the manifest; remove {folder} and run the "
-                        "same `dsv3-port shard` again")
+        raise PortError(
+            f"{file}: {target.name} differs from its hash in the manifest; remove {folder} and run the "
+            "same `dsv3-port shard` again"
+        )
     return sum(b.nbytes for b in blocks)

@@ -1,7 +1,9 @@
-"""The ranks that a run of the splitter writes: taken up where an earlier run stopped, and given their names at the end.
+"""The ranks that a run of the splitter writes: taken up where an earlier run stopped, and given
+their names at the end.
 
-A rank is in one of three states: not begun; `rank-….partial` with a journal in `.shard/`; or complete under its name,
-with a manifest. Names change by rename, so that a kill leaves one of the three.
+A rank is in one of three states: not begun; `rank-….partial` with a journal in `.shard/`; or
+complete under its name, with a manifest. Names change by rename, so that a kill leaves one of the
+three.
 """
 
 from __future__ import annotations
@@ -16,15 +18,30 @@ from typing import Any
 from ..errors import PortError
 from .estimate import require_room
 from .journal import Journal, lock_rank
-from .manifest import MANIFEST, WORK, differences, rank_folder, read_rank_manifest, sync_folder, write_json
+from .manifest import (
+    MANIFEST,
+    WORK,
+    differences,
+    rank_folder,
+    read_rank_manifest,
+    sync_folder,
+    write_json,
+)
 from .rank_files import CODES, INDEX, RankPlan, RankWriter
 
 
 class RankJob:
     """One unfinished rank: its open files and its journal."""
 
-    def __init__(self, rank: int, output: Path, job: dict[str, Any], plan: RankPlan, sources: dict[str, list[int]],
-                 resume: bool) -> None:
+    def __init__(
+        self,
+        rank: int,
+        output: Path,
+        job: dict[str, Any],
+        plan: RankPlan,
+        sources: dict[str, list[int]],
+        resume: bool,
+    ) -> None:
         name = rank_folder(rank, job["world_size"])
         self.rank, self.job, self.plan = rank, job, plan
         self.final, self.partial = output / name, output / f"{name}.partial"
@@ -35,8 +52,10 @@ class RankJob:
 
     def _files_whole(self) -> bool:
         """Whether the files that the journal speaks of are there, at their full size."""
-        return all((self.partial / f.name).is_file() and (self.partial / f.name).stat().st_size == f.size
-                   for f in self.plan.files)
+        return all(
+            (self.partial / f.name).is_file() and (self.partial / f.name).stat().st_size == f.size
+            for f in self.plan.files
+        )
 
     @property
     def bytes_to_write(self) -> int:
@@ -44,7 +63,9 @@ class RankJob:
 
     def open(self) -> None:
         if self.fresh:
-            self.journal.path.unlink(missing_ok=True)  # first what says that values are there, then the values
+            self.journal.path.unlink(
+                missing_ok=True
+            )  # first what says that values are there, then the values
             shutil.rmtree(self.partial, ignore_errors=True)
         self.writer = RankWriter(self.partial, self.plan.files)
         self.journal.open()
@@ -61,25 +82,45 @@ class RankJob:
             raise AssertionError(f"{self.final}: {left} source tensors are not written")
         self.writer.sync()
         self.close()
-        tensors = {t.name: {"shape": list(t.shape), "dtype": CODES[t.dtype(self.plan.dtype)],
-                            "sha256": tensor_hash([self.journal.digest(b.number) for b in blocks])}
-                   for t, blocks in self.plan.by_target()}
+        tensors = {
+            t.name: {
+                "shape": list(t.shape),
+                "dtype": CODES[t.dtype(self.plan.dtype)],
+                "sha256": tensor_hash([self.journal.digest(b.number) for b in blocks]),
+            }
+            for t, blocks in self.plan.by_target()
+        }
         write_json(self.partial / INDEX, self.plan.index())
-        write_json(self.partial / MANIFEST, {**self.job, "rank": self.rank, "tensors": tensors,
-                                             "files": {f.name: f.size for f in self.plan.files}})
+        write_json(
+            self.partial / MANIFEST,
+            {
+                **self.job,
+                "rank": self.rank,
+                "tensors": tensors,
+                "files": {f.name: f.size for f in self.plan.files},
+            },
+        )
         os.replace(self.partial, self.final)
         sync_folder(self.final.parent)
         self.journal.path.unlink(missing_ok=True)
 
 
 def tensor_hash(digests: list[bytes]) -> str:
-    """sha256 of a tensor's bytes where one published tensor fills it; of its blocks' sha256, in order, where several
+    """sha256 of a tensor's bytes where one published tensor fills it; of its blocks' sha256, in
+    order, where several
     do: blocks arrive in any order, and each is hashed as it is written."""
     return (digests[0] if len(digests) == 1 else hashlib.sha256(b"".join(digests)).digest()).hex()
 
 
-def open_ranks(stack: ExitStack, output: Path, chosen: list[int], job: dict[str, Any], plan: RankPlan,
-               sources: dict[str, list[int]], resume: bool) -> list[RankJob]:
+def open_ranks(
+    stack: ExitStack,
+    output: Path,
+    chosen: list[int],
+    job: dict[str, Any],
+    plan: RankPlan,
+    sources: dict[str, list[int]],
+    resume: bool,
+) -> list[RankJob]:
     """Lock the ranks, refuse what belongs to another job, and open those that are not complete."""
     _refuse_other_worlds(output, job["world_size"])
     found: list[RankJob] = []
@@ -92,10 +133,14 @@ def open_ranks(stack: ExitStack, output: Path, chosen: list[int], job: dict[str,
         if not (output / name).exists():
             lock = lock_rank(output / WORK, rank, name)
             stack.callback(lock.release)
-        if not (output / name).exists():  # it may have been finished while this run waited for the lock
+        if not (
+            output / name
+        ).exists():  # it may have been finished while this run waited for the lock
             found.append(RankJob(rank, output, job, plan, sources, resume))
         else:
-            (output / WORK / f"{name}.jsonl").unlink(missing_ok=True)  # killed between the rename and this
+            (output / WORK / f"{name}.jsonl").unlink(
+                missing_ok=True
+            )  # killed between the rename and this
     require_room(output, sum(r.bytes_to_write for r in found))
     allow_open_files(len(found) * (len(plan.files) + 1))
     for rank_job in found:
@@ -112,24 +157,32 @@ def allow_open_files(count: int) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and need > soft:
         if hard != resource.RLIM_INFINITY and need > hard:
-            raise PortError(f"{count} files are written at once and this user may open {hard}; raise `ulimit -n`, or "
-                            "write fewer ranks in one run with --ranks")
+            raise PortError(
+                f"{count} files are written at once and this user may open {hard}; raise `ulimit -n`, or "
+                "write fewer ranks in one run with --ranks"
+            )
         resource.setrlimit(resource.RLIMIT_NOFILE, (need, hard))
 
 
 def _refuse_other_worlds(output: Path, world_size: int) -> None:
     for folder in sorted(output.glob("rank-*-of-*")):
         if not folder.name.removesuffix(".partial").endswith(f"-of-{world_size:05d}"):
-            raise PortError(f"{output}: holds {folder.name}, written for another world size; give an empty folder")
+            raise PortError(
+                f"{output}: holds {folder.name}, written for another world size; give an empty folder"
+            )
 
 
 def _refuse_other_job(final: Path, job: dict[str, Any], resume: bool) -> None:
     if not resume:
-        raise PortError(f"{final}: is already there; remove it, or leave out --no-resume to keep it")
+        raise PortError(
+            f"{final}: is already there; remove it, or leave out --no-resume to keep it"
+        )
     manifest = read_rank_manifest(final)
     other = differences(manifest, job)
     if other:
         raise PortError(f"{final}: is already there and differs in {other}; give an empty folder")
     for name, size in manifest["files"].items():
         if not (final / name).is_file() or (final / name).stat().st_size != size:
-            raise PortError(f"{final / name}: is damaged (not {size} bytes); remove {final} and split again")
+            raise PortError(
+                f"{final / name}: is damaged (not {size} bytes); remove {final} and split again"
+            )

@@ -1,8 +1,10 @@
-"""The on-disk splitter: a published checkpoint becomes one folder per rank, streamed tensor by tensor.
+"""The on-disk splitter: a published checkpoint becomes one folder per rank, streamed tensor by
+tensor.
 
-Every source tensor is read once, cut for all ranks by the pieces of layout.py and written straight to its place, so
-memory holds a few tiles whatever the size of the model (stream.py). What is safely written stands in a journal, and
-the next run goes on from there (journal.py). A rank folder gets its name only when everything in it is on the disk.
+Every source tensor is read once, cut for all ranks by the pieces of layout.py and written straight
+to its place, so memory holds a few tiles whatever the size of the model (stream.py). What is safely
+written stands in a journal, and the next run goes on from there (journal.py). A rank folder gets
+its name only when everything in it is on the disk.
 """
 
 from __future__ import annotations
@@ -35,11 +37,24 @@ from .rank_files import DTYPES, RankPlan
 from .rank_load import load_shard, verify_shards
 from .ranks import open_ranks
 
-__all__ = ["DTYPES", "ShardReport", "fingerprint", "is_sharded", "layout_of", "load_shard", "rank_folder",
-           "read_manifest", "read_rank_manifest", "shard_checkpoint", "verify_shards"]
+__all__ = [
+    "DTYPES",
+    "ShardReport",
+    "fingerprint",
+    "is_sharded",
+    "layout_of",
+    "load_shard",
+    "rank_folder",
+    "read_manifest",
+    "read_rank_manifest",
+    "shard_checkpoint",
+    "verify_shards",
+]
 
 FILE_BYTES = 4 << 30
-COMMIT_BYTES = 32 << 20  # written for each rank between two entries in its journal: twice that is what a kill can cost
+COMMIT_BYTES = (
+    32 << 20
+)  # written for each rank between two entries in its journal: twice that is what a kill can cost
 
 
 @dataclass(frozen=True)
@@ -67,14 +82,18 @@ class ShardReport:
 
     def summary(self) -> str:
         done = "would write" if self.dry_run else "wrote"
-        text = (f"{done} {len(self.ranks)} of {self.world_size} ranks, {self.bytes_per_rank / 2**30:.2f} GiB each "
-                f"({self.dtype}), to {self.output}; {self.tensors_read} source tensors each used once, "
-                f"{self.tensors_left_out} left out on purpose (MTP), {self.parameters_filled} parameters a rank filled "
-                f"once")
+        text = (
+            f"{done} {len(self.ranks)} of {self.world_size} ranks, {self.bytes_per_rank / 2**30:.2f} GiB each "
+            f"({self.dtype}), to {self.output}; {self.tensors_read} source tensors each used once, "
+            f"{self.tensors_left_out} left out on purpose (MTP), {self.parameters_filled} parameters a rank filled "
+            f"once"
+        )
         if self.dry_run:
             e = self.estimate
-            return (f"{text}; estimate: {e.memory_bytes / 2**30:.2f} GiB of memory, {e.disk_bytes / 2**30:.2f} GiB of "
-                    f"disk ({e.disk_free_bytes / 2**30:.1f} free), {e.seconds:.0f} s with {e.jobs} jobs")
+            return (
+                f"{text}; estimate: {e.memory_bytes / 2**30:.2f} GiB of memory, {e.disk_bytes / 2**30:.2f} GiB of "
+                f"disk ({e.disk_free_bytes / 2**30:.1f} free), {e.seconds:.0f} s with {e.jobs} jobs"
+            )
         if self.tensors_resumed:
             text += f"; {self.tensors_resumed} of them by an earlier run"
         text += f"; {self.seconds:.1f} s, {self.bytes_read / max(self.seconds, 1e-9) / 1e9:.2f} GB/s read"
@@ -82,18 +101,30 @@ class ShardReport:
         return text + ("" if self.complete else "; other ranks are still to be written")
 
 
-def shard_checkpoint(model_path: str | Path, output_path: str | Path, world_size: int, *,
-                     plan: PortPlan | None = None, dtype: str = "bf16", ranks: list[int] | None = None,
-                     jobs: int | None = None, dry_run: bool = False, resume: bool = True, verify: bool = False,
-                     progress: bool = False, file_bytes: int = FILE_BYTES,
-                     commit_bytes: int = COMMIT_BYTES) -> ShardReport:
+def shard_checkpoint(
+    model_path: str | Path,
+    output_path: str | Path,
+    world_size: int,
+    *,
+    plan: PortPlan | None = None,
+    dtype: str = "bf16",
+    ranks: list[int] | None = None,
+    jobs: int | None = None,
+    dry_run: bool = False,
+    resume: bool = True,
+    verify: bool = False,
+    progress: bool = False,
+    file_bytes: int = FILE_BYTES,
+    commit_bytes: int = COMMIT_BYTES,
+) -> ShardReport:
     """Split `model_path` (published format) for `world_size` ranks into `output_path`.
 
-    plan decides names and shapes (default: the full port), dtype is bf16, fp16 or fp32 (FP8 blocks are dequantised),
-    ranks limits what this call writes (several machines share one job), jobs is the number of threads. resume goes on
-    from what an earlier run wrote; without it that is begun anew. verify reads everything back and hashes it.
-    Raises PortError before anything is written where sizes do not divide, tensors are missing or unused, another run
-    is at work, the output is of another job, or the disk is too small.
+    plan decides names and shapes (default: the full port), dtype is bf16, fp16 or fp32 (FP8 blocks
+    are dequantised), ranks limits what this call writes (several machines share one job), jobs is
+    the number of threads. resume goes on from what an earlier run wrote; without it that is begun
+    anew. verify reads everything back and hashes it. Raises PortError before anything is written
+    where sizes do not divide, tensors are missing or unused, another run is at work, the output is
+    of another job, or the disk is too small.
     """
     start = time.perf_counter()
     plan, chosen = _arguments(plan, dtype, world_size, ranks)
@@ -105,11 +136,27 @@ def shard_checkpoint(model_path: str | Path, output_path: str | Path, world_size
     left_out = check_sources(checkpoint, by_source(wanted))
     rank_plan = RankPlan(wanted, DTYPES[dtype], file_bytes)
     table = rank_plan.by_source()
-    order = sorted(table, key=lambda name: checkpoint.place(name)[:2])  # the source is read from front to back
+    order = sorted(
+        table, key=lambda name: checkpoint.place(name)[:2]
+    )  # the source is read from front to back
     job = identity(checkpoint, world_size, plan, dtype, file_bytes)
-    report = ShardReport(str(output), world_size, chosen, dtype, rank_plan.nbytes, 0, len(order), 0, len(left_out),
-                         len(wanted), estimate(checkpoint, rank_plan, output, len(chosen), jobs, probe=dry_run), 0.0,
-                         dry_run, False, False)
+    report = ShardReport(
+        str(output),
+        world_size,
+        chosen,
+        dtype,
+        rank_plan.nbytes,
+        0,
+        len(order),
+        0,
+        len(left_out),
+        len(wanted),
+        estimate(checkpoint, rank_plan, output, len(chosen), jobs, probe=dry_run),
+        0.0,
+        dry_run,
+        False,
+        False,
+    )
     if dry_run:
         require_room(output, rank_plan.nbytes * len(chosen))
         return replace(report, seconds=time.perf_counter() - start)
@@ -117,26 +164,37 @@ def shard_checkpoint(model_path: str | Path, output_path: str | Path, world_size
     with ExitStack() as stack:
         try:
             todo = open_ranks(stack, output, chosen, job, rank_plan, blocks, resume)
-            read, resumed = stream(checkpoint, order, table, todo, jobs, progress, commit_bytes * len(todo))
+            read, resumed = stream(
+                checkpoint, order, table, todo, jobs, progress, commit_bytes * len(todo)
+            )
             for rank in todo:
                 rank.finish()
             shapes = {t.name: list(t.shape) for t in wanted}
             there = finish(checkpoint, output, job, left_out, shapes)
         except OSError as error:
-            raise PortError(f"{error.filename or output}: writing stopped: {error.strerror or error}; the same command "
-                            "goes on from what is safely written") from error
+            raise PortError(
+                f"{error.filename or output}: writing stopped: {error.strerror or error}; the same command "
+                "goes on from what is safely written"
+            ) from error
     if verify:
         verify_shards(output, chosen, jobs=jobs, progress=progress)
-    return replace(report, bytes_read=read, tensors_resumed=resumed, seconds=time.perf_counter() - start,
-                   complete=len(there) == world_size, verified=verify)
+    return replace(
+        report,
+        bytes_read=read,
+        tensors_resumed=resumed,
+        seconds=time.perf_counter() - start,
+        complete=len(there) == world_size,
+        verified=verify,
+    )
 
 
 def default_jobs() -> int:
     return min(8, (os.cpu_count() or 1) + 1)
 
 
-def _arguments(plan: PortPlan | None, dtype: str, world_size: int,
-               ranks: list[int] | None) -> tuple[PortPlan, list[int]]:
+def _arguments(
+    plan: PortPlan | None, dtype: str, world_size: int, ranks: list[int] | None
+) -> tuple[PortPlan, list[int]]:
     plan = plan or PortPlan.full()
     if dtype not in DTYPES:
         raise PortError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")

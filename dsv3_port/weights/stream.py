@@ -1,7 +1,9 @@
-"""One source tensor on its way: read in tiles of rows, dequantised, cut for every rank, hashed and written.
+"""One source tensor on its way: read in tiles of rows, dequantised, cut for every rank, hashed and
+written.
 
-A tile is a few MiB whatever the tensor, so that memory depends on the number of workers and on nothing else. The file
-calls, torch's kernels and sha256 release Python's lock: threads overlap reading, computing and writing.
+A tile is a few MiB whatever the tensor, so that memory depends on the number of workers and on
+nothing else. The file calls, torch's kernels and sha256 release Python's lock: threads overlap
+reading, computing and writing.
 """
 
 from __future__ import annotations
@@ -32,8 +34,8 @@ class Stopped(Exception):
 
 
 class Reader:
-    """Reads parts of stored tensors into this thread's buffers, without mapping files: a file that shrinks meanwhile
-    is an error, not a bus error."""
+    """Reads parts of stored tensors into this thread's buffers, without mapping files: a file that
+    shrinks meanwhile is an error, not a bus error."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
@@ -47,7 +49,8 @@ class Reader:
             return self._fds[file]
 
     def buffer(self, what: str, nbytes: int) -> Tensor:
-        """`nbytes` of this thread's memory called `what`, made once: fresh memory costs a page fault every 4 KiB."""
+        """`nbytes` of this thread's memory called `what`, made once: fresh memory costs a page
+        fault every 4 KiB."""
         held: Tensor | None = getattr(self._mine, what, None)
         if held is None or held.numel() < nbytes:
             held = torch.empty(nbytes, dtype=torch.uint8)
@@ -55,7 +58,8 @@ class Reader:
         return held[:nbytes]
 
     def rows(self, name: str, first: int, count: int) -> Tensor:
-        """`count` rows from `first` as stored; the memory is used again by the next call of this thread."""
+        """`count` rows from `first` as stored; the memory is used again by the next call of this
+        thread."""
         shape, dtype = self.checkpoint.shape(name), self.checkpoint.stored_dtype(name)
         file, at, _ = self.checkpoint.place(name)
         row = math.prod(shape[1:]) * dtype.itemsize
@@ -65,10 +69,14 @@ class Reader:
             try:
                 done = os.preadv(self._fd(file), [view], at)
             except OSError as error:
-                raise PortError(f"{file}: {name} cannot be read: {error.strerror or error}") from error
+                raise PortError(
+                    f"{file}: {name} cannot be read: {error.strerror or error}"
+                ) from error
             if not done:
-                raise PortError(f"{file}: ends inside {name}: it was cut short while it was read; download it again "
-                                "and run the same command, what is written stays")
+                raise PortError(
+                    f"{file}: ends inside {name}: it was cut short while it was read; download it again "
+                    "and run the same command, what is written stays"
+                )
             view, at = view[done:], at + done
         return into.view(dtype).view(count, *shape[1:])
 
@@ -92,9 +100,15 @@ class Reader:
         self._fds.clear()
 
 
-def split_source(reader: Reader, source: str, blocks: list[Block], writers: dict[int, RankWriter],
-                 stop: threading.Event) -> dict[int, bytes]:
-    """Write every block of `source` for every rank of `writers`; returns each rank's digests, in order of `blocks`."""
+def split_source(
+    reader: Reader,
+    source: str,
+    blocks: list[Block],
+    writers: dict[int, RankWriter],
+    stop: threading.Event,
+) -> dict[int, bytes]:
+    """Write every block of `source` for every rank of `writers`; returns each rank's digests, in
+    order of `blocks`."""
     shape = reader.checkpoint.shape(source)
     dtype = torch.float32 if any(b.dtype == torch.float32 for b in blocks) else blocks[0].dtype
     hashes: list[dict[int, Any]] = [{r: hashlib.sha256() for r in writers} for _ in blocks]
@@ -115,15 +129,19 @@ def split_source(reader: Reader, source: str, blocks: list[Block], writers: dict
                     part, offset = _part(block, rank, values, first)
                     if part is None:
                         continue
-                    view = memoryview(part.to(block.dtype).contiguous().view(torch.uint8).flatten().numpy().data)
+                    view = memoryview(
+                        part.to(block.dtype).contiguous().view(torch.uint8).flatten().numpy().data
+                    )
                     hashes[k][rank].update(view)
                 writers[rank].write(block.file, block.offset + offset, view)
                 written[k][rank] += len(view)
     for k, block in enumerate(blocks):
         for rank, count in written[k].items():
             if count != block.nbytes:
-                raise AssertionError(f"{block.target.name} of rank {rank}: {count} bytes of {source}, "
-                                     f"not {block.nbytes}")
+                raise AssertionError(
+                    f"{block.target.name} of rank {rank}: {count} bytes of {source}, "
+                    f"not {block.nbytes}"
+                )
     return {r: b"".join(h[r].digest() for h in hashes) for r in writers}
 
 
@@ -132,7 +150,8 @@ def _whole(block: Block) -> bool:
 
 
 def tiles(shape: tuple[int, ...], at_once: bool) -> Iterator[tuple[int, int]]:
-    """(first row, rows): tiles of whole FP8 blocks, or everything in one where a transform wants all rows."""
+    """(first row, rows): tiles of whole FP8 blocks, or everything in one where a transform wants
+    all rows."""
     rows = shape[0]
     step = rows if at_once else max(BLOCK, TILE // max(math.prod(shape[1:]), 1) // BLOCK * BLOCK)
     for first in range(0, rows, step):
@@ -140,7 +159,8 @@ def tiles(shape: tuple[int, ...], at_once: bool) -> Iterator[tuple[int, int]]:
 
 
 def _part(block: Block, rank: int, values: Tensor, first: int) -> tuple[Tensor | None, int]:
-    """What of a tile (rows from `first`) belongs to a rank's block, and its first byte in the block."""
+    """What of a tile (rows from `first`) belongs to a rank's block, and its first byte in the
+    block."""
     piece, start = block.piece, block.piece.start_of(rank)
     if piece.transform is not same:
         return piece.transform(values.narrow(piece.dim, start, piece.length)), 0
@@ -148,5 +168,7 @@ def _part(block: Block, rank: int, values: Tensor, first: int) -> tuple[Tensor |
         low, high = max(start, first), min(start + piece.length, first + len(values))
         if low >= high:
             return None, 0
-        return values.narrow(0, low - first, high - low), (low - start) * (block.nbytes // piece.length)
+        return values.narrow(0, low - first, high - low), (low - start) * (
+            block.nbytes // piece.length
+        )
     return values.narrow(piece.dim, start, piece.length), first * (block.nbytes // piece.rows)

@@ -1,4 +1,5 @@
-"""Writing checkpoints in the published form: config.json, an index, safetensors shards; FP8 blocks or plain BF16."""
+"""Writing checkpoints in the published form: config.json, an index, safetensors shards; FP8 blocks
+or plain BF16."""
 
 from __future__ import annotations
 
@@ -20,19 +21,31 @@ from .checkpoint import INDEX, SCALE
 from .fp8 import quantize_blocks, stored_as_fp8
 
 
-def write_checkpoint(path: str | Path, config: DeepseekV3Config, tensors: Iterable[tuple[str, Tensor]], *,
-                     fp8: bool = True, dtype: torch.dtype = torch.bfloat16, shard_bytes: int = 4 << 30) -> Path:
-    """Write values in the published form, shard by shard; the folder gets its name when it is complete.
+def write_checkpoint(
+    path: str | Path,
+    config: DeepseekV3Config,
+    tensors: Iterable[tuple[str, Tensor]],
+    *,
+    fp8: bool = True,
+    dtype: torch.dtype = torch.bfloat16,
+    shard_bytes: int = 4 << 30,
+) -> Path:
+    """Write values in the published form, shard by shard; the folder gets its name when it is
+    complete.
 
-    fp8: matrices of `stored_as_fp8` become e4m3 blocks with scales; the rest is written in `dtype`, the correction
-    bias in float32. Raises PortError where `path` exists and is not empty.
+    fp8: matrices of `stored_as_fp8` become e4m3 blocks with scales; the rest is written in `dtype`,
+    the correction bias in float32. Raises PortError where `path` exists and is not empty.
     """
     stored = (pair for name, tensor in tensors for pair in _stored(name, tensor, fp8, dtype))
     return write_stored(path, config.replace(fp8=fp8), stored, shard_bytes)
 
 
-def write_stored(path: str | Path, config: DeepseekV3Config, tensors: Iterable[tuple[str, Tensor]],
-                 shard_bytes: int = 4 << 30) -> Path:
+def write_stored(
+    path: str | Path,
+    config: DeepseekV3Config,
+    tensors: Iterable[tuple[str, Tensor]],
+    shard_bytes: int = 4 << 30,
+) -> Path:
     """The same for tensors that are already as they are to be stored, scales included."""
     target = Path(path)
     if target.exists() and any(target.iterdir()):
@@ -52,7 +65,10 @@ def write_stored(path: str | Path, config: DeepseekV3Config, tensors: Iterable[t
             os.replace(work / f"part-{number}.safetensors", work / file)
             (work / file).chmod(0o644)  # safetensors writes files that only their owner can read
             weight_map |= dict.fromkeys(names, file)
-        _json(work / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
+        _json(
+            work / INDEX,
+            {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))},
+        )
         _json(work / "config.json", config.to_dict())
         work.chmod(0o755)
         if target.exists():
@@ -63,7 +79,9 @@ def write_stored(path: str | Path, config: DeepseekV3Config, tensors: Iterable[t
     return target
 
 
-def _grouped(tensors: Iterable[tuple[str, Tensor]], shard_bytes: int) -> Iterator[dict[str, Tensor]]:
+def _grouped(
+    tensors: Iterable[tuple[str, Tensor]], shard_bytes: int
+) -> Iterator[dict[str, Tensor]]:
     held: dict[str, Tensor] = {}
     size = 0
     for name, value in tensors:
@@ -76,7 +94,9 @@ def _grouped(tensors: Iterable[tuple[str, Tensor]], shard_bytes: int) -> Iterato
         yield held
 
 
-def _stored(name: str, tensor: Tensor, fp8: bool, dtype: torch.dtype) -> Iterable[tuple[str, Tensor]]:
+def _stored(
+    name: str, tensor: Tensor, fp8: bool, dtype: torch.dtype
+) -> Iterable[tuple[str, Tensor]]:
     if fp8 and stored_as_fp8(name):
         codes, scale = quantize_blocks(tensor)
         return [(name, codes), (name + SCALE, scale)]

@@ -1,4 +1,5 @@
-"""Graph modes away from the NPU: what each device accepts, and what blocks a plan. On npu: tests/hostnpu/inside."""
+"""Graph modes away from the NPU: what each device accepts, and what blocks a plan. On npu:
+tests/hostnpu/inside."""
 
 from __future__ import annotations
 
@@ -10,7 +11,13 @@ import pytest
 import torch
 
 from dsv3_port import PortPlan, load_model
-from dsv3_port.engine.graph import NPU_BACKENDS, OPTIONS, RECOMPILE_LIMITS, backend_options, compile_steps
+from dsv3_port.engine.graph import (
+    NPU_BACKENDS,
+    OPTIONS,
+    RECOMPILE_LIMITS,
+    backend_options,
+    compile_steps,
+)
 from dsv3_port.engine.graph import graph_blockers as blockers_of
 from dsv3_port.errors import PortError
 from dsv3_port.lab import graphs
@@ -30,7 +37,9 @@ def test_modes_of_the_npu_are_refused_elsewhere(mode: str) -> None:
 
 def test_blockers_name_the_step_that_helps() -> None:
     assert [b.split("(step ")[1].split("'")[1] for b in blockers_of(PortPlan.upstream())] == [
-        "gmm_routing", "fixed_kv_cache"]
+        "gmm_routing",
+        "fixed_kv_cache",
+    ]
     for step in STEPS:
         rest = PortPlan.full().minus(step.id) if step.field != "graph" else PortPlan.full()
         assert bool(blockers_of(rest)) == (step.id in ("gmm_routing", "fixed_kv_cache"))
@@ -53,9 +62,11 @@ def test_options_of_a_backend(backend: str) -> None:
     assert all(o.why and o.source for o in OPTIONS)
 
 
-def test_models_shapes_and_caches_are_kept_apart_with_few_guards(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The guards on the model are dropped, so nothing but its own compiled step may run for it: other weights, another
-    number of experts a token, another cache each give what eager gives."""
+def test_models_shapes_and_caches_are_kept_apart_with_few_guards(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The guards on the model are dropped, so nothing but its own compiled step may run for it:
+    other weights, another number of experts a token, another cache each give what eager gives."""
     compiled, kept = torch.compile, []
 
     @functools.wraps(compiled)  # with its signature, which compile_steps looks at
@@ -63,13 +74,16 @@ def test_models_shapes_and_caches_are_kept_apart_with_few_guards(monkeypatch: py
         def keep(entries: Any) -> list[bool]:
             kept.append(sum(flags := options["guard_filter_fn"](entries)))
             return flags
+
         return compiled(function, backend="eager", options={"guard_filter_fn": keep}, **settings)
 
     torch._dynamo.reset()
     monkeypatch.setattr(torch, "compile", compile_)
     config = CONFIG.replace(num_hidden_layers=1, first_k_dense_replace=0)
-    models = [random_model(PortPlan.full(), config),
-              random_model(PortPlan.full(), config.replace(num_experts_per_tok=1), seed=1)]
+    models = [
+        random_model(PortPlan.full(), config),
+        random_model(PortPlan.full(), config.replace(num_experts_per_tok=1), seed=1),
+    ]
     ids = torch.randint(CONFIG.vocab_size, (1, 6))
 
     def steps(model: DeepseekV3, room: int) -> torch.Tensor:
@@ -84,4 +98,6 @@ def test_models_shapes_and_caches_are_kept_apart_with_few_guards(monkeypatch: py
     for i in range(len(models)):
         for k in range(len(rooms)):
             torch.testing.assert_close(got[k][i], wanted[i][k])
-    assert len(kept) == 2 * 2 * len(models) and max(kept) < 60  # one graph for each phase and size, never again
+    assert (
+        len(kept) == 2 * 2 * len(models) and max(kept) < 60
+    )  # one graph for each phase and size, never again

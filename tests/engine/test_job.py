@@ -1,4 +1,5 @@
-"""The whole run over real ranks and gloo: one text whatever the number of ranks, and refusals before any reading."""
+"""The whole run over real ranks and gloo: one text whatever the number of ranks, and refusals
+before any reading."""
 
 from __future__ import annotations
 
@@ -36,7 +37,9 @@ def settings(folder: Path, **values) -> Settings:
 
 
 def job(folder: Path, prompts: list[str], **values) -> Job:
-    own = {k: values.pop(k) for k in ("temperature", "seed", "plan", "pad", "device") if k in values}
+    own = {
+        k: values.pop(k) for k in ("temperature", "seed", "plan", "pad", "device") if k in values
+    }
     return Job(settings(folder, **values), tuple(prompts), **{"plan": PLAN, "device": "cpu"} | own)
 
 
@@ -63,7 +66,9 @@ def oracle(prompts) -> list[list[int]]:
         out: list[int] = []
         with torch.no_grad():
             while len(out) < COUNT and not (out and out[-1] in stop):
-                out.append(int(hf(torch.tensor([ids + out]), use_cache=False).logits[0, -1].argmax()))
+                out.append(
+                    int(hf(torch.tensor([ids + out]), use_cache=False).logits[0, -1].argmax())
+                )
         found.append(out)
     return found
 
@@ -77,7 +82,8 @@ def halves(tmp_path_factory) -> Path:
 
 
 def several(parallel: TensorParallel, jobs: dict[str, Job]) -> dict[str, JobReport | None]:
-    """Each job over its own number of the started ranks, the first ones: starting eight is what takes long."""
+    """Each job over its own number of the started ranks, the first ones: starting eight is what
+    takes long."""
     found = {}
     for name, each in jobs.items():
         world = each.settings.world_size
@@ -91,21 +97,30 @@ def several(parallel: TensorParallel, jobs: dict[str, Job]) -> dict[str, JobRepo
 def ran(halves, prompts) -> dict[str, JobReport]:
     """The reports of all jobs that need ranks, run one after the other by the same eight processes."""
     drawn = {"temperature": 0.9, "seed": 5, "batch_size": 3}
-    jobs = {f"{world} ranks": job(TINY, prompts, world_size=world, batch_size=3) for world in (2, 4, 8)}
+    jobs = {
+        f"{world} ranks": job(TINY, prompts, world_size=world, batch_size=3) for world in (2, 4, 8)
+    }
     jobs |= {"drawn": job(halves, prompts, **drawn), "drawn again": job(halves, prompts, **drawn)}
-    return run_ranks(several, 8, {name: check_job(each) for name, each in jobs.items()}, timeout_seconds=120)[0]
+    return run_ranks(
+        several, 8, {name: check_job(each) for name, each in jobs.items()}, timeout_seconds=120
+    )[0]
 
 
 @pytest.mark.parametrize("world", [1, 2, 4, 8])
 def test_ranks_give_the_text_of_transformers(world, prompts, oracle, request):
     """A ragged, left-padded batch, cut straight from the published checkpoint."""
-    report = (run_job(job(TINY, prompts, world_size=1, batch_size=3)) if world == 1
-              else request.getfixturevalue("ran")[f"{world} ranks"])
+    report = (
+        run_job(job(TINY, prompts, world_size=1, batch_size=3))
+        if world == 1
+        else request.getfixturevalue("ran")[f"{world} ranks"]
+    )
     assert tokens(report) == oracle
     assert [r.rank for r in report.ranks] == list(range(world))
     assert len({r.process for r in report.ranks}) == world
     assert report.ranks[0].parameters < 1.5 * report.ranks[-1].parameters
-    assert report.tokens_per_second > 0 and report.seconds_first > 0 and report.seconds_per_token > 0
+    assert (
+        report.tokens_per_second > 0 and report.seconds_first > 0 and report.seconds_per_token > 0
+    )
 
 
 def test_a_split_folder_needs_no_world_size(halves, prompts, oracle, tmp_path):
@@ -119,16 +134,24 @@ def test_a_split_folder_needs_no_world_size(halves, prompts, oracle, tmp_path):
 
 
 def test_graph_mode_gives_the_same_text_over_two_ranks(prompts, tmp_path):
-    """Prompts padded to INPUT_MAX_LEN, the last batch filled up to the compiled shape, compiling outside the times.
+    """Prompts padded to INPUT_MAX_LEN, the last batch filled up to the compiled shape, compiling
+    outside the times.
 
-    A model of one layer, of experts, so that compiling takes less: every collective of the model is in it."""
-    config = replace(DeepseekV3Config.from_pretrained(TINY), num_hidden_layers=1, first_k_dense_replace=0,
-                     num_nextn_predict_layers=0)
+    A model of one layer, of experts, so that compiling takes less: every collective of the model is
+    in it."""
+    config = replace(
+        DeepseekV3Config.from_pretrained(TINY),
+        num_hidden_layers=1,
+        first_k_dense_replace=0,
+        num_nextn_predict_layers=0,
+    )
     small = write_checkpoint(tmp_path / "small", config, random_sources(config).items())
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(TINY / name, small)
     want = tokens(run_job(job(small, prompts, batch_size=1)))
-    report = run_job(job(small, prompts, world_size=2, batch_size=2, exe_mode="dynamo", input_max_len=24))
+    report = run_job(
+        job(small, prompts, world_size=2, batch_size=2, exe_mode="dynamo", input_max_len=24)
+    )
     assert tokens(report) == want and report.mode == "ge"
     assert report.seconds_warm_up > 0 and len(report.generations) == 3
 
@@ -158,7 +181,9 @@ def test_what_does_not_fit_is_refused_before_any_weight_is_read(halves, tmp_path
     empty.mkdir()
     for name in ("manifest.json", "config.json"):
         (empty / name).write_bytes((halves / name).read_bytes())
-    with pytest.raises(PortError, match=r"written for world size 2, WORLD_SIZE is 4 \(flag --world-size\)"):
+    with pytest.raises(
+        PortError, match=r"written for world size 2, WORLD_SIZE is 4 \(flag --world-size\)"
+    ):
         run_job(job(empty, ["a"], world_size=4))
     with pytest.raises(PortError, match="written for the forms"):
         run_job(job(empty, ["a"], plan=PortPlan.with_steps("tensor_parallel")))
@@ -188,7 +213,9 @@ def test_the_device_is_settled_before_ranks_start(monkeypatch):
     with pytest.raises(PortError, match="2 ranks on this machine and 1 cuda devices"):
         check_job(wanted)
     assert check_job(replace(wanted, device="auto")).device == "cpu"
-    there = replace(wanted, settings=settings(TINY, world_size=2, rank_id=1, local_rank=0, master_port=1))
+    there = replace(
+        wanted, settings=settings(TINY, world_size=2, rank_id=1, local_rank=0, master_port=1)
+    )
     assert check_job(there).device == "cuda"  # the other rank has a machine of its own
 
 
@@ -204,12 +231,19 @@ M_MMAP_THRESHOLD = -3  # malloc.h
 
 
 def peaks_of_rank(parallel: TensorParallel, tiny: str, folders: list[str]) -> list[tuple[int, int]]:
-    """For each folder: largest growth while this rank loads it, and the bytes of the loaded parameters."""
-    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 128 << 10)  # fixed: glibc raises it and then keeps freed tensors
-    load_model(tiny, PLAN, "cpu", "float32", parallel)  # what the libraries themselves take at first use
+    """For each folder: largest growth while this rank loads it, and the bytes of the loaded
+    parameters."""
+    ctypes.CDLL(None).mallopt(
+        M_MMAP_THRESHOLD, 128 << 10
+    )  # fixed: glibc raises it and then keeps freed tensors
+    load_model(
+        tiny, PLAN, "cpu", "float32", parallel
+    )  # what the libraries themselves take at first use
     found = []
     for folder in folders:
-        ctypes.CDLL(None).malloc_trim(0)  # pages that the allocator kept would be taken again without being seen
+        ctypes.CDLL(None).malloc_trim(
+            0
+        )  # pages that the allocator kept would be taken again without being seen
         before, seen, done = anonymous_bytes(), [], threading.Event()
 
         def watch(seen=seen, done=done):
@@ -230,9 +264,15 @@ def peaks_of_rank(parallel: TensorParallel, tiny: str, folders: list[str]) -> li
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
 def test_a_rank_loads_without_doubling_its_memory(tmp_path):
-    """The largest size while loading is that of the loaded model and little more: tensors go straight into place."""
-    config = replace(DeepseekV3Config.from_pretrained(TINY), intermediate_size=8192, moe_intermediate_size=512,
-                     n_routed_experts=32, num_nextn_predict_layers=0)
+    """The largest size while loading is that of the loaded model and little more: tensors go
+    straight into place."""
+    config = replace(
+        DeepseekV3Config.from_pretrained(TINY),
+        intermediate_size=8192,
+        moe_intermediate_size=512,
+        n_routed_experts=32,
+        num_nextn_predict_layers=0,
+    )
     whole = write_checkpoint(tmp_path / "whole", config, random_sources(config).items())
     shard_checkpoint(whole, tmp_path / "tp2", 2, dtype="fp32")
     for found in run_ranks(peaks_of_rank, 2, str(TINY), [str(tmp_path / "tp2"), str(whole)]):

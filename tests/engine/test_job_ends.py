@@ -1,4 +1,5 @@
-"""How a job starts and ends on the command line: torchrun, two nodes, a killed rank, a busy port, no orphans.
+"""How a job starts and ends on the command line: torchrun, two nodes, a killed rank, a busy port,
+no orphans.
 
 Real processes and real signals; every wait has a limit, and no test leaves a process behind.
 """
@@ -28,13 +29,21 @@ INFER = ["-m", "dsv3_port", "infer", "--device", "cpu", "--prompt", "The", "--ma
 def environment(**values: str) -> dict[str, str]:
     """Without what an outer launcher may have set."""
     names = ("RANK", "RANK_ID", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-    kept = {k: v for k, v in os.environ.items() if k not in names and not k.startswith("TORCHELASTIC")}
+    kept = {
+        k: v for k, v in os.environ.items() if k not in names and not k.startswith("TORCHELASTIC")
+    }
     return kept | {"OMP_NUM_THREADS": "1"} | values
 
 
 def start(*words: str, **values: str) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, *words], cwd=ROOT, text=True, env=environment(**values),
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        [sys.executable, *words],
+        cwd=ROOT,
+        text=True,
+        env=environment(**values),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 def end(process: subprocess.Popen[str]) -> tuple[int, str, str]:
@@ -56,12 +65,21 @@ def free_port() -> int:
 
 
 def ranks_of(process: subprocess.Popen[str], count: int) -> list[psutil.Process]:
-    """The rank processes of a running launcher, in the order of ranks, once all have loaded their libraries."""
+    """The rank processes of a running launcher, in the order of ranks, once all have loaded their
+    libraries."""
     until = time.monotonic() + LIMIT
     while time.monotonic() < until:
-        found = sorted((c for c in psutil.Process(process.pid).children() if "--multiprocessing-fork" in c.cmdline()),
-                       key=lambda c: c.create_time())
-        if len(found) == count and all(c.num_threads() > 1 and c.memory_info().rss > 200e6 for c in found):
+        found = sorted(
+            (
+                c
+                for c in psutil.Process(process.pid).children()
+                if "--multiprocessing-fork" in c.cmdline()
+            ),
+            key=lambda c: c.create_time(),
+        )
+        if len(found) == count and all(
+            c.num_threads() > 1 and c.memory_info().rss > 200e6 for c in found
+        ):
             return found
         time.sleep(0.05)
     raise AssertionError(f"{count} ranks did not start: {end(process)}")
@@ -95,16 +113,45 @@ def test_ranks_start_from_one_command_and_report(halves, want, tmp_path):
     file = tmp_path / "two.json"
     code, out, err = end(start(*INFER, "--model-dir", str(halves), "--json", str(file)))
     assert code == 0, err
-    assert out.startswith("The") and "2 ranks" in out and out.count("The") == 1  # rank 0 alone speaks
-    assert said(file) == want and [r["rank"] for r in json.loads(file.read_text())["ranks"]] == [0, 1]
+    assert (
+        out.startswith("The") and "2 ranks" in out and out.count("The") == 1
+    )  # rank 0 alone speaks
+    assert said(file) == want and [r["rank"] for r in json.loads(file.read_text())["ranks"]] == [
+        0,
+        1,
+    ]
 
 
 def test_two_nodes_meet_by_torchrun(halves, want, tmp_path):
-    """Two agents with a rank each, meeting by c10d on loopback: what two machines would do with one address."""
+    """Two agents with a rank each, meeting by c10d on loopback: what two machines would do with one
+    address."""
     file, at = tmp_path / "nodes.json", f"127.0.0.1:{free_port()}"
-    nodes = [start("-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--node-rank", str(n),
-                   "--rdzv-backend", "c10d", "--rdzv-endpoint", at, "--rdzv-id", "test", "--local-addr", "127.0.0.1",
-                   *INFER, "--model-dir", str(halves), "--json", str(file)) for n in range(2)]
+    nodes = [
+        start(
+            "-m",
+            "torch.distributed.run",
+            "--nnodes",
+            "2",
+            "--nproc-per-node",
+            "1",
+            "--node-rank",
+            str(n),
+            "--rdzv-backend",
+            "c10d",
+            "--rdzv-endpoint",
+            at,
+            "--rdzv-id",
+            "test",
+            "--local-addr",
+            "127.0.0.1",
+            *INFER,
+            "--model-dir",
+            str(halves),
+            "--json",
+            str(file),
+        )
+        for n in range(2)
+    ]
     ends = [end(node) for node in nodes]
     assert [code for code, *_ in ends] == [0, 0], ends
     assert sum("2 ranks" in out for _, out, _ in ends) == 1
@@ -114,8 +161,16 @@ def test_two_nodes_meet_by_torchrun(halves, want, tmp_path):
 def test_ranks_started_one_by_one_as_the_old_sample_did(halves, want, tmp_path):
     """RANK_ID and LOCAL_RANK in the environment of each process, no launcher."""
     file = tmp_path / "old.json"
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "MODEL_DIR": str(halves)}
-    ranks = [start(*INFER, "--json", str(file), RANK_ID=str(r), LOCAL_RANK=str(r), **shared) for r in range(2)]
+    shared = {
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "MODEL_DIR": str(halves),
+    }
+    ranks = [
+        start(*INFER, "--json", str(file), RANK_ID=str(r), LOCAL_RANK=str(r), **shared)
+        for r in range(2)
+    ]
     ends = [end(rank) for rank in ranks]
     assert [code for code, *_ in ends] == [0, 0], ends
     assert said(file) == want and ends[1][1] == ""
@@ -128,7 +183,9 @@ def test_a_killed_rank_ends_the_job_and_is_named(halves):
     code, _, err = end(job)
     last = err.strip().splitlines()[-1]
     assert code == 2
-    assert last.startswith(f"dsv3-port: rank 1 of 2 failed on {socket.gethostname()}, process {ranks[1].pid}: ")
+    assert last.startswith(
+        f"dsv3-port: rank 1 of 2 failed on {socket.gethostname()}, process {ranks[1].pid}: "
+    )
     assert "Signal 9" in last and gone(ranks)
 
 
@@ -157,11 +214,15 @@ def test_a_bad_file_of_one_rank_is_the_cause_that_is_told(halves, tmp_path):
     assert code == 2 and out == ""
     assert err.strip().splitlines()[-1].startswith("dsv3-port: rank 1 of 2 failed"), err
     assert "Traceback" not in err  # one sentence and no stack
-    assert "rank 1 of 2 failed" in err and str(file) in err and "write it again with --ranks 1" in err
+    assert (
+        "rank 1 of 2 failed" in err and str(file) in err and "write it again with --ranks 1" in err
+    )
     shared = {"WORLD_SIZE": "2", "MASTER_PORT": str(free_port()), "MODEL_DIR": str(broken)}
     ends = [end(rank) for rank in [start(*INFER, RANK_ID=str(r), **shared) for r in range(2)]]
     assert all(code for code, *_ in ends) and str(file) in ends[1][2]
-    assert "another rank is gone: rank 1 (" in ends[0][2] and str(file) in ends[0][2]  # the cause, from the other rank
+    assert (
+        "another rank is gone: rank 1 (" in ends[0][2] and str(file) in ends[0][2]
+    )  # the cause, from the other rank
 
 
 def test_a_busy_port_is_said(halves):
@@ -171,8 +232,16 @@ def test_a_busy_port_is_said(halves):
         port = taken.getsockname()[1]
         code, _, err = end(start(*INFER, "--model-dir", str(halves), "--master-port", str(port)))
         assert code == 2 and f"MASTER_PORT {port} is in use on 127.0.0.1: choose another" in err
-        code, _, err = end(start(*INFER, "--model-dir", str(halves), RANK_ID="0", WORLD_SIZE="2",
-                                 MASTER_PORT=str(port)))
+        code, _, err = end(
+            start(
+                *INFER,
+                "--model-dir",
+                str(halves),
+                RANK_ID="0",
+                WORLD_SIZE="2",
+                MASTER_PORT=str(port),
+            )
+        )
         assert code == 2 and f"MASTER_PORT {port} is in use on " in err
 
 
@@ -183,13 +252,33 @@ def test_an_address_of_another_machine_is_refused(halves):
 
 
 def test_a_rank_that_never_starts_is_waited_for_so_long(halves):
-    code, _, err = end(start(*INFER, "--model-dir", str(halves), "--job-timeout", "2", RANK_ID="0", WORLD_SIZE="2",
-                             MASTER_PORT=str(free_port())))
+    code, _, err = end(
+        start(
+            *INFER,
+            "--model-dir",
+            str(halves),
+            "--job-timeout",
+            "2",
+            RANK_ID="0",
+            WORLD_SIZE="2",
+            MASTER_PORT=str(free_port()),
+        )
+    )
     assert code == 2 and "did not all start within 2 s" in err
 
 
 def test_a_rank_without_rank_0_is_told_where_it_looked(halves):
     port = free_port()
-    code, _, err = end(start(*INFER, "--model-dir", str(halves), "--job-timeout", "2", RANK_ID="1", WORLD_SIZE="2",
-                             MASTER_PORT=str(port)))
+    code, _, err = end(
+        start(
+            *INFER,
+            "--model-dir",
+            str(halves),
+            "--job-timeout",
+            "2",
+            RANK_ID="1",
+            WORLD_SIZE="2",
+            MASTER_PORT=str(port),
+        )
+    )
     assert code == 2 and f"found no rank 0 at 127.0.0.1:{port}" in err

@@ -1,4 +1,5 @@
-"""Ranks on the host NPU: the real torch_npu and its HCCL process group over the stand-in give the CPU's text."""
+"""Ranks on the host NPU: the real torch_npu and its HCCL process group over the stand-in give the
+CPU's text."""
 
 from __future__ import annotations
 
@@ -20,9 +21,29 @@ PROMPTS = ["--prompt", "The", "--prompt", "Once upon a time", "--batch-size", "2
 
 def infer(file: Path, *words: str) -> dict:
     """The JSON report of a run in processes of its own."""
-    done = subprocess.run([sys.executable, "-m", "dsv3_port", "infer", "--model-dir", str(TINY), "--dtype", "float32",
-                           "--max-new-tokens", "8", *PROMPTS, "--json", str(file), *words], cwd=ROOT, text=True,
-                          capture_output=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "dsv3_port",
+            "infer",
+            "--model-dir",
+            str(TINY),
+            "--dtype",
+            "float32",
+            "--max-new-tokens",
+            "8",
+            *PROMPTS,
+            "--json",
+            str(file),
+            *words,
+        ],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        timeout=300,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
     if "is not in this version" in done.stderr:
         pytest.skip("this version has no graph on npu")
     assert done.returncode == 0, done.stderr
@@ -38,11 +59,24 @@ def want(tmp_path_factory) -> list[list[int]]:
     return tokens(infer(tmp_path_factory.mktemp("cpu") / "cpu.json", "--device", "cpu"))
 
 
-@pytest.mark.parametrize("mode", [[], ["--exe-mode", "dynamo"], ["--exe-mode", "dynamo", "--enable-aclgraph", "1"]],
-                         ids=["eager", "ge", "aclgraph"])
+@pytest.mark.parametrize(
+    "mode",
+    [[], ["--exe-mode", "dynamo"], ["--exe-mode", "dynamo", "--enable-aclgraph", "1"]],
+    ids=["eager", "ge", "aclgraph"],
+)
 def test_two_ranks_give_the_text_of_one(mode, want, tmp_path):
-    """A batch of two ragged prompts, each rank on a device of its own; and no time of the stand-in is told."""
-    two = infer(tmp_path / "two.json", "--device", "host-npu", "--world-size", "2", "--input-max-len", "16", *mode)
+    """A batch of two ragged prompts, each rank on a device of its own; and no time of the stand-in
+    is told."""
+    two = infer(
+        tmp_path / "two.json",
+        "--device",
+        "host-npu",
+        "--world-size",
+        "2",
+        "--input-max-len",
+        "16",
+        *mode,
+    )
     assert tokens(two) == want
     assert [r["device"] for r in two["ranks"]] == ["npu:0", "npu:1"]
     assert "times are not shown" in two["out"] and "tokens/s" not in two["out"]

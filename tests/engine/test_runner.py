@@ -37,7 +37,8 @@ def hf_greedy(hf, ids: list[int], count: int, stop: set[int]) -> list[int]:
 
 
 def test_greedy_text_equals_transformers_over_64_tokens(tokenizer, prompts):
-    """A batch of ragged prompts through every rung of interest against the oracle one prompt at a time."""
+    """A batch of ragged prompts through every rung of interest against the oracle one prompt at a
+    time."""
     hf = hf_model(TINY)
     stop = set(load_model(TINY, device="cpu").config.eos_token_ids)
     rows = encode(tokenizer, prompts[:2])
@@ -79,14 +80,18 @@ def test_sampling_is_seeded_and_streams_the_same_text(tokenizer, prompts):
     first = generate(model, tokenizer, prompts[:2], 20, temperature=0.9, seed=3, on_token=hear)
     again = generate(model, tokenizer, prompts[:2], 20, temperature=0.9, seed=3)
     other = generate(model, tokenizer, prompts[:2], 20, temperature=0.9, seed=4)
-    assert [g.token_ids for g in first] == [g.token_ids for g in again] != [g.token_ids for g in other]
+    assert (
+        [g.token_ids for g in first] == [g.token_ids for g in again] != [g.token_ids for g in other]
+    )
     assert pieces == [g.text for g in first]
 
 
 def test_a_batch_gives_each_prompt_what_it_gets_alone(tokenizer, prompts):
     model = load_model(TINY, device="cpu", dtype="float32")
     together = generate(model, tokenizer, prompts, 16)
-    assert [g.token_ids for g in together] == [generate(model, tokenizer, [p], 16)[0].token_ids for p in prompts]
+    assert [g.token_ids for g in together] == [
+        generate(model, tokenizer, [p], 16)[0].token_ids for p in prompts
+    ]
 
 
 def test_chat_mode_uses_the_template(tokenizer):
@@ -113,7 +118,9 @@ def test_bad_input_is_a_sentence(tokenizer, tmp_path):
         model(torch.ones(1, 2, dtype=torch.int64), torch.tensor([[0, 0]]))
     cache = model.new_cache(1, 3)
     model(torch.ones(1, 3, dtype=torch.int64), cache=cache)
-    with pytest.raises(PortError, match="the cache holds 3 positions; 3 are used and 1 more do not fit"):
+    with pytest.raises(
+        PortError, match="the cache holds 3 positions; 3 are used and 1 more do not fit"
+    ):
         model(torch.ones(1, 1, dtype=torch.int64), cache=cache)
     with pytest.raises(PortError, match="batch size 1, input_ids has 2"):
         model(torch.ones(2, 1, dtype=torch.int64), cache=cache)

@@ -1,4 +1,5 @@
-"""Settings: flag over environment over default, checked once, and each value knows where it came from."""
+"""Settings: flag over environment over default, checked once, and each value knows where it came
+from."""
 
 from __future__ import annotations
 
@@ -19,13 +20,29 @@ def test_table_and_dataclass_hold_the_same_fields_and_defaults():
 def test_defaults_are_those_of_the_old_sample():
     s = Settings.from_env_and_flags({}, {})
     assert s == Settings()
-    assert (s.input_max_len, s.max_new_tokens, s.batch_size, s.tokenizer_mode) == (1024, 32, 1, "default")
-    assert (s.exe_mode, s.enable_aclgraph, s.hccl_deterministic, s.hccl_op_expansion_mode) == ("eager", 0, "false", "")
+    assert (s.input_max_len, s.max_new_tokens, s.batch_size, s.tokenizer_mode) == (
+        1024,
+        32,
+        1,
+        "default",
+    )
+    assert (s.exe_mode, s.enable_aclgraph, s.hccl_deterministic, s.hccl_op_expansion_mode) == (
+        "eager",
+        0,
+        "false",
+        "",
+    )
 
 
 def test_flag_wins_over_environment():
-    env = {"MAX_NEW_TOKENS": "7", "BATCH_SIZE": "2", "RANK": "3", "WORLD_SIZE": "4", "EXE_MODE": "dynamo",
-           "ENABLE_ACLGRAPH": "1"}
+    env = {
+        "MAX_NEW_TOKENS": "7",
+        "BATCH_SIZE": "2",
+        "RANK": "3",
+        "WORLD_SIZE": "4",
+        "EXE_MODE": "dynamo",
+        "ENABLE_ACLGRAPH": "1",
+    }
     got = Settings.from_env_and_flags({"batch_size": 5, "model_dir": None}, env)
     assert (got.max_new_tokens, got.batch_size, got.rank_id, got.graph) == (7, 5, 3, "aclgraph")
     assert Settings.from_env_and_flags({}, {"EXE_MODE": "dynamo"}).graph == "ge"
@@ -67,15 +84,18 @@ def test_hccl_settings_given_as_flags_reach_the_environment(monkeypatch):
     assert "HCCL_DETERMINISTIC" not in os.environ  # what nobody set is left to HCCL
 
 
-@pytest.mark.parametrize(("env", "message"), [
-    ({"BATCH_SIZE": "two"}, "BATCH_SIZE is 'two'; a whole number"),
-    ({"BATCH_SIZE": "0"}, "BATCH_SIZE must be 1 or more"),
-    ({"JOB_TIMEOUT": "0"}, "JOB_TIMEOUT must be 1 or more"),
-    ({"EXE_MODE": "fast"}, "EXE_MODE is 'fast'; it can be 'eager', 'dynamo'"),
-    ({"MASTER_PORT": "70000"}, "MASTER_PORT must be within 0..65535"),
-    ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK_ID 2 .* does not exist with WORLD_SIZE 2"),
-    ({"HCCL_DETERMINISTIC": "TRUE", "HCCL_OP_EXPANSION_MODE": "AIV"}, "exclude each other"),
-])
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        ({"BATCH_SIZE": "two"}, "BATCH_SIZE is 'two'; a whole number"),
+        ({"BATCH_SIZE": "0"}, "BATCH_SIZE must be 1 or more"),
+        ({"JOB_TIMEOUT": "0"}, "JOB_TIMEOUT must be 1 or more"),
+        ({"EXE_MODE": "fast"}, "EXE_MODE is 'fast'; it can be 'eager', 'dynamo'"),
+        ({"MASTER_PORT": "70000"}, "MASTER_PORT must be within 0..65535"),
+        ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK_ID 2 .* does not exist with WORLD_SIZE 2"),
+        ({"HCCL_DETERMINISTIC": "TRUE", "HCCL_OP_EXPANSION_MODE": "AIV"}, "exclude each other"),
+    ],
+)
 def test_bad_values_are_named(env, message):
     with pytest.raises(PortError, match=message):
         Settings.from_env_and_flags({}, env)

@@ -19,8 +19,14 @@ needs_torch_npu = pytest.mark.skipif(bool(REASON), reason=f"no host NPU here: {R
 def start(code: str, **environment: str | None) -> subprocess.Popen[str]:
     """Run code in a new Python with these variables (None removes one); its output is captured."""
     env = {k: v for k, v in (os.environ | environment).items() if v is not None}
-    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            env=env, cwd=ROOT)
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=env,
+        cwd=ROOT,
+    )
 
 
 def output(code: str, **environment: str | None) -> str:

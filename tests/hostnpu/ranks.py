@@ -35,16 +35,25 @@ def collectives(parallel: TensorParallel) -> dict[str, Any]:
     scatter(part, torch.arange(2.0, device="npu") * (rank + 1))
     dist.all_to_all_single(sent, torch.arange(2.0, device="npu") + 10 * rank)
     dist.barrier()
-    return {"device": str(x.device), "backend": dist.get_backend(),
-            "all_reduce": parallel.all_reduce(x.clone()).tolist(), "maximum": maximum.tolist(),
-            "all_gather_last": parallel.all_gather_last(x.view(1, 2)).tolist(),
-            "all_gather": [t.tolist() for t in listed], "broadcast": root.tolist(), "int64": number.tolist(),
-            "reduce_scatter": part.tolist(), "all_to_all": sent.tolist()}
+    return {
+        "device": str(x.device),
+        "backend": dist.get_backend(),
+        "all_reduce": parallel.all_reduce(x.clone()).tolist(),
+        "maximum": maximum.tolist(),
+        "all_gather_last": parallel.all_gather_last(x.view(1, 2)).tolist(),
+        "all_gather": [t.tolist() for t in listed],
+        "broadcast": root.tolist(),
+        "int64": number.tolist(),
+        "reduce_scatter": part.tolist(),
+        "all_to_all": sent.tolist(),
+    }
 
 
 def tokens(parallel: TensorParallel, mode: str = "eager") -> list[int]:
     """Eight greedy tokens of the embedded model."""
-    model = compile_steps(load_model(TINY, PortPlan.full().replace(graph="eager"), "npu", "float32", parallel), mode)
+    model = compile_steps(
+        load_model(TINY, PortPlan.full().replace(graph="eager"), "npu", "float32", parallel), mode
+    )
     ids = torch.arange(3, 12, device="npu")[None]
     cache = model.new_cache(1, 32)
     found = []
@@ -60,7 +69,8 @@ def one() -> list[int]:
 
 
 def eager_and_graph(parallel: TensorParallel) -> dict[str, Any]:
-    """The same eagerly and from the converted GE graphs, interpreted; the collectives in the decode graph."""
+    """The same eagerly and from the converted GE graphs, interpreted; the collectives in the decode
+    graph."""
     os.environ["DSV3_GE_ENGINE"] = "interpret"
     with converted_graphs() as found:
         both = {"eager": tokens(parallel), "graph": tokens(parallel, "ge")}

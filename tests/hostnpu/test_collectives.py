@@ -16,7 +16,9 @@ for result in run_ranks({name}, {size}, device='npu'): print(result)
 
 
 def test_two_ranks() -> None:
-    first, second = (eval(line) for line in output(RANKS.format(name="collectives", size=2)).splitlines())
+    first, second = (
+        eval(line) for line in output(RANKS.format(name="collectives", size=2)).splitlines()
+    )
     for rank, got in enumerate((first, second)):
         assert got["device"] == f"npu:{rank}" and got["backend"] == "hccl"
         assert got["all_reduce"] == [3.0, 3.0] and got["maximum"] == [2.0, 2.0]
@@ -29,10 +31,13 @@ def test_two_ranks() -> None:
 
 def test_model_over_two_ranks_equals_the_model_on_one() -> None:
     """Eagerly, and as GE graphs whose HcomAllReduce and HcomAllGather move the data."""
-    *lines, one = output(RANKS.format(name="eager_and_graph", size=2) + """
+    *lines, one = output(
+        RANKS.format(name="eager_and_graph", size=2)
+        + """
 from tests.hostnpu.ranks import one
 print(one())
-""").splitlines()
+"""
+    ).splitlines()
     whole, parts = eval(one), [eval(line) for line in lines]
     assert len(whole) == 8 and len(parts) == 2
     for part in parts:
@@ -42,7 +47,9 @@ print(one())
 
 
 def test_a_rank_that_fails_is_named() -> None:
-    code = RANKS.format(name="second_fails", size=2).replace("for result", "from dsv3_port.errors import PortError\n"
-                                                              "try:\n  for result").replace(
-        "print(result)", "print(result)\nexcept PortError as error: print(error)")
+    code = (
+        RANKS.format(name="second_fails", size=2)
+        .replace("for result", "from dsv3_port.errors import PortError\ntry:\n  for result")
+        .replace("print(result)", "print(result)\nexcept PortError as error: print(error)")
+    )
     assert "rank 1 of 2" in output(code) and "the second" in output(code)

@@ -9,19 +9,29 @@ from pathlib import Path
 from .processes import needs_torch_npu, output, start
 
 pytestmark = needs_torch_npu
-ENABLE = "import dsv3_port.hostnpu as h; h.enable(); import torch; x = torch.ones(3, device='npu')\n"
+ENABLE = (
+    "import dsv3_port.hostnpu as h; h.enable(); import torch; x = torch.ones(3, device='npu')\n"
+)
 
 
 def test_after_torch_and_transformers() -> None:
-    code = "import torch\nfrom transformers import DeepseekV3ForCausalLM\n" + ENABLE + """
+    code = (
+        "import torch\nfrom transformers import DeepseekV3ForCausalLM\n"
+        + ENABLE
+        + """
 import sys
 print((x + 1).sum().item(), torch.npu.device_count(), h.status().folder in sys.path, 'torchair.core' in sys.modules)
 """
-    assert output(code) == "6.0 8 False False"  # its folder does not stay on the path, torchair is imported when needed
+    )
+    assert (
+        output(code) == "6.0 8 False False"
+    )  # its folder does not stay on the path, torchair is imported when needed
 
 
 def test_twice_is_once_and_more_devices_are_refused() -> None:
-    code = ENABLE + """
+    code = (
+        ENABLE
+        + """
 from dsv3_port.errors import PortError
 h.enable(); h.enable(1)
 try: h.enable(9)
@@ -30,6 +40,7 @@ try: h.enable(0)
 except PortError as error: print(error)
 print(h.enabled(), h.devices(), repr(h.why_not()))
 """
+    )
     lines = output(code).splitlines()
     assert "cannot become 9" in lines[0] and "1 or more" in lines[1] and lines[2] == "True 8 ''"
 
@@ -46,12 +57,17 @@ except RuntimeError as error: print('refused')
 
 
 def test_transformers_does_not_take_the_machine_for_an_npu() -> None:
-    assert output("from transformers.utils import is_torch_npu_available as a\nprint(a())") == "False"
+    assert (
+        output("from transformers.utils import is_torch_npu_available as a\nprint(a())") == "False"
+    )
 
 
 def test_children_are_clean() -> None:
-    """A spawned child inherits the path: torch must not find torch_npu there, which fails without the stand-in."""
-    code = ENABLE + """
+    """A spawned child inherits the path: torch must not find torch_npu there, which fails without
+    the stand-in."""
+    code = (
+        ENABLE
+        + """
 import multiprocessing, subprocess, sys
 if __name__ == '__main__':
     with multiprocessing.get_context('spawn').Pool(1) as pool:
@@ -59,14 +75,18 @@ if __name__ == '__main__':
     print(subprocess.run([sys.executable, '-c', "import torch; print(hasattr(torch, 'npu'))"], capture_output=True,
                          text=True).stdout.strip())
 """
+    )
     assert output(code).splitlines() == ["False", "False"]
 
 
 def test_data_loader_workers() -> None:
-    code = ENABLE + """
+    code = (
+        ENABLE
+        + """
 from torch.utils.data import DataLoader
 print(sorted(b.npu().sum().item() for b in DataLoader(torch.arange(8.).view(4, 2), batch_size=2, num_workers=2)))
 """
+    )
     assert output(code) == "[6.0, 22.0]"
 
 
@@ -83,13 +103,18 @@ TORCHAIR = "import torchair; torchair.CompilerConfig()\n"  # its import sets han
 
 def test_interrupt_still_interrupts() -> None:
     # a shell that starts the tests in the background lets them ignore it
-    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n" + ENABLE + TORCHAIR + """
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        + ENABLE
+        + TORCHAIR
+        + """
 try:
     print('ready', flush=True)
     while True: x = x * 1
 except KeyboardInterrupt:
     print('interrupted', x.sum().item())
 """
+    )
     child = ready(start(code))
     child.send_signal(signal.SIGINT)
     try:
@@ -100,7 +125,9 @@ except KeyboardInterrupt:
 
 
 def test_sigterm_ends_the_process() -> None:
-    child = ready(start(ENABLE + TORCHAIR + "import time; print('ready', flush=True); time.sleep(600)"))
+    child = ready(
+        start(ENABLE + TORCHAIR + "import time; print('ready', flush=True); time.sleep(600)")
+    )
     child.send_signal(signal.SIGTERM)
     child.communicate(timeout=60)
     assert child.returncode == -signal.SIGTERM

@@ -1,4 +1,5 @@
-"""Runs the files of inside/, each in a process in which the host NPU is enabled (plugin enabled.py): it stays so."""
+"""Runs the files of inside/, each in a process in which the host NPU is enabled (plugin
+enabled.py): it stays so."""
 
 from __future__ import annotations
 
@@ -12,13 +13,35 @@ from .processes import ROOT, needs_torch_npu
 INSIDE = Path(__file__).with_name("inside")
 # importing torch and torch_npu takes longer than most of these files: they share processes
 OPERATORS = ("check_aten.py", "check_operators.py", "check_schemas.py", "check_ge.py")
-MODELS = ("check_capture.py", "check_graphs.py", "check_layers.py", "check_model.py", "check_npu_graphs.py")
+MODELS = (
+    "check_capture.py",
+    "check_graphs.py",
+    "check_layers.py",
+    "check_model.py",
+    "check_npu_graphs.py",
+)
 
 
 def check(*files: str, **environment: str) -> None:
-    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p",
-                           "tests.hostnpu.enabled", *(str(INSIDE / file) for file in files)],
-                          capture_output=True, text=True, cwd=ROOT, env=os.environ | environment, timeout=900)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-x",
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "tests.hostnpu.enabled",
+            *(str(INSIDE / file) for file in files),
+        ],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | environment,
+        timeout=900,
+    )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
     assert " passed" in done.stdout
 
@@ -39,5 +62,6 @@ def test_models() -> None:
 
 @needs_torch_npu
 def test_operators_with_a_cann_version() -> None:
-    """torch_npu asks for CANN's version and takes other branches from 8.5 and 9.0 on; without one, none of them."""
+    """torch_npu asks for CANN's version and takes other branches from 8.5 and 9.0 on; without one,
+    none of them."""
     check("check_operators.py", DSV3_HOSTNPU_CANN="9.0.0")

@@ -33,12 +33,17 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 
 def make_wheel(where: Path, version: str = VERSION) -> None:
-    files = {"torch_npu/__init__.py": "", "torch_npu/lib/libtorch_npu.so": "",
-             f"torch_npu-{version}.dist-info/METADATA": f"Metadata-Version: 2.1\nName: torch_npu\nVersion: {version}\n"
-                                                        f"Requires-Dist: torch=={version}.*\n",
-             f"torch_npu-{version}.dist-info/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"}
+    files = {
+        "torch_npu/__init__.py": "",
+        "torch_npu/lib/libtorch_npu.so": "",
+        f"torch_npu-{version}.dist-info/METADATA": f"Metadata-Version: 2.1\nName: torch_npu\nVersion: {version}\n"
+        f"Requires-Dist: torch=={version}.*\n",
+        f"torch_npu-{version}.dist-info/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
     record = "".join(f"{name},sha256={digest(text)},{len(text)}\n" for name, text in files.items())
-    files[f"torch_npu-{version}.dist-info/RECORD"] = record + f"torch_npu-{version}.dist-info/RECORD,,\n"
+    files[f"torch_npu-{version}.dist-info/RECORD"] = (
+        record + f"torch_npu-{version}.dist-info/RECORD,,\n"
+    )
     with zipfile.ZipFile(where / f"torch_npu-{version}-py3-none-any.whl", "w") as archive:
         for name, text in files.items():
             archive.writestr(name, text)
@@ -57,7 +62,11 @@ def test_real_places_are_the_environment_then_the_user(monkeypatch: pytest.Monke
     monkeypatch.undo()
     first, second = folder.places("2.13.0")
     assert str(first).startswith(sys.prefix) and second != first
-    assert first.name == second.name == f"torch-npu-2.13.0-cp{sys.version_info.major}{sys.version_info.minor}"
+    assert (
+        first.name
+        == second.name
+        == f"torch-npu-2.13.0-cp{sys.version_info.major}{sys.version_info.minor}"
+    )
 
 
 def test_installed_found_and_left_alone(tmp_path: Path, places: list[Path]) -> None:
@@ -66,7 +75,9 @@ def test_installed_found_and_left_alone(tmp_path: Path, places: list[Path]) -> N
     assert folder.install() == places[0] == folder.find()
     stamp = places[0].stat().st_mtime_ns
     assert folder.install() == places[0] and places[0].stat().st_mtime_ns == stamp
-    assert [p.name for p in places[0].parent.iterdir()] == [places[0].name]  # nothing half-made beside it
+    assert [p.name for p in places[0].parent.iterdir()] == [
+        places[0].name
+    ]  # nothing half-made beside it
     assert not (places[0] / "torch").exists()  # --no-deps
 
 
@@ -81,7 +92,9 @@ def test_second_place_where_the_first_cannot_be_written(tmp_path: Path, places: 
 
 
 def test_index_without_it(places: list[Path]) -> None:
-    with pytest.raises(PortError, match=f"torch-npu {VERSION} could not be installed: the package index has no"):
+    with pytest.raises(
+        PortError, match=f"torch-npu {VERSION} could not be installed: the package index has no"
+    ):
         folder.install()
     assert list(places[0].parent.iterdir()) == []
 
@@ -91,7 +104,9 @@ def test_offline(places: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PIP_FIND_LINKS")
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
     monkeypatch.setenv("PIP_RETRIES", "1")
-    with pytest.raises(PortError, match="no package index was reached: check the network and proxy"):
+    with pytest.raises(
+        PortError, match="no package index was reached: check the network and proxy"
+    ):
         folder.install()
 
 
@@ -101,7 +116,9 @@ def test_without_pip(monkeypatch: pytest.MonkeyPatch) -> None:
         folder.install()
 
 
-def test_variable_names_the_folder(tmp_path: Path, places: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variable_names_the_folder(
+    tmp_path: Path, places: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     make_wheel(tmp_path / "wheels")
     folder.install()
     places[0].rename(tmp_path / "elsewhere")
@@ -112,18 +129,26 @@ def test_variable_names_the_folder(tmp_path: Path, places: list[Path], monkeypat
         folder.find()
 
 
-def test_other_version_is_refused(tmp_path: Path, places: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_version_is_refused(
+    tmp_path: Path, places: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     make_wheel(tmp_path / "wheels")
     folder.install()
     monkeypatch.setattr(folder, "wanted_version", lambda: "9.9.9")
     assert folder.find() is None
     monkeypatch.setenv(folder.FOLDER_VARIABLE, str(places[0]))
-    with pytest.raises(PortError, match=f"torch_npu {VERSION}, and torch is 9.9.9: the two must have one version"):
+    with pytest.raises(
+        PortError, match=f"torch_npu {VERSION}, and torch is 9.9.9: the two must have one version"
+    ):
         folder.find()
 
 
-def test_command_line(places: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str],
-                      monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_line(
+    places: list[Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert cli.main(["hostnpu", "install"]) == 2
     assert "could not be installed" in capsys.readouterr().err
     assert cli.main(["hostnpu", "status"]) == 1
@@ -133,4 +158,7 @@ def test_command_line(places: list[Path], tmp_path: Path, capsys: pytest.Capture
     monkeypatch.setattr(library, "compiler", lambda: "cc")
     monkeypatch.setattr(library, "cann", lambda: None)
     assert cli.main(["hostnpu", "install"]) == 0
-    assert f"torch_npu {VERSION} in {places[0]}, the stand-in for CANN is compiled at" in capsys.readouterr().out
+    assert (
+        f"torch_npu {VERSION} in {places[0]}, the stand-in for CANN is compiled at"
+        in capsys.readouterr().out
+    )

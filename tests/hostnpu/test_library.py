@@ -1,4 +1,5 @@
-"""Building the stand-in: the ELF reader, the generated library, and the sentences where it cannot be built."""
+"""Building the stand-in: the ELF reader, the generated library, and the sentences where it cannot
+be built."""
 
 from __future__ import annotations
 
@@ -14,7 +15,9 @@ from dsv3_port import hostnpu
 from dsv3_port.errors import PortError
 from dsv3_port.hostnpu import library
 
-needs_compiler = pytest.mark.skipif(sys.platform != "linux" or library.compiler() is None, reason="no C compiler here")
+needs_compiler = pytest.mark.skipif(
+    sys.platform != "linux" or library.compiler() is None, reason="no C compiler here"
+)
 
 
 @pytest.fixture
@@ -24,11 +27,22 @@ def package(tmp_path: Path) -> Path:
     (folder / "lib").mkdir(parents=True)
     (folder / "version.py").write_text("__version__ = '2.13.0'\n")
     source = tmp_path / "wants.c"
-    source.write_text("int aclFinalize(void); int aclrtMalloc(void**, long, int); int getenv_s(void); int own(void);\n"
-                      "extern int maybe(void) __attribute__((weak));\n"
-                      "int own(void) { return aclFinalize() + aclrtMalloc(0, 0, 0) + getenv_s() + maybe(); }\n")
-    subprocess.run([str(library.compiler()), "-shared", "-fPIC", "-o", folder / "lib" / "libtorch_npu.so", source],
-                   check=True)
+    source.write_text(
+        "int aclFinalize(void); int aclrtMalloc(void**, long, int); int getenv_s(void); int own(void);\n"
+        "extern int maybe(void) __attribute__((weak));\n"
+        "int own(void) { return aclFinalize() + aclrtMalloc(0, 0, 0) + getenv_s() + maybe(); }\n"
+    )
+    subprocess.run(
+        [
+            str(library.compiler()),
+            "-shared",
+            "-fPIC",
+            "-o",
+            folder / "lib" / "libtorch_npu.so",
+            source,
+        ],
+        check=True,
+    )
     return folder
 
 
@@ -53,13 +67,17 @@ def test_generated_library_has_what_is_wanted(package: Path, cache: Path) -> Non
     assert library.WANTED.match("aclFinalize") and not library.WANTED.match("getenv")
     folder = library.build(package)
     assert library.is_built(package) and folder.parent == cache
-    code = (f"import ctypes\nfor name in {library.SONAMES!r}:\n"
-            f"    lib = ctypes.CDLL({str(folder)!r} + f'/lib{{name}}.so', mode=ctypes.RTLD_GLOBAL)\n"
-            "n = ctypes.c_uint32(); lib.hostcann_set_devices(5); lib.aclrtGetDeviceCount(ctypes.byref(n))\n"
-            "lib.aclGetRecentErrMsg.restype = ctypes.c_char_p\n"
-            "print(n.value, lib.aclFinalize(), lib.aclrtMemcpy(0, 1, 0, 2, 0), lib.aclopCompileAndExecute(b'Sort'), "
-            "lib.aclGetRecentErrMsg().decode())")
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    code = (
+        f"import ctypes\nfor name in {library.SONAMES!r}:\n"
+        f"    lib = ctypes.CDLL({str(folder)!r} + f'/lib{{name}}.so', mode=ctypes.RTLD_GLOBAL)\n"
+        "n = ctypes.c_uint32(); lib.hostcann_set_devices(5); lib.aclrtGetDeviceCount(ctypes.byref(n))\n"
+        "lib.aclGetRecentErrMsg.restype = ctypes.c_char_p\n"
+        "print(n.value, lib.aclFinalize(), lib.aclrtMemcpy(0, 1, 0, 2, 0), lib.aclopCompileAndExecute(b'Sort'), "
+        "lib.aclGetRecentErrMsg().decode())"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
     assert out.startswith("5 0 107000 500002 the host stand-in has no kernel for the operator Sort")
 
 
@@ -67,14 +85,20 @@ def test_generated_library_has_what_is_wanted(package: Path, cache: Path) -> Non
 def test_built_once_and_again_when_anything_changes(package: Path, cache: Path) -> None:
     folder = library.build(package)
     stamp = (folder / "libascendcl.so").stat().st_mtime_ns
-    assert library.build(package) == folder and (folder / "libascendcl.so").stat().st_mtime_ns == stamp
+    assert (
+        library.build(package) == folder and (folder / "libascendcl.so").stat().st_mtime_ns == stamp
+    )
     (package / "version.py").write_text("__version__ = '2.14.0'\n")
     assert not library.is_built(package) and library.build(package) != folder
-    assert sorted(p.name for p in cache.iterdir()) == sorted({folder.name, library.cache_folder(package).name})
+    assert sorted(p.name for p in cache.iterdir()) == sorted(
+        {folder.name, library.cache_folder(package).name}
+    )
 
 
 @needs_compiler
-def test_a_compiler_that_fails_leaves_nothing(package: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiler_that_fails_leaves_nothing(
+    package: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CC", "false")
     with pytest.raises(PortError, match="does not compile: false"):
         library.build(package)
@@ -89,7 +113,9 @@ def test_no_compiler(package: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @needs_compiler
-def test_cache_that_cannot_be_written(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_that_cannot_be_written(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("DSV3_HOSTNPU_CACHE", str(tmp_path / "file"))
     with pytest.raises(PortError, match="DSV3_HOSTNPU_CACHE may name another folder"):
@@ -101,7 +127,8 @@ def test_parts_missing_from_torch_npu(tmp_path: Path) -> None:
         library.cache_folder(tmp_path)
 
 
-# ---- why_not ---------------------------------------------------------------------------------------------------------
+# ---- why_not -------------------------------------------------------------------------------------
+
 
 @pytest.fixture
 def linux(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,7 +140,9 @@ def linux(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_other_platforms(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library.platform, "system", lambda: "Darwin")
-    assert hostnpu.why_not().startswith("torch_npu is built for Linux on x86_64 and aarch64 only, and this is Darwin")
+    assert hostnpu.why_not().startswith(
+        "torch_npu is built for Linux on x86_64 and aarch64 only, and this is Darwin"
+    )
     with pytest.raises(PortError, match="Darwin"):
         hostnpu.enable()
     assert not hostnpu.enabled()
@@ -127,7 +156,9 @@ def test_cann_is_never_shadowed(linux: None, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_torch_npu_in_the_environment(linux: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hostnpu.importlib.util, "find_spec", lambda name: object() if name == "torch_npu" else None)
+    monkeypatch.setattr(
+        hostnpu.importlib.util, "find_spec", lambda name: object() if name == "torch_npu" else None
+    )
     assert "pip uninstall torch-npu" in hostnpu.why_not()
 
 
@@ -146,7 +177,8 @@ def test_loaded_before_enable() -> None:
 
 
 def test_where_cann_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The variable that its set_env.sh exports, or the installer's place; a folder without the library is CANN too."""
+    """The variable that its set_env.sh exports, or the installer's place; a folder without the
+    library is CANN too."""
     monkeypatch.delenv("ASCEND_HOME_PATH", raising=False)
     monkeypatch.delenv("ASCEND_TOOLKIT_HOME", raising=False)
     monkeypatch.setattr(library.ctypes.util, "find_library", lambda name: None)
@@ -157,7 +189,11 @@ def test_where_cann_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "variable" / "lib64").mkdir(parents=True)
     (tmp_path / "variable" / "lib64" / "libascendcl.so").touch()
     monkeypatch.setenv("ASCEND_HOME_PATH", str(tmp_path / "variable"))
-    assert library.cann() == library.ascendcl() == str(tmp_path / "variable" / "lib64" / "libascendcl.so")
+    assert (
+        library.cann()
+        == library.ascendcl()
+        == str(tmp_path / "variable" / "lib64" / "libascendcl.so")
+    )
 
 
 def test_beside_a_gpu(linux: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,16 +207,24 @@ def test_beside_a_gpu(linux: None, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert library._loaded is None and hostnpu._failure == ""
 
 
-# ---- the rest of the suite, and the house ----------------------------------------------------------------------------
+# ---- the rest of the suite, and the house --------------------------------------------------------
+
 
 def test_elsewhere_the_tests_are_skipped_and_say_why() -> None:
     """As on macOS: what needs torch_npu is not run, and nothing fails."""
-    code = ("import platform, sys, pytest\nplatform.system = lambda: 'Darwin'\n"
-            "sys.exit(pytest.main(['-q', '-rs', '-p', 'no:cacheprovider', 'tests/hostnpu/test_collectives.py', "
-            "'tests/hostnpu/test_inside.py', 'tests/hostnpu/test_enable.py']))")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    code = (
+        "import platform, sys, pytest\nplatform.system = lambda: 'Darwin'\n"
+        "sys.exit(pytest.main(['-q', '-rs', '-p', 'no:cacheprovider', 'tests/hostnpu/test_collectives.py', "
+        "'tests/hostnpu/test_inside.py', 'tests/hostnpu/test_enable.py']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2]
+    )
     assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout + done.stderr
-    assert "no host NPU here: torch_npu is built for Linux on x86_64 and aarch64 only, and this is Dar" in done.stdout
+    assert (
+        "no host NPU here: torch_npu is built for Linux on x86_64 and aarch64 only, and this is Dar"
+        in done.stdout
+    )
 
 
 def test_imports_run_downwards() -> None:
@@ -188,5 +232,9 @@ def test_imports_run_downwards() -> None:
     for file in Path(library.__file__).parent.glob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and node.level == 2:
-                assert (node.module or "").split(".")[0] in ("errors", "ops"), f"{file.name}:{node.lineno}"
-            assert not (isinstance(node, ast.ImportFrom) and (node.module or "").startswith("dsv3_port")), file.name
+                assert (node.module or "").split(".")[0] in ("errors", "ops"), (
+                    f"{file.name}:{node.lineno}"
+                )
+            assert not (
+                isinstance(node, ast.ImportFrom) and (node.module or "").startswith("dsv3_port")
+            ), file.name

@@ -19,7 +19,7 @@ def hooks(model) -> int:
 
 def test_a_module_gets_its_arguments_and_can_be_called_alone():
     model, ids = random_model(PortPlan.full()), torch.randint(90, (2, 5))
-    x, = module_args(model, ids, GATE)
+    (x,) = module_args(model, ids, GATE)
     assert x.shape == (10, CONFIG.hidden_size)
     chosen, weights = module_call(model, ids, GATE)()
     want, _ = model.get_submodule(GATE)(x)
@@ -37,7 +37,9 @@ def test_a_compiled_model_is_run_eagerly_and_gets_its_step_back():
 
 def test_unknown_module():
     with pytest.raises(PortError, match="no module 'model.layers.9'"):
-        module_args(random_model(PortPlan.full()), torch.zeros(1, 1, dtype=torch.int64), "model.layers.9")
+        module_args(
+            random_model(PortPlan.full()), torch.zeros(1, 1, dtype=torch.int64), "model.layers.9"
+        )
 
 
 def test_expert_load_counts_every_choice_of_real_tokens_only():
@@ -55,4 +57,7 @@ def test_expert_load_counts_every_choice_of_real_tokens_only():
 
 def test_expert_load_needs_experts():
     with pytest.raises(PortError, match="no MoE layer"):
-        expert_load(random_model(PortPlan.full(), CONFIG.replace(first_k_dense_replace=3)), torch.zeros(1, 1).long())
+        expert_load(
+            random_model(PortPlan.full(), CONFIG.replace(first_k_dense_replace=3)),
+            torch.zeros(1, 1).long(),
+        )

@@ -7,7 +7,13 @@ import dataclasses
 import pytest
 
 from dsv3_port.config import DeepseekV3Config
-from dsv3_port.lab.anatomy import component_params, config_rows, cut_rows, model_picture, parameter_picture
+from dsv3_port.lab.anatomy import (
+    component_params,
+    config_rows,
+    cut_rows,
+    model_picture,
+    parameter_picture,
+)
 from dsv3_port.lab.planner import active_params, total_params
 from dsv3_port.steps import STEPS, PortPlan
 from tests.lab.random_models import CONFIG
@@ -37,17 +43,27 @@ def test_cut_rows_name_the_axis(plan):
     assert rows["embed_tokens"]["rank 0 of 8"] == "[16160, 7168]"
     if plan == PortPlan.full():
         assert rows["mlp.experts.group_w1_w3"] == {
-            "parameter": "mlp.experts.group_w1_w3", "published": "512 × [2048, 7168]", "cut": "outputs (dim 0)",
-            "rank 0 of 8": "[256, 512, 7168]"}
+            "parameter": "mlp.experts.group_w1_w3",
+            "published": "512 × [2048, 7168]",
+            "cut": "outputs (dim 0)",
+            "rank 0 of 8": "[256, 512, 7168]",
+        }
     else:
-        assert rows["self_attn.kv_b_proj"]["cut"] == rows["mlp.experts.gate_proj"]["cut"] == "outputs (dim 0)"
+        assert (
+            rows["self_attn.kv_b_proj"]["cut"]
+            == rows["mlp.experts.gate_proj"]["cut"]
+            == "outputs (dim 0)"
+        )
 
 
 def test_pictures_carry_their_words():
     figure = parameter_picture({"V3": V3, "small": CONFIG})
     assert "V3 stored 671 B: experts 97%" in figure.alt_text and len(figure.png()) > 5000
     figure = model_picture(V3, "DeepSeek-V3")
-    assert "kv_b_proj expands each row to 128 × (128 + 128)" in figure.alt_text and "2 attention" in figure.alt_text
+    assert (
+        "kv_b_proj expands each row to 128 × (128 + 128)" in figure.alt_text
+        and "2 attention" in figure.alt_text
+    )
     for step in STEPS:
         assert step.field == "graph" or f"{step.number} " in figure.alt_text
 

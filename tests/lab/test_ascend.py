@@ -1,4 +1,5 @@
-"""Machines with Ascend that are incomplete in a known way, faked in a folder: what is found, and which remedy named."""
+"""Machines with Ascend that are incomplete in a known way, faked in a folder: what is found, and
+which remedy named."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ TABLE = """
 +===========================+===============+====================================================+
 | No running processes found in NPU 0                                                            |
 """
-# two dies a card: the second column of the first cell is the die's number, and both have their own lines
+# two dies a card: the second column of the first cell is the die's number, and both have their own
+#     lines
 A3 = """
 | npu-smi 25.2.0                   Version: 25.2.0                                               |
 | 0     Ascend910           | OK            | 178.6       36                0    / 0             |
@@ -54,13 +56,20 @@ class Machine:
         self.cann("9.1.0")
         for name in ("davinci0", "davinci1", "davinci_manager"):
             (self.dev / name).touch()
-        self.environment = {"ASCEND_HOME_PATH": str(self.home), "ASCEND_OPP_PATH": str(self.home / "opp"),
-                            "LD_LIBRARY_PATH": f"/usr/lib:{self.home}/lib64"}
+        self.environment = {
+            "ASCEND_HOME_PATH": str(self.home),
+            "ASCEND_OPP_PATH": str(self.home / "opp"),
+            "LD_LIBRARY_PATH": f"/usr/lib:{self.home}/lib64",
+        }
         self.smi = types.SimpleNamespace(returncode=0, stdout=TABLE, stderr="")
         self.tools = {"npu-smi": "/usr/local/bin/npu-smi"}
         for module in (ascend, doctor):
             monkeypatch.setattr(module, "version_of", self.versions.get)
-            monkeypatch.setattr(module, "environment", lambda name, default=None: self.environment.get(name, default))
+            monkeypatch.setattr(
+                module,
+                "environment",
+                lambda name, default=None: self.environment.get(name, default),
+            )
         monkeypatch.setattr(library, "os", types.SimpleNamespace(environ=self.environment))
         monkeypatch.setattr(library, "CANN_HOMES", (str(self.home),))
         monkeypatch.setattr(ascend, "DEVICES", self.dev)
@@ -70,10 +79,18 @@ class Machine:
         monkeypatch.setattr(npu_smi.subprocess, "run", lambda *a, **k: self.smi)
 
     def cann(self, version: str) -> None:
-        self.info.write_text(f"package_name=Ascend-cann-toolkit\nversion={version}\ninnerversion=V100\n")
+        self.info.write_text(
+            f"package_name=Ascend-cann-toolkit\nversion={version}\ninnerversion=V100\n"
+        )
 
     def found(self) -> dict[str, Check]:
-        made = [ascend.torch_npu(), ascend.cann(), ascend.set_env(), ascend.hccl(), ascend.mindspeed()]
+        made = [
+            ascend.torch_npu(),
+            ascend.cann(),
+            ascend.set_env(),
+            ascend.hccl(),
+            ascend.mindspeed(),
+        ]
         return {c.name: c for c in made + npu_smi.checks()}
 
 
@@ -86,7 +103,9 @@ def test_a_complete_machine_is_fine(machine):
     found = machine.found()
     assert {c.status for c in found.values()} == {OK, NA}
     assert [name for name, c in found.items() if c.status == NA] == ["MindSpeed"]
-    assert "9.1.0" in found["CANN"].detail and "the one for torch_npu 2.12.0" in found["CANN"].detail
+    assert (
+        "9.1.0" in found["CANN"].detail and "the one for torch_npu 2.12.0" in found["CANN"].detail
+    )
     assert found["driver"].detail == "npu-smi 24.1.0, 2 × 910B1"
     assert found["free HBM"].detail == "60.7, 60.7 GiB of 64"
 
@@ -102,24 +121,70 @@ def test_without_anything_of_ascend_nothing_is_needed(machine, monkeypatch):
 
 # The well-known mismatches: what is changed, which check tells it, and words of the remedy.
 MISMATCHES = [
-    ("torch is newer than torch_npu", {"torch": "2.13.0", "torch-npu": "2.12.0"}, "9.1.0", "torch_npu", FAIL,
-     "pip install torch==2.13.0 torch-npu==2.13.0; or keep torch_npu: pip install torch==2.12.0"),
-    ("the patch release differs", {"torch": "2.9.1", "torch-npu": "2.9.0.post6"}, "9.1.0", "torch_npu", FAIL,
-     "pip install torch==2.9.0"),
-    ("torch_npu of the old sample", {"torch": "2.13.0", "torch-npu": "2.1.0.post8"}, "9.1.0", "torch_npu", FAIL,
-     "torch-npu==2.13.0"),
-    ("CANN of the old sample", {"torch": "2.9.0", "torch-npu": "2.9.0"}, "8.0.RC3", "CANN", FAIL, "install CANN 8.5.0"),
-    ("CANN is older, Ascend/pytorch #99", {"torch": "2.12.0", "torch-npu": "2.12.0"}, "8.5.0", "CANN", FAIL,
-     "install CANN 9.1.0, or pip install torch==2.9.0 torch-npu==2.9.0"),
-    ("CANN is newer, triton-ascend #328", {"torch": "2.9.0", "torch-npu": "2.9.0"}, "9.1.0", "CANN", WARN,
-     "install CANN 8.5.0, or pip install torch==2.12.0 torch-npu==2.12.0"),
-    ("torch_npu was forgotten", {"torch": "2.13.0", "torch-npu": None}, "9.1.0", "torch_npu", FAIL,
-     "pip install torch==2.13.0 torch-npu==2.13.0"),
+    (
+        "torch is newer than torch_npu",
+        {"torch": "2.13.0", "torch-npu": "2.12.0"},
+        "9.1.0",
+        "torch_npu",
+        FAIL,
+        "pip install torch==2.13.0 torch-npu==2.13.0; or keep torch_npu: pip install torch==2.12.0",
+    ),
+    (
+        "the patch release differs",
+        {"torch": "2.9.1", "torch-npu": "2.9.0.post6"},
+        "9.1.0",
+        "torch_npu",
+        FAIL,
+        "pip install torch==2.9.0",
+    ),
+    (
+        "torch_npu of the old sample",
+        {"torch": "2.13.0", "torch-npu": "2.1.0.post8"},
+        "9.1.0",
+        "torch_npu",
+        FAIL,
+        "torch-npu==2.13.0",
+    ),
+    (
+        "CANN of the old sample",
+        {"torch": "2.9.0", "torch-npu": "2.9.0"},
+        "8.0.RC3",
+        "CANN",
+        FAIL,
+        "install CANN 8.5.0",
+    ),
+    (
+        "CANN is older, Ascend/pytorch #99",
+        {"torch": "2.12.0", "torch-npu": "2.12.0"},
+        "8.5.0",
+        "CANN",
+        FAIL,
+        "install CANN 9.1.0, or pip install torch==2.9.0 torch-npu==2.9.0",
+    ),
+    (
+        "CANN is newer, triton-ascend #328",
+        {"torch": "2.9.0", "torch-npu": "2.9.0"},
+        "9.1.0",
+        "CANN",
+        WARN,
+        "install CANN 8.5.0, or pip install torch==2.12.0 torch-npu==2.12.0",
+    ),
+    (
+        "torch_npu was forgotten",
+        {"torch": "2.13.0", "torch-npu": None},
+        "9.1.0",
+        "torch_npu",
+        FAIL,
+        "pip install torch==2.13.0 torch-npu==2.13.0",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("changed", "cann", "name", "status", "remedy"), [m[1:] for m in MISMATCHES],
-                         ids=[m[0] for m in MISMATCHES])
+@pytest.mark.parametrize(
+    ("changed", "cann", "name", "status", "remedy"),
+    [m[1:] for m in MISMATCHES],
+    ids=[m[0] for m in MISMATCHES],
+)
 def test_known_version_mismatches(machine, changed, cann, name, status, remedy):
     machine.versions.update(changed)
     machine.cann(cann)
@@ -133,16 +198,39 @@ def test_transformers_out_of_range(machine):
 
 
 MESSAGES = [
-    ("ImportError: libhccl.so: cannot open shared object file: No such file or directory", "set_env.sh"),
-    ("ImportError: libascendcl.so: cannot open shared object file", "TORCH_DEVICE_BACKEND_AUTOLOAD=0"),
-    ("ImportError: libascend_hal.so: cannot open shared object file", "mount /usr/local/Ascend/driver"),
+    (
+        "ImportError: libhccl.so: cannot open shared object file: No such file or directory",
+        "set_env.sh",
+    ),
+    (
+        "ImportError: libascendcl.so: cannot open shared object file",
+        "TORCH_DEVICE_BACKEND_AUTOLOAD=0",
+    ),
+    (
+        "ImportError: libascend_hal.so: cannot open shared object file",
+        "mount /usr/local/Ascend/driver",
+    ),
     ("ImportError: libatb.so: cannot open shared object file", "nnal/atb/set_env.sh"),
-    ("ImportError: libtorch_npu.so: undefined symbol: _ZN3atb15CreateOperationINS_5infer14GroupTopkParamEEE", "NNAL"),
-    ("OSError: libtbe_adapter.so: undefined symbol: _ZN3Mki2DlC1ERKNSt7__cxx1112basic_string", "C++ ABI"),
-    ("OSError: extension.so: undefined symbol: _ZN7c10_npu3acl20AclrtPeekAtLastErrorE17aclrtLastErrLevel",
-     "torch-npu==2.13.0"),
-    ("ImportError: libtorch_npu.so: undefined symbol: _ZN2at4_ops5emptyE", "built for another torch"),
-    ("ImportError: libtorch_npu.so: undefined symbol: MsprofSysCycleTime", "README's version table"),
+    (
+        "ImportError: libtorch_npu.so: undefined symbol: _ZN3atb15CreateOperationINS_5infer14GroupTopkParamEEE",
+        "NNAL",
+    ),
+    (
+        "OSError: libtbe_adapter.so: undefined symbol: _ZN3Mki2DlC1ERKNSt7__cxx1112basic_string",
+        "C++ ABI",
+    ),
+    (
+        "OSError: extension.so: undefined symbol: _ZN7c10_npu3acl20AclrtPeekAtLastErrorE17aclrtLastErrLevel",
+        "torch-npu==2.13.0",
+    ),
+    (
+        "ImportError: libtorch_npu.so: undefined symbol: _ZN2at4_ops5emptyE",
+        "built for another torch",
+    ),
+    (
+        "ImportError: libtorch_npu.so: undefined symbol: MsprofSysCycleTime",
+        "README's version table",
+    ),
     ("ModuleNotFoundError: No module named 'tbe.common'", "pip install attrs"),
 ]
 
@@ -153,7 +241,9 @@ def test_a_failing_import_is_explained(machine, message, words):
     assert check.status == FAIL and message in check.detail and words in check.remedy
 
 
-def test_an_unknown_message_points_to_the_other_checks_and_another_torch_is_no_matter_of_ascend(machine):
+def test_an_unknown_message_points_to_the_other_checks_and_another_torch_is_no_matter_of_ascend(
+    machine,
+):
     assert "checks of Ascend below" in doctor._torch(None, "ValueError: odd").remedy
     del machine.versions["torch-npu"]
     assert "force-reinstall" in doctor._torch(None, MESSAGES[0][0]).remedy
@@ -205,7 +295,9 @@ def test_hccl_interface_that_does_not_exist(machine):
 
 
 def test_driver_is_missing_or_refuses(machine, monkeypatch):
-    machine.smi = types.SimpleNamespace(returncode=255, stdout="dcmi module initialize failed. ret is -8005", stderr="")
+    machine.smi = types.SimpleNamespace(
+        returncode=255, stdout="dcmi module initialize failed. ret is -8005", stderr=""
+    )
     assert "-8005" in machine.found()["driver"].detail and machine.found()["free HBM"].status == NA
     monkeypatch.setattr(npu_smi.os, "access", lambda *a: False)
     assert "HwHiAiUser" in machine.found()["driver"].remedy
@@ -220,14 +312,20 @@ def test_a_busy_and_a_sick_card(machine):
     machine.smi.stdout = TABLE.replace("3391 / 65536", "50000/ 65536")
     check = machine.found()["free HBM"]
     assert check.status == WARN and "card 1" in check.detail
-    machine.smi.stdout = TABLE.replace("| 1     910B1               | OK    ", "| 1     910B1               | Alarm ")
-    assert machine.found()["driver"].status == WARN and "1 (Alarm)" in machine.found()["driver"].detail
+    machine.smi.stdout = TABLE.replace(
+        "| 1     910B1               | OK    ", "| 1     910B1               | Alarm "
+    )
+    assert (
+        machine.found()["driver"].status == WARN and "1 (Alarm)" in machine.found()["driver"].detail
+    )
 
 
 def test_two_dies_a_card():
     version, cards = npu_smi.parse_npu_smi(A3)
     assert version == "25.2.0" and [(c.name, c.used, c.total) for c in cards] == [
-        ("Ascend910", 60000, 65536), ("Ascend910", 3158, 65536)]
+        ("Ascend910", 60000, 65536),
+        ("Ascend910", 3158, 65536),
+    ]
 
 
 def test_mindspeed_and_what_is_used_instead(machine, monkeypatch):
@@ -243,7 +341,15 @@ def test_mindspeed_and_what_is_used_instead(machine, monkeypatch):
 
 def test_the_whole_doctor_runs_on_such_a_machine(machine, monkeypatch):
     names = [c.name for c in doctor.checks()]
-    assert names[4:11] == ["torch_npu", "CANN", "CANN's set_env.sh", "driver", "free HBM", "HCCL", "MindSpeed"]
+    assert names[4:11] == [
+        "torch_npu",
+        "CANN",
+        "CANN's set_env.sh",
+        "driver",
+        "free HBM",
+        "HCCL",
+        "MindSpeed",
+    ]
 
 
 def test_every_pair_has_its_reason_and_the_tested_one_is_in_it():

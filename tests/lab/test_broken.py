@@ -29,5 +29,8 @@ def test_up_before_gate_spoils_every_kind_of_mlp():
         with up_before_gate(model):
             changed = {n for n, p in model.named_parameters() if not torch.equal(p, weights[n])}
             assert (model(ids) - right).abs().max() > 0.05 * right.abs().max()
-        assert changed == {n for n in weights if "merge_up_gate_proj" in n or "group_w1_w3" in n} and changed
+        assert (
+            changed == {n for n in weights if "merge_up_gate_proj" in n or "group_w1_w3" in n}
+            and changed
+        )
         assert torch.equal(model(ids), right)

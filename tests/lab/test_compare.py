@@ -29,8 +29,16 @@ def peer(upstream):
 
 
 def test_stages_in_the_order_they_run(upstream):
-    assert stages(upstream) == ["model.embed_tokens", "model.layers.0", "model.layers.1.mlp.gate", "model.layers.1",
-                                "model.layers.2.mlp.gate", "model.layers.2", "model.norm", "lm_head"]
+    assert stages(upstream) == [
+        "model.embed_tokens",
+        "model.layers.0",
+        "model.layers.1.mlp.gate",
+        "model.layers.1",
+        "model.layers.2.mlp.gate",
+        "model.layers.2",
+        "model.norm",
+        "lm_head",
+    ]
 
 
 @pytest.mark.parametrize("mask", [None, MASK], ids=["full", "padded"])
@@ -56,14 +64,20 @@ def _broken(change) -> torch.nn.Module:
     return model
 
 
-@pytest.mark.parametrize(("change", "stage"), [
-    (lambda m: m.model.embed_tokens.weight[IDS[0, 0]].add_(1), "model.embed_tokens"),
-    (lambda m: m.model.layers[0].self_attn.o_proj.weight.mul_(1.01), "model.layers.0"),
-    (lambda m: m.model.layers[1].mlp.gate.e_score_correction_bias.mul_(-3), "model.layers.1.mlp.gate"),
-    (lambda m: m.model.layers[1].mlp.experts.group_w2.mul_(1.01), "model.layers.1"),
-    (lambda m: m.model.norm.weight.mul_(2), "model.norm"),
-    (lambda m: m.lm_head.weight.mul_(2), "lm_head"),
-])
+@pytest.mark.parametrize(
+    ("change", "stage"),
+    [
+        (lambda m: m.model.embed_tokens.weight[IDS[0, 0]].add_(1), "model.embed_tokens"),
+        (lambda m: m.model.layers[0].self_attn.o_proj.weight.mul_(1.01), "model.layers.0"),
+        (
+            lambda m: m.model.layers[1].mlp.gate.e_score_correction_bias.mul_(-3),
+            "model.layers.1.mlp.gate",
+        ),
+        (lambda m: m.model.layers[1].mlp.experts.group_w2.mul_(1.01), "model.layers.1"),
+        (lambda m: m.model.norm.weight.mul_(2), "model.norm"),
+        (lambda m: m.lm_head.weight.mul_(2), "lm_head"),
+    ],
+)
 def test_first_divergence_is_where_the_weights_differ(upstream, change, stage):
     report = compare_models(upstream, _broken(change), IDS, MASK)
     assert report.first_divergence.stage == stage and report.first_divergence.status == "DIFF"
@@ -78,8 +92,13 @@ def test_swapped_experts_are_seen_as_indices(upstream):
 
 def test_missing_and_misshapen_stages(upstream):
     shallow = random_model(PortPlan.full(), CONFIG.replace(num_hidden_layers=2))
-    rows = {r.stage: r for r in compare_models(upstream, shallow, IDS, names=("deep", "shallow")).rows}
-    assert rows["model.layers.2"].status == "MISSING" and "only in deep" in rows["model.layers.2"].detail
+    rows = {
+        r.stage: r for r in compare_models(upstream, shallow, IDS, names=("deep", "shallow")).rows
+    }
+    assert (
+        rows["model.layers.2"].status == "MISSING"
+        and "only in deep" in rows["model.layers.2"].detail
+    )
     assert list(rows)[-1] == "lm_head"
     narrow = random_model(PortPlan.full(), CONFIG.replace(hidden_size=48))
     assert compare_models(upstream, narrow, IDS).first_divergence.status == "SHAPE"

@@ -20,7 +20,9 @@ def test_written_bytes():
         a.t()
 
     counts = written_bytes(work)
-    assert counts["aten.cat"] == 72 and counts["aten.copy_"] == 24 and counts["aten.index_put_"] == 12
+    assert (
+        counts["aten.cat"] == 72 and counts["aten.copy_"] == 24 and counts["aten.index_put_"] == 12
+    )
     assert "aten.t" not in counts
 
 

@@ -14,8 +14,14 @@ from dsv3_port.lab.doctor import FAIL, NA, OK, WARN
 @pytest.fixture
 def versions(monkeypatch):
     """Installed versions by package; what is not in it is not installed."""
-    found = {"torch": "2.13.0+cpu", "transformers": "5.23.0", "jupyterlab": "4", "papermill": "2", "nbconvert": "7",
-             "ipykernel": "7"}
+    found = {
+        "torch": "2.13.0+cpu",
+        "transformers": "5.23.0",
+        "jupyterlab": "4",
+        "papermill": "2",
+        "nbconvert": "7",
+        "ipykernel": "7",
+    }
     monkeypatch.setattr(doctor, "version_of", found.get)
     monkeypatch.setattr(ascend, "version_of", found.get)
     return found
@@ -33,8 +39,11 @@ def no_cann(monkeypatch, tmp_path):
 
 
 def torch_like(npu: int | None = None, cuda: bool = False):
-    fake = types.SimpleNamespace(get_num_threads=lambda: 2, version=types.SimpleNamespace(cuda=None),
-                                 cuda=types.SimpleNamespace(is_available=lambda: cuda, get_device_name=lambda: "card"))
+    fake = types.SimpleNamespace(
+        get_num_threads=lambda: 2,
+        version=types.SimpleNamespace(cuda=None),
+        cuda=types.SimpleNamespace(is_available=lambda: cuda, get_device_name=lambda: "card"),
+    )
     if npu is not None:
         fake.npu = types.SimpleNamespace(is_available=lambda: npu > 0, device_count=lambda: npu)
     return fake
@@ -73,7 +82,9 @@ def test_a_check_that_falls_over_is_a_finding():
     assert doctor._guarded("name", fail).status == FAIL
 
 
-@pytest.mark.parametrize(("version", "status"), [("2.13.0", OK), ("2.9.1+cu128", OK), ("2.8.0", FAIL), (None, FAIL)])
+@pytest.mark.parametrize(
+    ("version", "status"), [("2.13.0", OK), ("2.9.1+cu128", OK), ("2.8.0", FAIL), (None, FAIL)]
+)
 def test_torch_version(versions, version, status):
     versions["torch"] = version
     check = doctor._torch(torch_like(), "")
@@ -81,8 +92,10 @@ def test_torch_version(versions, version, status):
     assert ("tested with" in check.detail) == (version == "2.9.1+cu128")
 
 
-@pytest.mark.parametrize(("version", "status"), [("5.20.2", OK), ("5.99.0", OK), ("4.57.0", FAIL), ("6.0.0.dev0", FAIL),
-                                                 (None, FAIL)])
+@pytest.mark.parametrize(
+    ("version", "status"),
+    [("5.20.2", OK), ("5.99.0", OK), ("4.57.0", FAIL), ("6.0.0.dev0", FAIL), (None, FAIL)],
+)
 def test_transformers_range(versions, version, status):
     versions["transformers"] = version
     check = doctor._transformers()
@@ -99,7 +112,9 @@ def test_tier():
 def test_compiler_and_headers(monkeypatch, no_cann, tmp_path):
     monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
     assert "none found" in doctor._compiler().detail
-    monkeypatch.setattr(doctor.shutil, "which", lambda name: f"/usr/bin/{name}" if name == "clang++" else None)
+    monkeypatch.setattr(
+        doctor.shutil, "which", lambda name: f"/usr/bin/{name}" if name == "clang++" else None
+    )
     monkeypatch.setattr(doctor.sysconfig, "get_path", lambda name: str(tmp_path))
     assert "headers" in doctor._compiler().detail
     (tmp_path / "Python.h").touch()
@@ -109,7 +124,9 @@ def test_compiler_and_headers(monkeypatch, no_cann, tmp_path):
 def test_disk_and_load(monkeypatch):
     import psutil
 
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda folder: types.SimpleNamespace(free=2**20))
+    monkeypatch.setattr(
+        doctor.shutil, "disk_usage", lambda folder: types.SimpleNamespace(free=2**20)
+    )
     assert doctor._disk().status == FAIL
     monkeypatch.setattr(psutil, "cpu_count", lambda: 4)
     monkeypatch.setattr(psutil, "getloadavg", lambda: (2.1, 0, 0))
@@ -134,8 +151,14 @@ def test_host_npu_says_where_it_is_or_why_not(monkeypatch, no_cann):
     status = doctor.hostnpu.Status(False, "", "/some/folder", "2.13.0", False)
     monkeypatch.setattr(doctor.hostnpu, "status", lambda: status)
     found = doctor._host_npu()
-    assert found.status == OK and "torch_npu 2.13.0 in /some/folder" in found.detail and "enable()" in found.detail
-    monkeypatch.setattr(doctor.hostnpu, "status", lambda: doctor.hostnpu.Status(False, "no compiler", "", "", False))
+    assert (
+        found.status == OK
+        and "torch_npu 2.13.0 in /some/folder" in found.detail
+        and "enable()" in found.detail
+    )
+    monkeypatch.setattr(
+        doctor.hostnpu, "status", lambda: doctor.hostnpu.Status(False, "no compiler", "", "", False)
+    )
     assert doctor._host_npu() == doctor.Check("host NPU", NA, "no compiler")
     monkeypatch.setattr(library, "CANN_HOMES", ("/",))
     assert "never loaded" in doctor._host_npu().detail

@@ -56,7 +56,9 @@ def test_unknown_exercise():
 
 
 def test_other_mask_values_that_work_are_accepted():
-    assert check("04.mask_value", lambda scores, keep: scores.masked_fill(~keep, float(scores.min()) - 1)).ok
+    assert check(
+        "04.mask_value", lambda scores, keep: scores.masked_fill(~keep, float(scores.min()) - 1)
+    ).ok
 
 
 def test_error_of_the_answer_is_the_hint():
@@ -70,10 +72,14 @@ def cells_of(file: Path, tag: str) -> list[str]:
 
 @pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda f: f.stem)
 def test_notebook_shows_its_exercises(file):
-    """One to three, easier ones first, with their titles and minutes, the check's id, and the tested solution."""
+    """One to three, easier ones first, with their titles and minutes, the check's id, and the
+    tested solution."""
     parts = cells_of(file, "exercise")
     asked = [EXERCISES[i] for i in re.findall(r"check\(\"([\w.]+)\"", "\n".join(parts))]
-    assert sorted(e.id for e in asked) == [e.id for e in of_notebook(file.stem)] and 1 <= len(asked) <= 3
+    assert (
+        sorted(e.id for e in asked) == [e.id for e in of_notebook(file.stem)]
+        and 1 <= len(asked) <= 3
+    )
     assert [e.difficulty for e in asked] == sorted(e.difficulty for e in asked)
     texts = [text for text in parts if text.startswith("##")]
     assert len(texts) == len(asked)

@@ -15,9 +15,12 @@ from dsv3_port.steps import PortPlan
 def formula(c: DeepseekV3Config, form: str, queries: int, context: int) -> int:
     turn = c.kv_lora_rank * (c.qk_nope_head_dim + c.v_head_dim)
     pair = c.qk_head_dim + c.v_head_dim
-    sizes = {"expanded": queries * turn + queries * context * pair,
-             "latent, absorbed": queries * turn + queries * context * (2 * c.kv_lora_rank + c.qk_rope_head_dim),
-             "latent, expanded again": context * turn + queries * context * pair}
+    sizes = {
+        "expanded": queries * turn + queries * context * pair,
+        "latent, absorbed": queries * turn
+        + queries * context * (2 * c.kv_lora_rank + c.qk_rope_head_dim),
+        "latent, expanded again": context * turn + queries * context * pair,
+    }
     return 2 * c.num_attention_heads * sizes[form]
 
 
@@ -30,7 +33,9 @@ def test_operations(preset, form, queries, context):
     assert cost.flops == formula(c, form, queries, context)
     plan = PortPlan.upstream() if form == "expanded" else PortPlan.full()
     assert cost.cache_bytes * c.num_hidden_layers == context * kv_bytes_per_token(c, plan)
-    assert cost.weight_bytes == 2 * c.num_attention_heads * c.kv_lora_rank * (c.qk_nope_head_dim + c.v_head_dim)
+    assert cost.weight_bytes == 2 * c.num_attention_heads * c.kv_lora_rank * (
+        c.qk_nope_head_dim + c.v_head_dim
+    )
 
 
 def test_crossover_of_the_exercise():
@@ -39,8 +44,10 @@ def test_crossover_of_the_exercise():
     c, at = DeepseekV3Config.preset("v3-671b"), _crossover()
 
     def absorbing_costs_more(queries: int) -> bool:
-        return (attention_cost(c, "latent, absorbed", queries, CONTEXT).flops
-                > attention_cost(c, "latent, expanded again", queries, CONTEXT).flops)
+        return (
+            attention_cost(c, "latent, absorbed", queries, CONTEXT).flops
+            > attention_cost(c, "latent, expanded again", queries, CONTEXT).flops
+        )
 
     assert absorbing_costs_more(at) and not absorbing_costs_more(at - 1)
 

@@ -15,10 +15,14 @@ from .random_models import CONFIG, random_model
 
 
 def run(model, steps=3, prompt=5, cache=None):
-    ids = torch.randint(CONFIG.vocab_size, (1, prompt + steps), generator=torch.Generator().manual_seed(1))
+    ids = torch.randint(
+        CONFIG.vocab_size, (1, prompt + steps), generator=torch.Generator().manual_seed(1)
+    )
     cache = cache or model.new_cache(1, 16)
     rows = [model(ids[:, :prompt], cache=cache)]
-    return torch.cat(rows + [model(ids[:, i : i + 1], cache=cache) for i in range(prompt, prompt + steps)], 1)
+    return torch.cat(
+        rows + [model(ids[:, i : i + 1], cache=cache) for i in range(prompt, prompt + steps)], 1
+    )
 
 
 def test_full_plan_is_two_graphs_and_equal():
@@ -52,14 +56,25 @@ def test_inputs_and_module_nodes():
         run(model)
     layers = CONFIG.num_hidden_layers
     found = graphs.inputs(seen.graphs[-1])
-    assert found["cache"] == layers + 1 and found["arguments"] == 2 and found["weights"] > 10 * layers
+    assert (
+        found["cache"] == layers + 1 and found["arguments"] == 2 and found["weights"] > 10 * layers
+    )
     rows = graphs.module_nodes(seen.graphs[-1], "layers.1.mlp.experts")
     assert [r["operator"] for r in rows if r["operator"].startswith("npu_")] == [
-        "npu_moe_init_routing", "npu_moe_compute_expert_tokens", "npu_grouped_matmul", "npu_swiglu",
-        "npu_grouped_matmul", "npu_moe_finalize_routing"]
+        "npu_moe_init_routing",
+        "npu_moe_compute_expert_tokens",
+        "npu_grouped_matmul",
+        "npu_swiglu",
+        "npu_grouped_matmul",
+        "npu_moe_finalize_routing",
+    ]
     whole, layer = (sum(graphs.operators(seen.graphs[-1], m).values()) for m in ("", "layers.1"))
-    assert 0 < CONFIG.num_hidden_layers * layer - whole < layer  # layer 0 is dense, head and mask are outside
-    assert any("experts_group_w2" in r["inputs"] for r in rows) and all("l_model" not in r["inputs"] for r in rows)
+    assert (
+        0 < CONFIG.num_hidden_layers * layer - whole < layer
+    )  # layer 0 is dense, head and mask are outside
+    assert any("experts_group_w2" in r["inputs"] for r in rows) and all(
+        "l_model" not in r["inputs"] for r in rows
+    )
     with pytest.raises(PortError, match="layers.9"):
         graphs.module_nodes(seen.graphs[-1], "layers.9")
 
@@ -88,7 +103,11 @@ def test_prompt_lengths_recompile_unless_padded():
     model = random_model(PortPlan.full())
     with graphs.watch(model) as seen:
         for length in (4, 5, 6):
-            model(torch.zeros(1, length, dtype=torch.int64), torch.ones(1, length), model.new_cache(1, 16))
+            model(
+                torch.zeros(1, length, dtype=torch.int64),
+                torch.ones(1, length),
+                model.new_cache(1, 16),
+            )
     assert len(seen.graphs) == 3
     with graphs.watch(model) as seen:
         for length in (4, 5, 6):

@@ -19,12 +19,18 @@ from dsv3_port.weights.synthetic import synthetic_checkpoint
 from tests.lab.random_models import CONFIG, random_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:other processes used")
-FEW = {UPSTREAM: PortPlan.upstream(), FAIR: PortPlan.upstream().replace(cache="fixed"), "full": PortPlan.full()}
+FEW = {
+    UPSTREAM: PortPlan.upstream(),
+    FAIR: PortPlan.upstream().replace(cache="fixed"),
+    "full": PortPlan.full(),
+}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return synthetic_checkpoint(dataclasses.replace(CONFIG, fp8=True), cache_dir=tmp_path_factory.mktemp("ladder"))
+    return synthetic_checkpoint(
+        dataclasses.replace(CONFIG, fp8=True), cache_dir=tmp_path_factory.mktemp("ladder")
+    )
 
 
 def test_ladder_has_every_rung_of_the_registry():
@@ -39,20 +45,37 @@ def test_bench_records_both_phases_with_their_sizes(folder):
     results = bench_ladder(folder, plans=FEW, context=24, prefill=8, batch=2, rounds=2, peer=True)
     assert results.names == [*FEW, PEER]
     decode, prefill = results.get("full", "decode"), results.get("full", "prefill")
-    assert (decode.context, decode.tokens, prefill.context, prefill.tokens, decode.batch) == (24, 0, 0, 8, 2)
-    assert decode.step_ids == PortPlan.full().step_ids and decode.dtype == "float32" and decode.mode == "eager"
+    assert (decode.context, decode.tokens, prefill.context, prefill.tokens, decode.batch) == (
+        24,
+        0,
+        0,
+        8,
+        2,
+    )
+    assert (
+        decode.step_ids == PortPlan.full().step_ids
+        and decode.dtype == "float32"
+        and decode.mode == "eager"
+    )
     assert len(decode.samples) == 2 and decode.run != prefill.run
     assert results.ratio(UPSTREAM, "full", "decode").median > 0
 
 
 def test_one_phase_only(folder):
-    results = bench_ladder(folder, plans={UPSTREAM: PortPlan.upstream()}, context=8, prefill=4, rounds=1,
-                           phases=["decode"])
+    results = bench_ladder(
+        folder,
+        plans={UPSTREAM: PortPlan.upstream()},
+        context=8,
+        prefill=4,
+        rounds=1,
+        phases=["decode"],
+    )
     assert [r.phase for r in results] == ["decode"]
 
 
 def test_compiled_rung_compiles_once_per_phase(folder, monkeypatch):
-    """Check and timing share shapes and strides; a recompile while timing would be counted as a slow step."""
+    """Check and timing share shapes and strides; a recompile while timing would be counted as a
+    slow step."""
     seen = []
 
     def counting(module, inputs):
@@ -96,10 +119,15 @@ def test_bfloat16_passes_its_own_tolerance(folder):
     assert max(check_equivalence(models, batch=2).values()) <= 5e-2
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    ({"profile": "no-such-profile"}, "neither a checkpoint folder nor one of"),
-    ({"phases": ["decode", "training"]}, "unknown phase"), ({"dtype": "float8"}, "dtype 'float8'"),
-    ({"device": "tpu"}, "device")])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"profile": "no-such-profile"}, "neither a checkpoint folder nor one of"),
+        ({"phases": ["decode", "training"]}, "unknown phase"),
+        ({"dtype": "float8"}, "dtype 'float8'"),
+        ({"device": "tpu"}, "device"),
+    ],
+)
 def test_bad_input_is_a_sentence(folder, arguments, message):
     with pytest.raises(PortError, match=message):
         bench_ladder(**{"profile": folder, "rounds": 1} | arguments)

@@ -1,4 +1,5 @@
-"""Bytes and FLOPs of the bound, against sums made by hand; the fraction is theirs and not the clock's."""
+"""Bytes and FLOPs of the bound, against sums made by hand; the fraction is theirs and not the
+clock's."""
 
 from __future__ import annotations
 
@@ -41,7 +42,9 @@ def test_a_batch_reads_each_chosen_expert_once(model):
 def test_the_model_runs_as_before_after_counting(model):
     before = model.run_step
     decode_bytes(model, 16, steps=1)
-    assert model.run_step == before and not any(g._forward_hooks for g in model.modules() if isinstance(g, Gate))
+    assert model.run_step == before and not any(
+        g._forward_hooks for g in model.modules() if isinstance(g, Gate)
+    )
 
 
 def test_fraction_is_work_over_time_over_rate():

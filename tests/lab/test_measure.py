@@ -24,12 +24,20 @@ pytestmark = pytest.mark.filterwarnings("ignore:other processes used")
 
 
 def record(name="a", samples=(1.0, 2.0, 3.0), **fields) -> Record:
-    values = {"device": "cpu", "device_name": "a CPU, 2 cores", "tier": "cpu", "date": "2026-01-02T03:04:05+00:00",
-              "versions": {"torch": "2.13.0"}, "run": "r", **fields}
+    values = {
+        "device": "cpu",
+        "device_name": "a CPU, 2 cores",
+        "tier": "cpu",
+        "date": "2026-01-02T03:04:05+00:00",
+        "versions": {"torch": "2.13.0"},
+        "run": "r",
+        **fields,
+    }
     return Record(name=name, samples=list(samples), **values)
 
 
-# ---- measure --------------------------------------------------------------------------------------------------------
+# ---- measure -------------------------------------------------------------------------------------
+
 
 def test_rounds_are_interleaved_and_rotated():
     order = []
@@ -41,19 +49,25 @@ def test_rounds_are_interleaved_and_rotated():
 
 def test_first_call_is_kept_apart():
     delay = iter([0.05])
-    results = measure({"compiles": lambda: time.sleep(next(delay, 0.002))}, rounds=3, progress=False)
+    results = measure(
+        {"compiles": lambda: time.sleep(next(delay, 0.002))}, rounds=3, progress=False
+    )
     (r,) = results
     assert r.first_call_seconds > 0.045 and r.max < 0.04 and len(r.samples) == 3
 
 
 def test_ratio_finds_a_factor_of_two(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(time, "perf_counter", lambda: now[0])  # a clock of its own: the machine's load is not tested
+    monkeypatch.setattr(
+        time, "perf_counter", lambda: now[0]
+    )  # a clock of its own: the machine's load is not tested
 
     def call(seconds):
         now[0] += seconds
 
-    results = measure({"slow": lambda: call(0.012), "fast": lambda: call(0.006)}, rounds=5, progress=False)
+    results = measure(
+        {"slow": lambda: call(0.012), "fast": lambda: call(0.006)}, rounds=5, progress=False
+    )
     ratio = results.ratio("slow", "fast")
     assert ratio.median == pytest.approx(2) and ratio.low <= ratio.median <= ratio.high
     assert results.ratio("fast", "slow").median == pytest.approx(0.5)
@@ -61,8 +75,13 @@ def test_ratio_finds_a_factor_of_two(monkeypatch):
 
 def test_short_calls_are_repeated_in_a_sample_but_prepared_one_by_one():
     seen = []
-    results = measure({"short": lambda: None}, rounds=2, warmup=1, prepare=lambda name, n: seen.append((name, n)),
-                      progress=False)
+    results = measure(
+        {"short": lambda: None},
+        rounds=2,
+        warmup=1,
+        prepare=lambda name, n: seen.append((name, n)),
+        progress=False,
+    )
     (r,) = results
     assert r.inner > 10 and r.median < 1e-4
     assert [n for _, n in seen] == list(range(2 + 2 * r.inner))
@@ -74,15 +93,26 @@ def test_min_seconds_lengthens_samples():
 
 
 def test_meta_is_common_or_for_each_variant():
-    results = measure({"e": lambda: None, "c": lambda: None}, rounds=1, progress=False, step_ids={"c": ("merged_mlp",)},
-                      meta={"phase": "decode", "batch": 8, "mode": {"e": "eager", "c": "compiled"}})
+    results = measure(
+        {"e": lambda: None, "c": lambda: None},
+        rounds=1,
+        progress=False,
+        step_ids={"c": ("merged_mlp",)},
+        meta={"phase": "decode", "batch": 8, "mode": {"e": "eager", "c": "compiled"}},
+    )
     e, c = results
     assert (e.phase, e.batch, e.mode, e.step_ids) == ("decode", 8, "eager", ())
     assert (c.mode, c.step_ids, c.run) == ("compiled", ("merged_mlp",), e.run)
 
 
-@pytest.mark.parametrize("arguments", [{"variants": {}}, {"variants": {"a": int}, "rounds": 0},
-                                       {"variants": {"a": int}, "device": "tpu"}])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"variants": {}},
+        {"variants": {"a": int}, "rounds": 0},
+        {"variants": {"a": int}, "device": "tpu"},
+    ],
+)
 def test_bad_arguments(arguments):
     with pytest.raises(PortError):
         measure(**arguments)
@@ -109,7 +139,9 @@ def test_a_busy_machine_warns_once_and_is_recorded(monkeypatch):
     monkeypatch.setattr(module.psutil, "cpu_times", _busy_times(0.5))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        results = measure({"a": lambda: time.sleep(0.06), "b": lambda: time.sleep(0.06)}, rounds=3, progress=False)
+        results = measure(
+            {"a": lambda: time.sleep(0.06), "b": lambda: time.sleep(0.06)}, rounds=3, progress=False
+        )
     assert len(caught) == 1 and "not to be trusted" in str(caught[0].message)
     assert results.busy and 0.35 < results.records[0].busy_share < 0.65
     assert "machine was busy" in results.table()
@@ -140,17 +172,31 @@ def test_own_threads_do_not_count_as_others(monkeypatch):
 
 
 def test_device_info_tells_real_npu_from_stand_in(monkeypatch):
-    assert device_info("cpu")["tier"] == "cpu" and device_info("cpu")["versions"]["torch"] == torch.__version__
+    assert (
+        device_info("cpu")["tier"] == "cpu"
+        and device_info("cpu")["versions"]["torch"] == torch.__version__
+    )
     assert device_info("host-npu")["tier"] == "host-npu"
     npu = types.SimpleNamespace(get_device_name=lambda: "Ascend910B4", synchronize=lambda: None)
     monkeypatch.setattr(torch, "get_device_module", lambda kind: npu)
-    monkeypatch.setitem(sys.modules, "dsv3_port.hostnpu", types.SimpleNamespace(enabled=lambda: False))
-    assert (device_info("npu:0")["tier"], device_info("npu")["device_name"]) == ("npu", "Ascend910B4")
-    monkeypatch.setitem(sys.modules, "dsv3_port.hostnpu", types.SimpleNamespace(enabled=lambda: True))
-    assert (device_info("npu")["tier"], device_info("npu")["device_name"]) == ("host-npu", "host stand-in")
+    monkeypatch.setitem(
+        sys.modules, "dsv3_port.hostnpu", types.SimpleNamespace(enabled=lambda: False)
+    )
+    assert (device_info("npu:0")["tier"], device_info("npu")["device_name"]) == (
+        "npu",
+        "Ascend910B4",
+    )
+    monkeypatch.setitem(
+        sys.modules, "dsv3_port.hostnpu", types.SimpleNamespace(enabled=lambda: True)
+    )
+    assert (device_info("npu")["tier"], device_info("npu")["device_name"]) == (
+        "host-npu",
+        "host stand-in",
+    )
 
 
-# ---- results --------------------------------------------------------------------------------------------------------
+# ---- results -------------------------------------------------------------------------------------
+
 
 def test_statistics():
     r = record(samples=[4.0, 1.0, 3.0, 2.0])
@@ -158,14 +204,24 @@ def test_statistics():
     assert quartiles([7.0]) == (7.0, 7.0)
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(2.5, "2.50 s"), (0.0123, "12.3 ms"), (0.123456, "123 ms"),
-                                               (4.2e-6, "4.20 µs"), (5e-8, "0.05 µs")])
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (2.5, "2.50 s"),
+        (0.0123, "12.3 ms"),
+        (0.123456, "123 ms"),
+        (4.2e-6, "4.20 µs"),
+        (5e-8, "0.05 µs"),
+    ],
+)
 def test_durations_have_three_digits(seconds, text):
     assert seconds_text(seconds) == text
 
 
 def test_ratio_pairs_rounds_of_one_run_only():
-    results = Results([record("a", [2.0, 40.0]), record("b", [1.0, 10.0]), record("c", [1.0, 1.0], run="other")])
+    results = Results(
+        [record("a", [2.0, 40.0]), record("b", [1.0, 10.0]), record("c", [1.0, 1.0], run="other")]
+    )
     assert results.ratio("a", "b").samples == [2.0, 4.0]
     with pytest.raises(PortError, match="not measured in one run"):
         results.ratio("a", "c")
@@ -181,19 +237,38 @@ def test_get_asks_for_the_phase_where_there_are_several():
 
 
 def test_ratio_takes_the_newest_run_that_has_both():
-    results = Results([record("a", [9.0], run="1"), record("b", [1.0], run="1"), record("a", [4.0], run="2"),
-                       record("b", [1.0], run="2"), record("a", [1.0], run="3")])
+    results = Results(
+        [
+            record("a", [9.0], run="1"),
+            record("b", [1.0], run="1"),
+            record("a", [4.0], run="2"),
+            record("b", [1.0], run="2"),
+            record("a", [1.0], run="3"),
+        ]
+    )
     assert results.ratio("a", "b").median == 4.0
 
 
 def test_latest_keeps_the_newest_of_each_case():
-    results = Results([record("a", [1.0], run="1"), record("b", [1.0]), record("a", [2.0], run="2"),
-                       record("a", [3.0], batch=8)])
-    assert [(r.name, r.batch, r.median) for r in results.latest()] == [("b", 0, 1.0), ("a", 0, 2.0), ("a", 8, 3.0)]
+    results = Results(
+        [
+            record("a", [1.0], run="1"),
+            record("b", [1.0]),
+            record("a", [2.0], run="2"),
+            record("a", [3.0], batch=8),
+        ]
+    )
+    assert [(r.name, r.batch, r.median) for r in results.latest()] == [
+        ("b", 0, 1.0),
+        ("a", 0, 2.0),
+        ("a", 8, 3.0),
+    ]
 
 
 def test_select_by_fields():
-    results = Results([record("a", phase="decode"), record("b", phase="prefill"), record("c", phase="decode")])
+    results = Results(
+        [record("a", phase="decode"), record("b", phase="prefill"), record("c", phase="decode")]
+    )
     assert results.select(phase="decode", name=["b", "c"]).names == ["c"]
     with pytest.raises(PortError, match="no colour"):
         results.select(colour="red")
@@ -201,16 +276,29 @@ def test_select_by_fields():
 
 def test_table_names_device_versions_and_factor():
     text = Results([record("a", [2.0, 2.0]), record("b", [1.0, 1.0])]).table()
-    assert "2.00×" in text and "a CPU, 2 cores (cpu)" in text and "torch 2.13.0" in text and "2026-01-02" in text
+    assert (
+        "2.00×" in text
+        and "a CPU, 2 cores (cpu)" in text
+        and "torch 2.13.0" in text
+        and "2026-01-02" in text
+    )
     assert stamp([record(dtype="float32", threads=2, profile="w1")]).count("·") == 5
 
 
 def test_table_says_what_differs_within_a_phase():
-    rows = [record("a", phase="decode", batch=1, context=64), record("a", phase="decode", batch=8, context=64),
-            record("a", phase="prefill", batch=1, tokens=128), record("a", phase="mask", tokens=1),
-            record("a", phase="mask", tokens=8)]
+    rows = [
+        record("a", phase="decode", batch=1, context=64),
+        record("a", phase="decode", batch=8, context=64),
+        record("a", phase="prefill", batch=1, tokens=128),
+        record("a", phase="mask", tokens=1),
+        record("a", phase="mask", tokens=8),
+    ]
     text = Results(rows).table()
-    assert "| decode, batch 1 |" in text and "| decode, batch 8 |" in text and "| mask, 8 tokens |" in text
+    assert (
+        "| decode, batch 1 |" in text
+        and "| decode, batch 8 |" in text
+        and "| mask, 8 tokens |" in text
+    )
     assert "64 cached" not in text
     assert "| decode |" in Results(rows[:1]).table()
 
@@ -233,7 +321,9 @@ def test_save_appends_and_load_round_trips(tmp_path):
 
 def test_parallel_saves_lose_nothing(tmp_path):
     file = tmp_path / "r.json"
-    threads = [threading.Thread(target=save, args=(Results([record(str(i))]), file)) for i in range(12)]
+    threads = [
+        threading.Thread(target=save, args=(Results([record(str(i))]), file)) for i in range(12)
+    ]
     for t in threads:
         t.start()
     for t in threads:
@@ -241,10 +331,15 @@ def test_parallel_saves_lose_nothing(tmp_path):
     assert sorted(load(file).names, key=int) == [str(i) for i in range(12)]
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("{", "not readable as JSON"), ('{"a": 1}', "not a results file"), ('[{"name": "x"}]', "record 0"),
-    ("[3]", "record 0"),
-])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not readable as JSON"),
+        ('{"a": 1}', "not a results file"),
+        ('[{"name": "x"}]', "record 0"),
+        ("[3]", "record 0"),
+    ],
+)
 def test_broken_files_are_named(tmp_path, text, message):
     file = tmp_path / "r.json"
     file.write_text(text, encoding="utf-8")
@@ -264,7 +359,8 @@ def test_schema_refuses_unknown_fields_tiers_and_empty_samples(tmp_path):
         load(tmp_path / "absent.json")
 
 
-# ---- counting -------------------------------------------------------------------------------------------------------
+# ---- counting ------------------------------------------------------------------------------------
+
 
 def test_views_and_allocations_are_not_counted():
     x = torch.ones(4, 6)
@@ -279,7 +375,11 @@ def test_compound_operators_are_taken_apart_in_inference_mode_too():
         with torch.inference_mode():
             torch.nn.functional.linear(x, weight)
 
-    assert count_ops(linear) == count_ops(lambda: torch.nn.functional.linear(x, weight)) == {"aten.mm": 1}
+    assert (
+        count_ops(linear)
+        == count_ops(lambda: torch.nn.functional.linear(x, weight))
+        == {"aten.mm": 1}
+    )
 
 
 def test_cpu_detours_of_a_matmul_are_not_counted():
@@ -297,7 +397,9 @@ def test_ported_model_launches_fewer_operators():
         counts[name] = count_ops(lambda model=model: model(ids))
     assert sum(counts["full"].values()) < 0.6 * sum(counts["upstream"].values())
     moe_layers, full = 2, counts["full"]
-    assert full["npu_grouped_matmul"] == 2 * moe_layers and full["npu_moe_init_routing"] == moe_layers
+    assert (
+        full["npu_grouped_matmul"] == 2 * moe_layers and full["npu_moe_init_routing"] == moe_layers
+    )
     assert not any(op.startswith("npu_") for op in counts["upstream"])
 
 
@@ -312,7 +414,7 @@ def test_peak_memory_counts_what_is_alive_together():
     x = torch.ones(1000, 1000)  # 4 MB, there before
     assert peak_memory(lambda: x.view(-1)[:10]) == 0
     assert peak_memory(lambda: x + 1) == 4_000_000
-    assert peak_memory(lambda: ((x + 1).relu().relu())) == 8_000_000
+    assert peak_memory(lambda: (x + 1).relu().relu()) == 8_000_000
 
     def freed():
         for _ in range(5):

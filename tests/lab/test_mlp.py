@@ -20,7 +20,8 @@ def test_both_forms_share_their_weights_and_agree():
 def test_records():
     results = measure_mlp(24, 10, torch.bfloat16, tokens=(1, 4), rounds=1)
     assert [(r.name, r.tokens, r.phase, r.dtype) for r in results] == [
-        (f"{form}, bfloat16", n, "MLP", "bfloat16") for n in (1, 4) for form in ("split", "merged")]
+        (f"{form}, bfloat16", n, "MLP", "bfloat16") for n in (1, 4) for form in ("split", "merged")
+    ]
 
 
 def test_nothing_is_timed_where_the_forms_differ(monkeypatch):

@@ -1,4 +1,5 @@
-"""What nbconvert would break on the way to a page: folded answers and the indentation of shown sources."""
+"""What nbconvert would break on the way to a page: folded answers and the indentation of shown
+sources."""
 
 from __future__ import annotations
 
@@ -13,11 +14,16 @@ from dsv3_port.lab.show import diff
 
 
 def page(tmp_path: Path, *cells) -> str:
-    return write_page(new_notebook(cells=list(cells)), "a", tmp_path / "pages", tmp_path).read_text()
+    return write_page(
+        new_notebook(cells=list(cells)), "a", tmp_path / "pages", tmp_path
+    ).read_text()
 
 
 def test_details_hold_their_content(tmp_path):
-    html = page(tmp_path, new_markdown_cell("<details><summary>Answer</summary>\n\n1. one\n2. two\n\n</details>"))
+    html = page(
+        tmp_path,
+        new_markdown_cell("<details><summary>Answer</summary>\n\n1. one\n2. two\n\n</details>"),
+    )
     inside = re.search(r"<details>(.*?)</details>", html, re.DOTALL).group(1)
     assert "one" in inside and "two" in inside
 
@@ -29,7 +35,9 @@ def test_pictures_of_raw_html_are_embedded(tmp_path):
 
 
 def test_indentation_of_sources_survives(tmp_path):
-    output = new_output("execute_result", {"text/html": diff("last_token_head")._repr_html_()}, execution_count=1)
+    output = new_output(
+        "execute_result", {"text/html": diff("last_token_head")._repr_html_()}, execution_count=1
+    )
     html = page(tmp_path, new_code_cell("show.diff()", outputs=[output], execution_count=1))
     assert len(re.findall(r">    return<", html)) == 2
 

@@ -1,4 +1,5 @@
-"""Forecasts against known numbers of the published model and against what a built model really holds."""
+"""Forecasts against known numbers of the published model and against what a built model really
+holds."""
 
 from __future__ import annotations
 
@@ -48,16 +49,23 @@ def test_kv_bytes_are_those_of_the_cache(plan):
 def test_kv_cache_of_the_published_model():
     assert kv_bytes_per_token(V3, FULL) == 61 * 576 * 2
     assert kv_bytes_per_token(V3, UPSTREAM) == 61 * 128 * 320 * 2
-    assert kv_bytes_per_token(V3, FULL, world_size=8) == kv_bytes_per_token(V3, FULL)  # every rank keeps the row
+    assert kv_bytes_per_token(V3, FULL, world_size=8) == kv_bytes_per_token(
+        V3, FULL
+    )  # every rank keeps the row
     assert kv_bytes_per_token(V3, UPSTREAM, world_size=8) * 8 == kv_bytes_per_token(V3, UPSTREAM)
 
 
 def test_forecast_says_what_fits():
-    rows = {(f.dtype, f.world_size): f for f in forecast(V3, (8, 16, 32), 64, ("bfloat16", "int8"), 8, 4096)}
+    rows = {
+        (f.dtype, f.world_size): f
+        for f in forecast(V3, (8, 16, 32), 64, ("bfloat16", "int8"), 8, 4096)
+    }
     assert {k for k, f in rows.items() if f.fits} == {("bfloat16", 32), ("int8", 16), ("int8", 32)}
     f = rows["bfloat16", 32]
     assert f.total_bytes == f.weights_total + f.kv_latent_bytes
-    assert f.kv_latent_bytes == 8 * 4096 * 70272 and f.kv_expanded_bytes == 8 * 4096 * 61 * 4 * 320 * 2
+    assert (
+        f.kv_latent_bytes == 8 * 4096 * 70272 and f.kv_expanded_bytes == 8 * 4096 * 61 * 4 * 320 * 2
+    )
     assert "GiB" in f.reason and "usable" in rows["bfloat16", 8].reason
 
 
@@ -94,14 +102,20 @@ def test_world_size_that_does_not_divide_is_a_row_and_not_an_error():
 def test_decode_reads_active_weights_and_cache():
     read = decode_bytes(V3, FULL, "bfloat16", batch=1, context=4096)
     router = 58 * 2 * (256 * 7168 + 256)  # two more bytes each: it is float32
-    assert sum(read.values()) - read["kv_cache"] == pytest.approx(2 * active_params(V3) + router, rel=1e-4)
+    assert sum(read.values()) - read["kv_cache"] == pytest.approx(
+        2 * active_params(V3) + router, rel=1e-4
+    )
     assert read["kv_cache"] == 4096 * 70272
     many = decode_bytes(V3, FULL, "bfloat16", batch=512)
-    assert many["experts"] == pytest.approx(weight_bytes(V3, FULL, 1, "bfloat16")["experts"], rel=1e-5)
+    assert many["experts"] == pytest.approx(
+        weight_bytes(V3, FULL, 1, "bfloat16")["experts"], rel=1e-5
+    )
     assert many["attention"] == read["attention"]
 
 
-@pytest.mark.parametrize("arguments", [{"dtypes": ("int3",)}, {"hbm_gib": 0}, {"batch": 0}, {"reserve": 1.0}])
+@pytest.mark.parametrize(
+    "arguments", [{"dtypes": ("int3",)}, {"hbm_gib": 0}, {"batch": 0}, {"reserve": 1.0}]
+)
 def test_bad_input(arguments):
     with pytest.raises(PortError):
         forecast(CONFIG, (2,), **arguments)

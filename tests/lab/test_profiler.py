@@ -1,4 +1,5 @@
-"""The profile names the operator that takes the time, quietly, and the pictures of notebook 06 draw."""
+"""The profile names the operator that takes the time, quietly, and the pictures of notebook 06
+draw."""
 
 from __future__ import annotations
 
@@ -36,14 +37,23 @@ def test_refusals(monkeypatch):
 
 
 def _results():
-    return measure({"a": lambda: A @ A @ A, "b": lambda: A @ A, "c": lambda: A @ A @ A @ A @ A}, rounds=3,
-                   meta={"phase": "decode"}, progress=False)
+    return measure(
+        {"a": lambda: A @ A @ A, "b": lambda: A @ A, "c": lambda: A @ A @ A @ A @ A},
+        rounds=3,
+        meta={"phase": "decode"},
+        progress=False,
+    )
 
 
 @pytest.mark.filterwarnings("ignore:other processes")
 def test_ratio_chart():
     fig = ratio_chart(_results(), "a")
-    assert len(fig.axes) == 1 and "decode b" in fig.alt_text and "against a" in fig.alt_text and fig.png()
+    assert (
+        len(fig.axes) == 1
+        and "decode b" in fig.alt_text
+        and "against a" in fig.alt_text
+        and fig.png()
+    )
 
 
 @pytest.mark.filterwarnings("ignore:other processes")

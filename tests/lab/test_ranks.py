@@ -1,4 +1,5 @@
-"""Real processes: what ranks hold and send, that wrong gathers are wrong, and that worlds are timed side by side."""
+"""Real processes: what ranks hold and send, that wrong gathers are wrong, and that worlds are timed
+side by side."""
 
 from __future__ import annotations
 
@@ -7,7 +8,13 @@ import torch
 
 from dsv3_port import PortError, PortPlan, load_model
 from dsv3_port.lab.rank_plots import step_split
-from dsv3_port.lab.ranks import gathers_of_rank, logits_of_rank, measure_rank, rank_device, tokens_of_rank
+from dsv3_port.lab.ranks import (
+    gathers_of_rank,
+    logits_of_rank,
+    measure_rank,
+    rank_device,
+    tokens_of_rank,
+)
 from dsv3_port.lab.session import repo_root
 from dsv3_port.lab.traffic import count_traffic
 from dsv3_port.lab.worlds import PHASE, time_worlds, world_name
@@ -33,27 +40,34 @@ def folders(tmp_path_factory):
 def gathers_of_both(parallel, path):
     """All gathers for two sequences, and the one that mixes rows for one sequence."""
     return gathers_of_rank(parallel, path, PLAN, IDS) | {
-        "one sequence": logits_of_rank(parallel, path, PLAN, IDS[:1], gather="rows mixed")}
+        "one sequence": logits_of_rank(parallel, path, PLAN, IDS[:1], gather="rows mixed")
+    }
 
 
 def test_two_ranks_with_right_and_wrong_gathers(folders):
-    """The reshape alone is right for one sequence and wrong for two; a gather thrown away is never right."""
+    """The reshape alone is right for one sequence and wrong for two; a gather thrown away is never
+    right."""
     want = logits_of_rank(SINGLE, folders[1], PLAN, IDS)
     assert want.shape == (2, 5, CONFIG.vocab_size)
     got, other = run_ranks(gathers_of_both, 2, folders[2])
     assert torch.equal(got["right"], other["right"])
     assert float((got["right"] - want).abs().max() / want.abs().max()) < 1e-5
-    assert got["rows mixed"].shape == want.shape and not torch.equal(got["rows mixed"].argmax(-1), want.argmax(-1))
+    assert got["rows mixed"].shape == want.shape and not torch.equal(
+        got["rows mixed"].argmax(-1), want.argmax(-1)
+    )
     assert float((got["one sequence"] - want[:1]).abs().max() / want.abs().max()) < 1e-5
     assert got["thrown away"].shape[-1] == CONFIG.vocab_size // 2
     assert not torch.equal(got["thrown away"], other["thrown away"])
 
 
 def test_what_ranks_hold_and_send(folders):
-    """Ranks hold the same, sum up to more than the whole (norms, latent projections twice), and send as counted."""
+    """Ranks hold the same, sum up to more than the whole (norms, latent projections twice), and
+    send as counted."""
     whole = measure_rank(SINGLE, folders[1], PLAN, 2, 5)
     a, b = run_ranks(measure_rank, 2, folders[2], PLAN, 2, 5)
-    assert (a.rank, b.rank, a.world_size) == (0, 1, 2) and a.process != b.process and a.device == "cpu"
+    assert (
+        (a.rank, b.rank, a.world_size) == (0, 1, 2) and a.process != b.process and a.device == "cpu"
+    )
     assert a.parameter_bytes == b.parameter_bytes
     assert whole.parameter_bytes / 2 < a.parameter_bytes < whole.parameter_bytes
     assert a.cache_bytes == whole.cache_bytes  # the latent row belongs to all heads
@@ -65,8 +79,12 @@ def test_what_ranks_hold_and_send(folders):
 
 
 def test_worlds_are_timed_in_one_run(folders):
-    times = time_worlds({w: folders[w] for w in (1, 2)}, PLAN, batch=2, context=20, rounds=2, label="test")
-    assert times.results.names == ["1 rank", "2 ranks"] and {r.phase for r in times.results} == {PHASE}
+    times = time_worlds(
+        {w: folders[w] for w in (1, 2)}, PLAN, batch=2, context=20, rounds=2, label="test"
+    )
+    assert times.results.names == ["1 rank", "2 ranks"] and {r.phase for r in times.results} == {
+        PHASE
+    }
     assert all(len(r.samples) == 2 and min(r.samples) > 0 for r in times.results)
     assert times.results.ratio("1 rank", "2 ranks").median > 0
     one, two = times.worlds[1], times.worlds[2]
@@ -75,7 +93,11 @@ def test_worlds_are_timed_in_one_run(folders):
     assert len(two.collectives) == 2 * CONFIG.num_hidden_layers + 2
     assert one.difference == 0 and 0 < two.difference < 1e-5
     figure = step_split(times)
-    assert "2 ranks" in figure.alt_text and "in collectives" in figure.alt_text and len(figure.png()) > 3000
+    assert (
+        "2 ranks" in figure.alt_text
+        and "in collectives" in figure.alt_text
+        and len(figure.png()) > 3000
+    )
 
 
 def test_worlds_of_different_weights_are_not_timed(folders, tmp_path):

@@ -1,4 +1,5 @@
-"""A record of a real (small) run: signed off, read back, refused where something in it does not hold."""
+"""A record of a real (small) run: signed off, read back, refused where something in it does not
+hold."""
 
 from __future__ import annotations
 
@@ -21,7 +22,9 @@ SMALL = {"context": 24, "prefill": 12, "rounds": 2, "compiled": False, "busy": T
 @pytest.fixture(scope="module")
 def made() -> record.Recorded:
     """What a run leaves. `busy`: other tests may run beside this one."""
-    return record.make_record("cpu", str(repo_root() / "data" / "tiny-dsv3"), **SMALL, command=["dsv3-port", "record"])
+    return record.make_record(
+        "cpu", str(repo_root() / "data" / "tiny-dsv3"), **SMALL, command=["dsv3-port", "record"]
+    )
 
 
 def test_a_record_is_signed_off_by_the_checks_of_its_run(made):
@@ -50,11 +53,17 @@ def test_a_record_that_does_not_hold_is_refused(made):
     off = made.sign_off
     name = made.records[-1].name
     faulty = {
-        "was timed and never checked": {"sign_off": dataclasses.replace(
-            off, differences={n: d for n, d in off.differences.items() if n != name})},
-        "differs from upstream by": {"sign_off": dataclasses.replace(off, differences=off.differences | {name: 0.5})},
-        "differs from upstream by nan": {"sign_off": dataclasses.replace(
-            off, differences=off.differences | {name: float("nan")})},
+        "was timed and never checked": {
+            "sign_off": dataclasses.replace(
+                off, differences={n: d for n, d in off.differences.items() if n != name}
+            )
+        },
+        "differs from upstream by": {
+            "sign_off": dataclasses.replace(off, differences=off.differences | {name: 0.5})
+        },
+        "differs from upstream by nan": {
+            "sign_off": dataclasses.replace(off, differences=off.differences | {name: float("nan")})
+        },
         "records of tier": {"tier": "npu"},
         "samples": {"repeats": 3},
         "with a bound of 1e+00": {"sign_off": dataclasses.replace(off, bound=1.0)},
@@ -67,8 +76,12 @@ def test_a_record_that_does_not_hold_is_refused(made):
 def test_a_file_that_is_none_is_named(made, tmp_path):
     file = record.save(made, tmp_path)
     content = json.loads(file.read_text(encoding="utf-8"))
-    for change, message in (({"tier": "host-npu"}, "tier"), ({"format": 2}, "format"), ({"extra": 1}, "extra"),
-                            ({"records": []}, "records")):
+    for change, message in (
+        ({"tier": "host-npu"}, "tier"),
+        ({"format": 2}, "format"),
+        ({"extra": 1}, "extra"),
+        ({"records": []}, "records"),
+    ):
         file.write_text(json.dumps(content | change), encoding="utf-8")
         with pytest.raises(PortError, match=message):
             record.load(file)
@@ -85,7 +98,9 @@ def test_the_host_stand_in_is_refused(monkeypatch):
 
 
 def test_a_busy_machine_is_refused_unless_asked_for(made, monkeypatch):
-    results = record.Results([dataclasses.replace(r, busy=True, busy_share=0.5) for r in made.records])
+    results = record.Results(
+        [dataclasses.replace(r, busy=True, busy_share=0.5) for r in made.records]
+    )
 
     def bench(*args, differences, **kwargs):
         differences.update(made.sign_off.differences)
@@ -128,6 +143,7 @@ def test_what_ships_holds():
 
 def test_rows_show_the_full_port_against_upstream(made):
     found = record.rows({"a.json": made})
-    assert [(row[0], row[3], row[4]) for row in found] == [("a.json", phase, "last_token_head, eager")
-                                                          for phase in ("decode", "prefill")]
+    assert [(row[0], row[3], row[4]) for row in found] == [
+        ("a.json", phase, "last_token_head, eager") for phase in ("decode", "prefill")
+    ]
     assert all("×" in row[5] for row in found)

@@ -1,4 +1,5 @@
-"""The forecast: arithmetic of the roofline, the recorded operator counts, and that everything says FORECAST."""
+"""The forecast: arithmetic of the roofline, the recorded operator counts, and that everything says
+FORECAST."""
 
 from __future__ import annotations
 
@@ -42,8 +43,10 @@ def checks():
 
 
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
-@pytest.mark.parametrize(("rung", "form"), [("last_token_head", "full port"),
-                                            ("add_rms_norm", "without last_token_head")])
+@pytest.mark.parametrize(
+    ("rung", "form"),
+    [("last_token_head", "full port"), ("add_rms_norm", "without last_token_head")],
+)
 def test_recorded_layers_add_up_to_the_golden_graphs(rung, form, phase):
     """The golden file holds graphs of a dense layer and one of experts."""
     wanted = json.loads(GOLDEN.read_text(encoding="utf-8"))[form][phase]
@@ -51,7 +54,9 @@ def test_recorded_layers_add_up_to_the_golden_graphs(rung, form, phase):
 
 
 def test_differences_of_three_models():
-    layers = ge_layers.by_difference({(1, 1): {"A": 5, "B": 2}, (2, 1): {"A": 7, "B": 2}, (1, 2): {"A": 6, "B": 4}})
+    layers = ge_layers.by_difference(
+        {(1, 1): {"A": 5, "B": 2}, (2, 1): {"A": 7, "B": 2}, (1, 2): {"A": 6, "B": 4}}
+    )
     assert layers == {"rest": {"A": 2}, "dense": {"A": 2}, "moe": {"B": 2, "A": 1}}
     assert ge_layers.combine(layers, 3, 2) == {"A": 10, "B": 4}
     assert ge_layers.kernels({"MatMul": 3, "Cast": 2, "Const": 9, "Add": 4}) == ((3, 3), (4, 6))
@@ -83,17 +88,26 @@ def test_the_ladder_has_every_step_and_a_range(ladder):
         assert list(rows) == [s.id for s in STEPS]
         for f in rows.values():
             device = [sum(getattr(f.parts[p], end) for p in PARTS[:3]) for end in ("low", "high")]
-            assert 0 < f.total.low < f.total.high and f.total.low >= device[0] and f.total.high >= device[1]
+            assert (
+                0 < f.total.low < f.total.high
+                and f.total.low >= device[0]
+                and f.total.high >= device[1]
+            )
         assert rows["tensor_parallel"].work.syncs and not rows["gmm_routing"].work.syncs
         eager, graph = rows["last_token_head"], rows["ge_graph"]
-        assert graph.parts["host"] == Range(0, 0) and eager.parts["roofline"] == graph.parts["roofline"]
+        assert (
+            graph.parts["host"] == Range(0, 0)
+            and eager.parts["roofline"] == graph.parts["roofline"]
+        )
         assert graph.total.high <= eager.total.high * 1.05
         assert rows["aclgraph"].launches == (eager.work.launches, eager.work.launches)
 
 
 def test_ge_launches_come_from_the_converted_graph(ladder):
     graph = next(f for f in ladder if f.rung == "ge_graph" and f.phase == "decode")
-    (matmuls, _), (fewest, most) = ge_layers.kernels(ge_layers.operators("last_token_head", "decode", 3, 58))
+    (matmuls, _), (fewest, most) = ge_layers.kernels(
+        ge_layers.operators("last_token_head", "decode", 3, 58)
+    )
     assert graph.launches == (matmuls + fewest, matmuls + most)
     starts = graph.parts["kernel starts"]
     assert starts.low == pytest.approx(matmuls * FAST.matmul_start + fewest * FAST.other_start)
@@ -101,11 +115,14 @@ def test_ge_launches_come_from_the_converted_graph(ladder):
 
 
 def test_a_weight_read_is_a_lower_bound(ladder):
-    """No decode step beats one pass over what it must read, and the low-rank cache shortens the roofline."""
+    """No decode step beats one pass over what it must read, and the low-rank cache shortens the
+    roofline."""
     rows = {f.rung: f for f in ladder if f.phase == "decode"}
     for f in rows.values():
         assert f.total.low > f.work.nbytes / CARDS["a2"].memory
-    assert rows["mla_low_rank"].parts["roofline"].low < rows["tensor_parallel"].parts["roofline"].low
+    assert (
+        rows["mla_low_rank"].parts["roofline"].low < rows["tensor_parallel"].parts["roofline"].low
+    )
 
 
 def test_errors_are_told(checks):
@@ -128,7 +145,10 @@ def test_readme_tells_the_same_misses(checks):
 def test_every_picture_and_record_says_forecast(ladder):
     decode = [f for f in ladder if f.phase == "decode"]
     for figure in (plots.forecast_ladder(ladder), plots.forecast_parts(decode)):
-        assert figure.alt_text.startswith("FORECAST, nothing measured") and "FORECAST" in figure.get_suptitle()
+        assert (
+            figure.alt_text.startswith("FORECAST, nothing measured")
+            and "FORECAST" in figure.get_suptitle()
+        )
         assert len(figure.png()) > 5000
     said = ladder[0].to_dict()
     assert said["forecast"] is True and json.loads(json.dumps(said))["ranks"] == 32
@@ -140,7 +160,11 @@ def test_every_picture_and_record_says_forecast(ladder):
 
 def test_operators_by_time(ladder):
     rows = operator_rows(ladder[-1].work, "a2", top=3)
-    assert len(rows) == 3 and rows[0]["operator"] == "npu_grouped_matmul" and rows[0]["bound by"] == "memory"
+    assert (
+        len(rows) == 3
+        and rows[0]["operator"] == "npu_grouped_matmul"
+        and rows[0]["bound by"] == "memory"
+    )
     times = [row["ms at best"] for row in rows]
     assert times == sorted(times, reverse=True)
 

@@ -15,7 +15,11 @@ from dsv3_port.lab.findings import FAIL, OK, WARN, Check
 
 def test_text_and_kernel_work_here():
     said = room.text()
-    assert said.status == OK and said.detail.startswith("Once upon a time ") and said.detail.endswith(".")
+    assert (
+        said.status == OK
+        and said.detail.startswith("Once upon a time ")
+        and said.detail.endswith(".")
+    )
     assert room.kernel().status == OK
 
 
@@ -26,14 +30,21 @@ def test_a_check_that_raises_is_a_finding(monkeypatch):
     def refused():
         raise PortError("data/tiny-dsv3 was not found")
 
-    monkeypatch.setattr(room, "CHECKS", (("a", broken), ("b", refused), ("c", lambda: Check("c", OK, "fine"))))
+    monkeypatch.setattr(
+        room, "CHECKS", (("a", broken), ("b", refused), ("c", lambda: Check("c", OK, "fine")))
+    )
     found = room.checks()
     assert [(c.name, c.status, c.detail) for c in found] == [
-        ("a", FAIL, "OSError: no"), ("b", FAIL, "data/tiny-dsv3 was not found"), ("c", OK, "fine")]
+        ("a", FAIL, "OSError: no"),
+        ("b", FAIL, "data/tiny-dsv3 was not found"),
+        ("c", OK, "fine"),
+    ]
     assert found[0].remedy and found[1].remedy
 
 
-@pytest.mark.parametrize(("kept", "status"), [("", WARN), ("example.org, 127.0.0.1", OK), ("*", OK)])
+@pytest.mark.parametrize(
+    ("kept", "status"), [("", WARN), ("example.org, 127.0.0.1", OK), ("*", OK)]
+)
 def test_a_proxy_must_leave_loopback_alone(monkeypatch, kept, status):
     values = {"https_proxy": "http://proxy:3128", "no_proxy": kept}
     monkeypatch.setattr(room, "environment", values.get)
@@ -53,7 +64,13 @@ def test_a_port_in_use_is_told():
 
 
 def test_the_command_adds_the_room_to_the_doctor(monkeypatch, capsys):
-    monkeypatch.setattr(room, "CHECKS", (("room", lambda: Check("room", FAIL, "too small", "a larger one")),))
+    monkeypatch.setattr(
+        room, "CHECKS", (("room", lambda: Check("room", FAIL, "too small", "a larger one")),)
+    )
     assert main(["doctor", "--room", "--json"]) == 1
-    assert json.loads(capsys.readouterr().out)[-1] == {"name": "room", "status": FAIL, "detail": "too small",
-                                                       "remedy": "a larger one"}
+    assert json.loads(capsys.readouterr().out)[-1] == {
+        "name": "room",
+        "status": FAIL,
+        "detail": "too small",
+        "remedy": "a larger one",
+    }

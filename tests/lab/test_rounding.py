@@ -37,4 +37,7 @@ def test_wrong_input():
 
 def test_histogram_says_what_it_shows():
     fig = rounding_histogram({"once": torch.tensor([0.1, 0.4]), "twice": torch.tensor([0.2, 1.2])})
-    assert "once: mean 0.250, largest 0.40; twice: mean 0.700, largest 1.20" in fig.alt_text and fig.png()
+    assert (
+        "once: mean 0.250, largest 0.40; twice: mean 0.700, largest 1.20" in fig.alt_text
+        and fig.png()
+    )

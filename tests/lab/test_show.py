@@ -41,15 +41,21 @@ def test_diff_shows_every_line_of_both_sides(step):
         assert side.place in text
         assert all(line in text for line in side.text.splitlines())
     pairs = list(shown.pairs())
-    assert [i for _, i, _ in pairs if i is not None] == list(range(len(shown.before.text.splitlines())))
-    assert [j for _, _, j in pairs if j is not None] == list(range(len(shown.after.text.splitlines())))
+    assert [i for _, i, _ in pairs if i is not None] == list(
+        range(len(shown.before.text.splitlines()))
+    )
+    assert [j for _, _, j in pairs if j is not None] == list(
+        range(len(shown.after.text.splitlines()))
+    )
     assert str(shown).startswith("--- dsv3_port/") and shown._repr_markdown_().startswith("```diff")
 
 
 def test_diff_marks_what_changed_in_more_than_colour():
     html = diff("one_hot_gate")._repr_html_()
     assert "−" in html and ">+<" in html and 'aria-label="step 4' in html
-    assert "<style" not in html and "class=" not in html  # inline only: nothing to sanitise, nothing to leak
+    assert (
+        "<style" not in html and "class=" not in html
+    )  # inline only: nothing to sanitise, nothing to leak
 
 
 def test_source_of_strings_objects_and_methods():
@@ -85,7 +91,9 @@ def test_highlighting_keeps_lines_and_escapes():
 def test_progress_marks_done_here_and_next():
     shown = progress("03_gmm_routing")
     text = Reader(shown._repr_html_()).text
-    assert "✓ 2 MLA low-rank absorb" in text and "▶ 3 Grouped matmul" in text and "4 One-hot" in text
+    assert (
+        "✓ 2 MLA low-rank absorb" in text and "▶ 3 Grouped matmul" in text and "4 One-hot" in text
+    )
     assert "✓ 4" not in text and "▶ Grouped" in shown._repr_markdown_()
     assert "✓ 8" in Reader(progress("10_results")._repr_html_()).text
     assert "✓" not in progress("00_start_here")._repr_html_()
@@ -94,7 +102,10 @@ def test_progress_marks_done_here_and_next():
 def test_banner_says_what_numbers_are_worth():
     assert "this CPU's" in repr(banner("cpu")) and "不代表 NPU" in repr(banner("cpu"))
     stand_in = banner("host-npu")
-    assert "never shown" in stand_in._repr_markdown_() and "host stand-in" in Reader(stand_in._repr_html_()).text
+    assert (
+        "never shown" in stand_in._repr_markdown_()
+        and "host stand-in" in Reader(stand_in._repr_html_()).text
+    )
     with pytest.raises(PortError, match="unknown device"):
         banner("tpu")
 

@@ -25,7 +25,10 @@ def published(tmp_path_factory):
 
 
 def test_two_ranks_of_a_folder_against_transformers(published):
-    a, b = Side(str(published / "tp2"), PortPlan.full()), Side(str(published / "published"), PortPlan.full(), peer=True)
+    a, b = (
+        Side(str(published / "tp2"), PortPlan.full()),
+        Side(str(published / "published"), PortPlan.full(), peer=True),
+    )
     assert (a.ranks, b.ranks) == (2, 1)
     (report,) = compare_sides(a, b, IDS, MASK)
     assert report.ok and len(report.rows) == 8, str(report)
@@ -48,7 +51,9 @@ def test_dtypes_are_held_to_the_coarser_tolerance(published):
     exact, coarse = (Side(folder, PortPlan.full(), dtype=d) for d in ("fp32", "bf16"))
     first = compare_sides(exact, coarse, IDS)[0].rows[1]
     assert (first.stage, first.status) == ("model.layers.0", "OK") and 1e-6 < first.max_rel
-    assert compare_sides(exact, coarse, IDS, rtol=1e-6)[0].first_divergence.stage == "model.layers.0"
+    assert (
+        compare_sides(exact, coarse, IDS, rtol=1e-6)[0].first_divergence.stage == "model.layers.0"
+    )
 
 
 def test_what_cannot_be_compared_is_refused(published):

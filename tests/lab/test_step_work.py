@@ -27,7 +27,9 @@ def test_launches_are_those_of_a_run_with_values(rung, tokens, monkeypatch):
     model = random_model(plan)
     cache = model.new_cache(2, 9)
     cache.fill_random(9 - tokens)
-    monkeypatch.setattr(kernels, "attention", kernels.plain_attention)  # a CPU has it as one operator, an NPU has not
+    monkeypatch.setattr(
+        kernels, "attention", kernels.plain_attention
+    )  # a CPU has it as one operator, an NPU has not
     ids = torch.arange(2 * tokens).view(2, tokens)
     ran = count_ops(lambda: model(ids, cache=cache))
     counted: dict[str, int] = {}
@@ -35,23 +37,35 @@ def test_launches_are_those_of_a_run_with_values(rung, tokens, monkeypatch):
         counted[w.op] = counted.get(w.op, 0) + w.times
     by_chance = {"aten.mm", "aten.silu", "aten.mul"} if plan.experts == "loop" else set()
     assert {op: n for op, n in ran.items() if op not in by_chance} == {
-        op: n for op, n in counted.items() if op not in by_chance}
+        op: n for op, n in counted.items() if op not in by_chance
+    }
 
 
 def test_products_are_two_operations_for_each_active_parameter():
     short = step_work(V3, PortPlan.full(), batch=1, tokens=1, context=2).flops
-    assert short / (2 * active_params(V3)) == pytest.approx(1, abs=0.02)  # w_k and w_v instead of kv_b_proj
-    per_position = V3.num_hidden_layers * V3.num_attention_heads * 2 * (2 * V3.kv_lora_rank + V3.qk_rope_head_dim)
+    assert short / (2 * active_params(V3)) == pytest.approx(
+        1, abs=0.02
+    )  # w_k and w_v instead of kv_b_proj
+    per_position = (
+        V3.num_hidden_layers
+        * V3.num_attention_heads
+        * 2
+        * (2 * V3.kv_lora_rank + V3.qk_rope_head_dim)
+    )
     longer = step_work(V3, PortPlan.full(), batch=1, tokens=1, context=1026).flops
     assert longer - short == 1024 * per_position
 
 
 def test_bytes_grow_with_the_cache_and_not_with_experts_that_nobody_met():
     plan, cached = PortPlan.full(), 4096
-    near, far = (step_work(V3, plan, world_size=32, tokens=1, context=n) for n in (cached, 2 * cached))
+    near, far = (
+        step_work(V3, plan, world_size=32, tokens=1, context=n) for n in (cached, 2 * cached)
+    )
     extra = far.nbytes - near.nbytes
     rows = cached * kv_bytes_per_token(V3, plan)
-    assert rows < extra < 4 * rows  # rows are read as keys and as values, and scores are written besides
+    assert (
+        rows < extra < 4 * rows
+    )  # rows are read as keys and as values, and scores are written besides
     met = experts_met(V3, 1)
     grouped = sum(w.nbytes * w.times for w in near.work if w.op == "npu_grouped_matmul")
     weights = weight_bytes(V3, plan, 32, "bfloat16")["experts"] * met / V3.n_routed_experts
@@ -63,8 +77,12 @@ def test_even_routing():
 
 
 def test_ranks_share_products_and_send_what_count_traffic_says():
-    whole, part = (step_work(V3, PortPlan.full(), world_size=w, batch=2, tokens=1, context=64) for w in (1, 32))
-    assert whole.flops / 32 < part.flops < whole.flops / 4  # q_a, kv_a and the gate are on every rank
+    whole, part = (
+        step_work(V3, PortPlan.full(), world_size=w, batch=2, tokens=1, context=64) for w in (1, 32)
+    )
+    assert (
+        whole.flops / 32 < part.flops < whole.flops / 4
+    )  # q_a, kv_a and the gate are on every rank
     calls = [call for call, times in part.collectives for _ in range(times)]
     want = count_traffic(V3, PortPlan.full(), 32, batch=2)
     assert sorted((c.kind, c.nbytes) for c in calls) == sorted((c.kind, c.nbytes) for c in want)

@@ -34,7 +34,12 @@ def test_sweep_records(phase):
     models["b"].run_step = lambda *inputs: step(*inputs)  # as a compiled step stands there
     results = sweep(models, [3, 6], phase=phase, batch=2, rounds=2, profile="test")
     field = "context" if phase == "decode" else "tokens"
-    assert [(r.name, getattr(r, field)) for r in results] == [("a", 3), ("b", 3), ("a", 6), ("b", 6)]
+    assert [(r.name, getattr(r, field)) for r in results] == [
+        ("a", 3),
+        ("b", 3),
+        ("a", 6),
+        ("b", 6),
+    ]
     assert {(r.name, r.mode) for r in results} == {("a", "eager"), ("b", "compiled")}
     assert {r.phase for r in results} == {phase} and {r.batch for r in results} == {2}
     assert results.select(name="b").records[0].step_ids == models["b"].plan.step_ids
@@ -43,8 +48,11 @@ def test_sweep_records(phase):
 
 def test_sweep_refuses():
     model = random_model(PortPlan.full())
-    for arguments, text in (({"sizes": []}, "positive"), ({"sizes": [4], "room": 4}, "leaves no place"),
-                            ({"sizes": [4], "phase": "training"}, "unknown phase")):
+    for arguments, text in (
+        ({"sizes": []}, "positive"),
+        ({"sizes": [4], "room": 4}, "leaves no place"),
+        ({"sizes": [4], "phase": "training"}, "unknown phase"),
+    ):
         with pytest.raises(PortError, match=text):
             sweep({"a": model}, **arguments)
 

@@ -1,4 +1,5 @@
-"""A tape keeps operators and addresses: right as long as inputs are copied, stale or refused where they are not."""
+"""A tape keeps operators and addresses: right as long as inputs are copied, stale or refused where
+they are not."""
 
 from __future__ import annotations
 
@@ -13,11 +14,20 @@ from dsv3_port.steps import PortPlan
 
 from .random_models import CONFIG, random_model
 
-PLANS = {"full": PortPlan.full(), "routing in torch": PortPlan.full().replace(npu_routing_kernel=False),
-         "expanded": PortPlan.full().minus("mla_low_rank"),
-         "unfused": PortPlan.full().minus("rope_once", "add_rms_norm")}
-READS = {"item": lambda x: x * x.sum().item(), "int": lambda x: x[: int(x.max())], "tolist": lambda x: x.tolist(),
-         "if": lambda x: x if bool((x > 0).any()) else -x, "numpy": lambda x: x.numpy(), "cpu": lambda x: x.max().cpu()}
+PLANS = {
+    "full": PortPlan.full(),
+    "routing in torch": PortPlan.full().replace(npu_routing_kernel=False),
+    "expanded": PortPlan.full().minus("mla_low_rank"),
+    "unfused": PortPlan.full().minus("rope_once", "add_rms_norm"),
+}
+READS = {
+    "item": lambda x: x * x.sum().item(),
+    "int": lambda x: x[: int(x.max())],
+    "tolist": lambda x: x.tolist(),
+    "if": lambda x: x if bool((x > 0).any()) else -x,
+    "numpy": lambda x: x.numpy(),
+    "cpu": lambda x: x.max().cpu(),
+}
 
 
 def affine(x):
@@ -68,7 +78,9 @@ def test_records_what_the_census_counts():
     _, cache = decode(model, batch=1, steps=1)
     run_eager(model)
     counted = count_ops(lambda: model(torch.zeros(1, 1, dtype=torch.int64), cache=cache))
-    kept = sum(1 for launch in tapes[0].launches if launch.name.startswith(("npu_", "scatter_update")))
+    kept = sum(
+        1 for launch in tapes[0].launches if launch.name.startswith(("npu_", "scatter_update"))
+    )
     assert kept == sum(n for op, n in counted.items() if op.startswith(("npu_", "scatter_update")))
     assert abs(len(tapes[0].launches) - sum(counted.values())) <= 2
     assert tapes[0].nbytes > 0

@@ -17,8 +17,12 @@ CI = Path(__file__).parents[2] / "ci"
 
 
 def notebook(text: str, code: str, outputs=()) -> nbformat.NotebookNode:
-    return new_notebook(cells=[new_markdown_cell(text, id="text"),
-                               new_code_cell(code, id="code", outputs=list(outputs))])
+    return new_notebook(
+        cells=[
+            new_markdown_cell(text, id="text"),
+            new_code_cell(code, id="code", outputs=list(outputs)),
+        ]
+    )
 
 
 @pytest.fixture
@@ -31,13 +35,17 @@ def folder(tmp_path):
 
 def executed() -> nbformat.NotebookNode:
     nb = notebook("# Hello", "print(1)", [new_output("stream", text="it ran")])
-    nb.cells.insert(0, new_code_cell("seed = 1", id="random", metadata={"tags": ["injected-parameters"]}))
+    nb.cells.insert(
+        0, new_code_cell("seed = 1", id="random", metadata={"tags": ["injected-parameters"]})
+    )
     return nb
 
 
 def test_both_languages_become_pages_that_point_at_each_other(folder):
     write_pages(executed(), folder / "00_a.ipynb", folder / "pages")
-    english, chinese = ((folder / "pages" / f"00_a{end}.html").read_text() for end in ("", ".zh-CN"))
+    english, chinese = (
+        (folder / "pages" / f"00_a{end}.html").read_text() for end in ("", ".zh-CN")
+    )
     assert "Hello" in english and '<a href="00_a.zh-CN.html">中文</a>' in english
     assert "你好" in chinese and "Hello" not in chinese and "it ran" in chinese
     assert '<a href="00_a.html">English</a>' in chinese
@@ -52,8 +60,12 @@ def test_other_code_is_refused_and_found_by_the_check(folder):
     nbformat.write(notebook("# 你好", "print(2)"), file)
     with pytest.raises(PortError, match="cell code: its code differs"):
         translated(executed(), file)
-    assert rules.check_translations(folder) == ["zh-CN/00_a: cell code: its code differs from the original's"]
+    assert rules.check_translations(folder) == [
+        "zh-CN/00_a: cell code: its code differs from the original's"
+    ]
     nbformat.write(new_notebook(cells=[new_markdown_cell("# 你好", id="text")]), file)
-    assert rules.check_translations(folder) == ["zh-CN/00_a: its cells are not those of the original, from code on"]
+    assert rules.check_translations(folder) == [
+        "zh-CN/00_a: its cells are not those of the original, from code on"
+    ]
     (folder / "00_a.ipynb").unlink()
     assert "no such notebook" in rules.check_translations(folder)[0]

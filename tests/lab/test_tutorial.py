@@ -1,4 +1,5 @@
-"""Running the course on made-up notebooks: what fails is named, the rest still runs, pages need no net."""
+"""Running the course on made-up notebooks: what fails is named, the rest still runs, pages need no
+net."""
 
 from __future__ import annotations
 
@@ -28,15 +29,21 @@ def course(tmp_path, monkeypatch):
     # an unfriendly kernelspec of the user must not win over the running interpreter
     evil = tmp_path / "share" / "kernels" / "python3"
     evil.mkdir(parents=True)
-    (evil / "kernel.json").write_text('{"argv": ["/nonexistent"], "display_name": "x", "language": "python"}')
+    (evil / "kernel.json").write_text(
+        '{"argv": ["/nonexistent"], "display_name": "x", "language": "python"}'
+    )
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "share"))
 
     def write(name, *cells):
-        made = [new_markdown_cell(f"intro\n\n# The title of {name}\n\n## more"),
-                new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})]
+        made = [
+            new_markdown_cell(f"intro\n\n# The title of {name}\n\n## more"),
+            new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]}),
+        ]
         made += [new_code_cell(c) if isinstance(c, str) else c for c in cells]
         spec = {"name": "python3", "display_name": "Python 3", "language": "python"}
-        nbformat.write(new_notebook(cells=made, metadata={"kernelspec": spec}), folder / f"{name}.ipynb")
+        nbformat.write(
+            new_notebook(cells=made, metadata={"kernelspec": spec}), folder / f"{name}.ipynb"
+        )
 
     return write, tmp_path
 
@@ -47,8 +54,11 @@ def start(root: Path, **options):
 
 def test_good_and_failing_notebooks(course):
     write, root = course
-    write("00_good", "import os, sys\nfrom pathlib import Path\nprint(seed, device, sys.executable)\n"
-          "Path(results_dir, 'ladder.png').write_bytes(b'png')\nPath(results_dir, 'cwd').write_text(os.getcwd())")
+    write(
+        "00_good",
+        "import os, sys\nfrom pathlib import Path\nprint(seed, device, sys.executable)\n"
+        "Path(results_dir, 'ladder.png').write_bytes(b'png')\nPath(results_dir, 'cwd').write_text(os.getcwd())",
+    )
     write("01_bad", "x = 1", "\nprint('start')\nraise ValueError('no\\nsuch luck')", "y = 2")
     write("02_dead", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", "y = 2")
     write("03_last", new_code_cell("1 / 0", metadata={"tags": ["raises-exception"]}), "y = 2")
@@ -86,7 +96,11 @@ def test_single_notebooks_add_to_what_is_there_and_a_whole_run_starts_anew(cours
     assert "not run yet" in (root / "out" / "index.html").read_text()
     write("01_b", "x = 1")
     assert [r.name for r in start(root, only=["01"])] == ["01_b"]
-    assert {r["name"] for r in json.loads((root / "out" / "runs.json").read_text())} == {"00_a", "01_b", "10_c"}
+    assert {r["name"] for r in json.loads((root / "out" / "runs.json").read_text())} == {
+        "00_a",
+        "01_b",
+        "10_c",
+    }
     assert not (root / "out" / "results" / "results-before.json").exists()
     start(root)
     assert (root / "out" / "results" / "results-before.json").exists()
@@ -115,8 +129,11 @@ def test_bad_input_is_refused_before_anything_runs(course):
     write, root = course
     write("00_a", "x = 1")
     profiles = root / "ci" / "profiles"
-    for text, named in (("a: [", "not readable as YAML"), ("- 1", "must hold"),
-                        ("profile: tiny\nspeed: 1", "must hold")):
+    for text, named in (
+        ("a: [", "not readable as YAML"),
+        ("- 1", "must hold"),
+        ("profile: tiny\nspeed: 1", "must hold"),
+    ):
         (profiles / "odd.yaml").write_text(text)
         with pytest.raises(PortError, match=named):
             start(root, profile="odd")
@@ -147,12 +164,21 @@ def test_pages_fetch_nothing_from_the_net(course):
     _, root = course
     folder = root / "notebooks"
     (folder / "a.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
-    text = ("Formulas $W^K_h$ and\n\n$$\\mathrm{silu}(a) = \\frac{a}{1 + e^{-a}}$$\n\n![picture](a.svg)\n\n"
-            "[next](02_b.ipynb#part), [file](../data/x.json), [web](https://example.org/a.ipynb)")
-    nb = new_notebook(cells=[new_markdown_cell(text), new_code_cell("secret = 1", metadata={"tags": ["hide-input"]}),
-                             new_code_cell("injected = 1", metadata={"tags": ["injected-parameters"]}),
-                             new_code_cell("shown = 1")])
-    page = pages.write_page(nb, "01_a", root / "out" / "pages", folder, following="02_b").read_text()
+    text = (
+        "Formulas $W^K_h$ and\n\n$$\\mathrm{silu}(a) = \\frac{a}{1 + e^{-a}}$$\n\n![picture](a.svg)\n\n"
+        "[next](02_b.ipynb#part), [file](../data/x.json), [web](https://example.org/a.ipynb)"
+    )
+    nb = new_notebook(
+        cells=[
+            new_markdown_cell(text),
+            new_code_cell("secret = 1", metadata={"tags": ["hide-input"]}),
+            new_code_cell("injected = 1", metadata={"tags": ["injected-parameters"]}),
+            new_code_cell("shown = 1"),
+        ]
+    )
+    page = pages.write_page(
+        nb, "01_a", root / "out" / "pages", folder, following="02_b"
+    ).read_text()
     assert not re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=[\"'](?:https?:)?//", page)
     assert "cdnjs" not in page
     assert page.count("<math") == 2
@@ -178,5 +204,7 @@ def test_title_is_the_first_heading(course):
     write, root = course
     write("00_a")
     assert read_notebook(root / "notebooks" / "00_a.ipynb").title == "The title of 00_a"
-    nbformat.write(new_notebook(cells=[new_code_cell("# no heading")]), root / "notebooks" / "01_b.ipynb")
+    nbformat.write(
+        new_notebook(cells=[new_code_cell("# no heading")]), root / "notebooks" / "01_b.ipynb"
+    )
     assert read_notebook(root / "notebooks" / "01_b.ipynb").title == "01_b"

@@ -1,4 +1,5 @@
-"""Fused attention against a dense float64 definition, layouts, masks and lengths; the permuting batched matmul."""
+"""Fused attention against a dense float64 definition, layouts, masks and lengths; the permuting
+batched matmul."""
 
 from __future__ import annotations
 
@@ -14,7 +15,9 @@ from dsv3_port.ops import reference
 B, N, S, L, D = 2, 4, 3, 7, 8
 
 
-def dense(q: Tensor, k: Tensor, v: Tensor, scale: float, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def dense(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, hidden: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """BNSD, equal heads, float64."""
     score = q.double() @ k.double().transpose(-1, -2) * scale
     if hidden is not None:
@@ -28,8 +31,12 @@ def qkv() -> tuple[Tensor, Tensor, Tensor]:
     return torch.randn(B, N, S, D), torch.randn(B, N, L, D), torch.randn(B, N, L, 5)
 
 
-def fused(q: Tensor, k: Tensor, v: Tensor, layout: str = "BNSD", **keywords: Any) -> tuple[Tensor, Tensor]:
-    return ops.npu_fused_infer_attention_score(q, k, v, num_heads=N, scale=0.3, input_layout=layout, **keywords)
+def fused(
+    q: Tensor, k: Tensor, v: Tensor, layout: str = "BNSD", **keywords: Any
+) -> tuple[Tensor, Tensor]:
+    return ops.npu_fused_infer_attention_score(
+        q, k, v, num_heads=N, scale=0.3, input_layout=layout, **keywords
+    )
 
 
 def into(x: Tensor, layout: str) -> Tensor:
@@ -39,8 +46,20 @@ def into(x: Tensor, layout: str) -> Tensor:
     return x.flatten(2) if layout == "BSH" else x
 
 
-@pytest.mark.parametrize("layout", ["BNSD", "BSND", "BSH", "BNSD_NBSD", "BSND_NBSD", "BSH_NBSD", "BNSD_BSND",
-                                    "BSND_BNSD", "BSH_BNSD"])
+@pytest.mark.parametrize(
+    "layout",
+    [
+        "BNSD",
+        "BSND",
+        "BSH",
+        "BNSD_NBSD",
+        "BSND_NBSD",
+        "BSH_NBSD",
+        "BNSD_BSND",
+        "BSND_BNSD",
+        "BSH_BNSD",
+    ],
+)
 def test_layouts(qkv: tuple[Tensor, Tensor, Tensor], layout: str) -> None:
     source, _, target = layout.partition("_")
     q, k, v = (into(t, source) for t in qkv)
@@ -55,7 +74,9 @@ def test_defaults_that_bite(qkv: tuple[Tensor, Tensor, Tensor]) -> None:
     """Scale 1.0, one head, BSH; no lse unless asked for."""
     q, k, v = (into(t, "BSH") for t in qkv)
     out, lse = ops.npu_fused_infer_attention_score(q, k, v)
-    torch.testing.assert_close(out[:, None], dense(q[:, None], k[:, None], v[:, None], 1.0)[0].float())
+    torch.testing.assert_close(
+        out[:, None], dense(q[:, None], k[:, None], v[:, None], 1.0)[0].float()
+    )
     assert lse.numel() == 0 and lse.dtype == torch.float32
 
 
@@ -72,17 +93,27 @@ def test_causal_modes(qkv: tuple[Tensor, Tensor, Tensor]) -> None:
 
 def test_causal_mode_counts_valid_positions(qkv: tuple[Tensor, Tensor, Tensor]) -> None:
     compressed = torch.ones(2048, 2048, dtype=torch.bool).triu(1)
-    out, _ = fused(*qkv, atten_mask=compressed, sparse_mode=3, actual_seq_lengths=[3, 2], actual_seq_lengths_kv=[7, 4])
+    out, _ = fused(
+        *qkv,
+        atten_mask=compressed,
+        sparse_mode=3,
+        actual_seq_lengths=[3, 2],
+        actual_seq_lengths_kv=[7, 4],
+    )
     for b, (queries, keys) in enumerate([(3, 7), (2, 4)]):
         hidden = torch.arange(keys) > torch.arange(queries)[:, None] + keys - queries
-        wanted, _ = dense(qkv[0][b, :, :queries], qkv[1][b, :, :keys], qkv[2][b, :, :keys], 0.3, hidden)
+        wanted, _ = dense(
+            qkv[0][b, :, :queries], qkv[1][b, :, :keys], qkv[2][b, :, :keys], 0.3, hidden
+        )
         torch.testing.assert_close(out[b, :, :queries], wanted.float())
         assert not out[b, :, queries:].any()
 
 
 @pytest.mark.parametrize("shape", [(S, L), (B, S, L), (B, 1, S, L)])
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int8, torch.uint8])
-def test_mask_as_given(qkv: tuple[Tensor, Tensor, Tensor], shape: tuple[int, ...], dtype: torch.dtype) -> None:
+def test_mask_as_given(
+    qkv: tuple[Tensor, Tensor, Tensor], shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
     hidden = torch.rand(shape) < 0.4
     hidden[..., 0] = False
     out, _ = fused(*qkv, atten_mask=hidden.to(dtype))
@@ -94,33 +125,56 @@ def test_hidden_rows_and_empty_caches(qkv: tuple[Tensor, Tensor, Tensor]) -> Non
     mask = torch.zeros(S, L, dtype=torch.bool)
     mask[1] = True
     out, _ = fused(*qkv, atten_mask=mask)
-    assert out[:, :, 1].isnan().all() and not out[:, :, [0, 2]].isnan().any()  # undefined on the device
+    assert (
+        out[:, :, 1].isnan().all() and not out[:, :, [0, 2]].isnan().any()
+    )  # undefined on the device
     out, _ = fused(*qkv, atten_mask=mask, inner_precise=2)
     assert not out[:, :, 1].any()
     out, _ = fused(*qkv, actual_seq_lengths_kv=[0, 3])
     assert not out[0].any()
-    torch.testing.assert_close(out[1], dense(qkv[0][1], qkv[1][1, :, :3], qkv[2][1, :, :3], 0.3)[0].float())
+    torch.testing.assert_close(
+        out[1], dense(qkv[0][1], qkv[1][1, :, :3], qkv[2][1, :, :3], 0.3)[0].float()
+    )
 
 
 def test_absorbed_mla_equals_expanded() -> None:
-    """Decode on the latent cache with rope inputs, bfloat16 bound; the scale stays that of 192 channels."""
+    """Decode on the latent cache with rope inputs, bfloat16 bound; the scale stays that of 192
+    channels."""
     torch.manual_seed(1)
     w_k, w_v = torch.randn(4, 128, 512) / 12, torch.randn(4, 512, 128) / 23
     q_nope, q_rope = torch.randn(2, 4, 1, 128), torch.randn(2, 4, 1, 64)
     latent, k_rope = torch.randn(2, 1, 9, 512) / 4, torch.randn(2, 1, 9, 64)
     keys, scale = latent @ w_k.transpose(-1, -2), 192**-0.5
     wanted, _ = ops.npu_fused_infer_attention_score(
-        q_nope, keys, latent @ w_v, query_rope=q_rope, key_rope=k_rope.expand(2, 4, 9, 64), num_heads=4, scale=scale,
-        input_layout="BNSD")
+        q_nope,
+        keys,
+        latent @ w_v,
+        query_rope=q_rope,
+        key_rope=k_rope.expand(2, 4, 9, 64),
+        num_heads=4,
+        scale=scale,
+        input_layout="BNSD",
+    )
     absorbed, _ = ops.npu_fused_infer_attention_score(
-        q_nope @ w_k, latent, latent, query_rope=q_rope, key_rope=k_rope, num_heads=4, num_key_value_heads=1,
-        scale=scale, input_layout="BNSD", actual_seq_lengths_kv=[9])
+        q_nope @ w_k,
+        latent,
+        latent,
+        query_rope=q_rope,
+        key_rope=k_rope,
+        num_heads=4,
+        num_key_value_heads=1,
+        scale=scale,
+        input_layout="BNSD",
+        actual_seq_lengths_kv=[9],
+    )
     torch.testing.assert_close(absorbed @ w_v, wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_paging_has_no_reference(qkv: tuple[Tensor, Tensor, Tensor]) -> None:
     with pytest.raises(NotImplementedError, match="block_table"):
-        reference.npu_fused_infer_attention_score(*qkv, block_table=torch.zeros(2, 1, dtype=torch.int32))
+        reference.npu_fused_infer_attention_score(
+            *qkv, block_table=torch.zeros(2, 1, dtype=torch.int32)
+        )
     with pytest.raises(NotImplementedError, match="TND"):
         reference.npu_fused_infer_attention_score(*qkv, input_layout="TND")
 
@@ -144,13 +198,16 @@ def test_head_matmul_and_attention(batch: int) -> None:
     q, k, v = torch.randn(batch, N, S, D), torch.randn(batch, N, L, D), torch.randn(batch, N, L, 5)
     hidden = torch.arange(L) > torch.arange(S)[:, None] + 2
     mask = torch.zeros(S, L).masked_fill(hidden, torch.finfo(torch.float32).min)
-    torch.testing.assert_close(ops.attention(q, k, v, mask, 0.3), dense(q, k, v, 0.3, hidden)[0].float())
+    torch.testing.assert_close(
+        ops.attention(q, k, v, mask, 0.3), dense(q, k, v, 0.3, hidden)[0].float()
+    )
     torch.testing.assert_close(ops.attention(q, k, v, None, 0.3), dense(q, k, v, 0.3)[0].float())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_attention_of_a_padding_query_is_finite(dtype: torch.dtype) -> None:
-    """All keys hidden by float32's lowest number, in every dtype: left padding must not turn into NaN."""
+    """All keys hidden by float32's lowest number, in every dtype: left padding must not turn into
+    NaN."""
     q, k, v = (torch.randn(1, 2, S, D).to(dtype) for _ in range(3))
     mask = torch.full((1, 1, S, S), torch.finfo(torch.float32).min)
     assert ops.attention(q, k, v, mask, 0.3).isfinite().all()

@@ -17,7 +17,9 @@ import dsv3_port
 from dsv3_port.errors import PortError
 from dsv3_port.ops import contracts, dispatch, reference
 
-SCHEMAS: dict[str, str] = json.loads((Path(__file__).parent / "schemas.json").read_text(encoding="utf-8"))
+SCHEMAS: dict[str, str] = json.loads(
+    (Path(__file__).parent / "schemas.json").read_text(encoding="utf-8")
+)
 OPERATORS = sorted(name for name in vars(dispatch) if name.startswith(("npu_", "scatter_")))
 
 
@@ -26,19 +28,29 @@ def from_schema(schema: str) -> list[tuple[str, bool, Any]]:
     empty = inspect.Parameter.empty
     if "Tensor" in schema:
         arguments = torch._C.parse_schema(schema).arguments
-        return [(a.name, a.kwarg_only, a.default_value if a.has_default_value() else empty) for a in arguments]
+        return [
+            (a.name, a.kwarg_only, a.default_value if a.has_default_value() else empty)
+            for a in arguments
+        ]
     definition = ast.parse(f"def {schema}: ...").body[0]  # MindSpeed's are Python functions
     assert isinstance(definition, ast.FunctionDef)
     pairs = zip(definition.args.kwonlyargs, definition.args.kw_defaults, strict=True)
     return [(a.arg, False, empty) for a in definition.args.args] + [
-        (a.arg, True, ast.literal_eval(default) if default else empty) for a, default in pairs]
+        (a.arg, True, ast.literal_eval(default) if default else empty) for a, default in pairs
+    ]
 
 
 @pytest.mark.parametrize("name", OPERATORS)
 def test_signature_is_the_schema(name: str) -> None:
     signature = inspect.signature(getattr(dispatch, name))
-    got = [(p.name, p.kind is p.KEYWORD_ONLY, list(p.default) if isinstance(p.default, tuple) else p.default)
-           for p in signature.parameters.values()]
+    got = [
+        (
+            p.name,
+            p.kind is p.KEYWORD_ONLY,
+            list(p.default) if isinstance(p.default, tuple) else p.default,
+        )
+        for p in signature.parameters.values()
+    ]
     assert got == from_schema(SCHEMAS[name])
 
 
@@ -58,16 +70,22 @@ def test_contracts_name_their_arguments_as_the_schema_does() -> None:
 
 
 def test_torch_npu_and_mindspeed_are_imported_in_one_place() -> None:
-    """Operators in ops/dispatch.py, torchair in engine/graph.py; hostnpu stands in for CANN and is apart."""
+    """Operators in ops/dispatch.py, torchair in engine/graph.py; hostnpu stands in for CANN and is
+    apart."""
     root, allowed = Path(dsv3_port.__file__).parent, {"ops/dispatch.py", "engine/graph.py"}
     for file in sorted(root.rglob("*.py")):
         place = file.relative_to(root).as_posix()
         if place in allowed or place.startswith("hostnpu/"):
             continue
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else (
-                [alias.name for alias in node.names] if isinstance(node, ast.Import) else [])
-            assert not any(n.split(".")[0] in ("torch_npu", "mindspeed", "torchair") for n in names), place
+            names = (
+                [node.module or ""]
+                if isinstance(node, ast.ImportFrom)
+                else ([alias.name for alias in node.names] if isinstance(node, ast.Import) else [])
+            )
+            assert not any(
+                n.split(".")[0] in ("torch_npu", "mindspeed", "torchair") for n in names
+            ), place
 
 
 class Recorder:
@@ -96,8 +114,16 @@ def device(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 
 def gmm_arguments() -> tuple[list[Tensor], list[Tensor], dict[str, Any]]:
-    return [torch.randn(6, 2)], [torch.randn(3, 2, 5)], {
-        "group_list": torch.tensor([2, 2, 2]), "group_type": 0, "split_item": 3, "group_list_type": 1}
+    return (
+        [torch.randn(6, 2)],
+        [torch.randn(3, 2, 5)],
+        {
+            "group_list": torch.tensor([2, 2, 2]),
+            "group_type": 0,
+            "split_item": 3,
+            "group_list_type": 1,
+        },
+    )
 
 
 def test_npu_tensors_go_to_torch_npu_with_the_same_arguments(device: SimpleNamespace) -> None:
@@ -105,9 +131,16 @@ def test_npu_tensors_go_to_torch_npu_with_the_same_arguments(device: SimpleNames
     assert dispatch.npu_rms_norm(x, gamma, 1e-5) == "device npu_rms_norm"
     assert dispatch.npu_swiglu(x, dim=-1) == "device npu_swiglu"
     cache, updates = torch.zeros(2, 1, 4, 3), torch.zeros(2, 1, 1, 3)
-    assert dispatch.scatter_update_(cache, torch.tensor([0, 1]), updates, -2) == "device scatter_update_"
+    assert (
+        dispatch.scatter_update_(cache, torch.tensor([0, 1]), updates, -2)
+        == "device scatter_update_"
+    )
     (first, second, third) = device.torch_npu.calls
-    assert first == ("npu_rms_norm", (x, gamma, 1e-5), {}) and second == ("npu_swiglu", (x,), {"dim": -1})
+    assert first == ("npu_rms_norm", (x, gamma, 1e-5), {}) and second == (
+        "npu_swiglu",
+        (x,),
+        {"dim": -1},
+    )
     assert third[0] == "scatter_update_" and not cache.any()
 
 
@@ -139,19 +172,25 @@ def test_mindspeed_operators_on_the_device(device: SimpleNamespace) -> None:
     assert dispatch.npu_gmm_v2(x, weight, group_list=torch.tensor([2, 2, 2])) == "device npu_gmm_v2"
 
 
-def test_other_devices_use_the_reference_whatever_the_provider(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_devices_use_the_reference_whatever_the_provider(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(dispatch, "_gmm_provider", "mindspeed")
     x, weight, keywords = gmm_arguments()
     (y,) = dispatch.npu_grouped_matmul(x, weight, **keywords)
     assert y.shape == (6, 5) and not dispatch.on_npu(y)
 
 
-def test_unknown_provider_and_missing_mindspeed_are_said_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_provider_and_missing_mindspeed_are_said_in_a_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     with pytest.raises(PortError, match="GMM_PROVIDER is 'cutlass'; it can be auto, torch_npu"):
         dispatch.use_gmm_provider("cutlass")
     monkeypatch.setattr(dispatch, "_mindspeed_gmm", None)
     monkeypatch.setitem(__import__("sys").modules, "mindspeed", None)
-    with pytest.raises(PortError, match="GMM_PROVIDER is mindspeed, and mindspeed.ops.gmm cannot be imported"):
+    with pytest.raises(
+        PortError, match="GMM_PROVIDER is mindspeed, and mindspeed.ops.gmm cannot be imported"
+    ):
         dispatch.mindspeed_gmm()
 
 
@@ -170,4 +209,6 @@ def test_linear(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     y = dispatch.linear(x, weight)
     assert y.is_contiguous() and y.dtype == dtype
     tolerance = {torch.float32: 1e-5, torch.bfloat16: 4e-2, torch.float64: 1e-12}[dtype]
-    torch.testing.assert_close(y.double(), x.double() @ weight.double().t(), rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(
+        y.double(), x.double() @ weight.double().t(), rtol=tolerance, atol=tolerance
+    )

@@ -1,4 +1,5 @@
-"""GMM_PROVIDER: the same experts through torch_npu's grouped matmul, MindSpeed's, and the reference."""
+"""GMM_PROVIDER: the same experts through torch_npu's grouped matmul, MindSpeed's, and the
+reference."""
 
 from __future__ import annotations
 
@@ -38,10 +39,17 @@ def gmm(monkeypatch: pytest.MonkeyPatch) -> Gmm:
 def arguments(counts: list[int], kind: int) -> tuple[list[Tensor], list[Tensor], dict[str, Any]]:
     generator = torch.Generator().manual_seed(0)
     sizes = torch.tensor(counts)
-    groups = {0: sizes.cumsum(0), 1: sizes, 2: torch.stack((torch.arange(len(counts)), sizes), 1)}[kind]
-    stored = torch.randn(len(counts), N, K, generator=generator)  # [E, N, K], as a checkpoint has it
-    return ([torch.randn(sum(counts), K, generator=generator)], [stored.transpose(1, 2)],
-            {"group_list": groups, "group_type": 0, "group_list_type": kind, "split_item": 3})
+    groups = {0: sizes.cumsum(0), 1: sizes, 2: torch.stack((torch.arange(len(counts)), sizes), 1)}[
+        kind
+    ]
+    stored = torch.randn(
+        len(counts), N, K, generator=generator
+    )  # [E, N, K], as a checkpoint has it
+    return (
+        [torch.randn(sum(counts), K, generator=generator)],
+        [stored.transpose(1, 2)],
+        {"group_list": groups, "group_type": 0, "group_list_type": kind, "split_item": 3},
+    )
 
 
 @pytest.mark.parametrize("counts", [[2, 1, 2, 1], [0, 3, 0, 3], [6, 0, 0, 0]])
@@ -62,7 +70,9 @@ def test_mindspeed_gets_pairs_that_skip_a_group_as_cumulative_rows(gmm: Gmm) -> 
     x, weight, keywords = arguments([2, 0, 3, 1], 1)
     pairs = torch.tensor([[0, 2], [2, 3], [3, 1], [0, 0]])
     dispatch.use_gmm_provider("mindspeed")
-    (y,) = dispatch.npu_grouped_matmul(x, weight, **{**keywords, "group_list": pairs, "group_list_type": 2})
+    (y,) = dispatch.npu_grouped_matmul(
+        x, weight, **{**keywords, "group_list": pairs, "group_list_type": 2}
+    )
     (want,) = reference.npu_grouped_matmul(x, weight, **keywords)
     torch.testing.assert_close(y, want)
     assert gmm.calls == [("npu_gmm", [2, 2, 5, 6])]
@@ -88,9 +98,14 @@ def test_the_stand_in_checks_as_mindspeed_does(gmm: Gmm) -> None:
         (TypeError, gmm.npu_gmm_v2, {"group_list": [2, 1, 2, 1]}),
         (ValueError, gmm.npu_gmm, {"group_list": [6]}),
         (ValueError, gmm.npu_gmm, {"group_list": torch.tensor([[2, 3, 5, 6]])}),
-        (ValueError, gmm.npu_gmm, {"group_list": torch.tensor([2, 1, 2, 1])}),  # counts, taken for row numbers
+        (
+            ValueError,
+            gmm.npu_gmm,
+            {"group_list": torch.tensor([2, 1, 2, 1])},
+        ),  # counts, taken for row numbers
         (ValueError, gmm.npu_gmm_v2, {"group_list": torch.tensor([2, 3, 5, 6])}),
-        (ValueError, gmm.npu_gmm, {"group_list": torch.tensor([2, 3, 5, 6]), "group_type": 2})]
+        (ValueError, gmm.npu_gmm, {"group_list": torch.tensor([2, 3, 5, 6]), "group_type": 2}),
+    ]
     for kind, function, keywords in wrong:
         with pytest.raises(kind):
             function(x, weight, **keywords)
@@ -98,10 +113,19 @@ def test_the_stand_in_checks_as_mindspeed_does(gmm: Gmm) -> None:
         gmm.npu_gmm([x], [weight], group_list=[2, 3, 5, 6])
 
 
-@pytest.mark.parametrize("plan", [PortPlan.full(), PortPlan.full().replace(npu_routing_kernel=False),
-                                  PortPlan.full().replace(mlp="split")])
-def test_a_model_says_the_same_through_mindspeed(monkeypatch: pytest.MonkeyPatch, plan: PortPlan) -> None:
-    """The whole model, every operator by its reference but the grouped matmul, which goes through MindSpeed."""
+@pytest.mark.parametrize(
+    "plan",
+    [
+        PortPlan.full(),
+        PortPlan.full().replace(npu_routing_kernel=False),
+        PortPlan.full().replace(mlp="split"),
+    ],
+)
+def test_a_model_says_the_same_through_mindspeed(
+    monkeypatch: pytest.MonkeyPatch, plan: PortPlan
+) -> None:
+    """The whole model, every operator by its reference but the grouped matmul, which goes through
+    MindSpeed."""
     model = build(DeepseekV3Config.preset("tiny"), plan)
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
@@ -110,19 +134,31 @@ def test_a_model_says_the_same_through_mindspeed(monkeypatch: pytest.MonkeyPatch
     want = model(ids)
     gmm = install(monkeypatch)
     monkeypatch.setattr(dispatch, "_mindspeed_gmm", None)
-    monkeypatch.setattr(dispatch, "_torch_npu", SimpleNamespace(
-        **{n: getattr(reference, n) for n in vars(reference) if n.startswith(("npu_", "scatter_"))}))
+    monkeypatch.setattr(
+        dispatch,
+        "_torch_npu",
+        SimpleNamespace(
+            **{
+                n: getattr(reference, n)
+                for n in vars(reference)
+                if n.startswith(("npu_", "scatter_"))
+            }
+        ),
+    )
     monkeypatch.setattr(dispatch, "on_npu", lambda tensor: True)
     monkeypatch.setattr(dispatch, "_gmm_provider", "auto")
     dispatch.use_gmm_provider("mindspeed")
     torch.testing.assert_close(model(ids), want, rtol=1e-5, atol=1e-5)
     layers = model.config.num_hidden_layers - model.config.first_k_dense_replace
-    assert [name for name, _ in gmm.calls] == ["npu_gmm"] * layers * (2 if plan.mlp == "merged" else 3)
+    assert [name for name, _ in gmm.calls] == ["npu_gmm"] * layers * (
+        2 if plan.mlp == "merged" else 3
+    )
 
 
 @pytest.mark.parametrize(("device", "want"), [("npu", "reference"), ("cpu", "auto")])
 def test_a_model_for_the_npu_is_loaded_with_the_provider_of_the_environment(
-        monkeypatch: pytest.MonkeyPatch, device: str, want: str) -> None:
+    monkeypatch: pytest.MonkeyPatch, device: str, want: str
+) -> None:
     class Stop(Exception):
         pass
 
@@ -147,6 +183,8 @@ def test_a_flag_reaches_every_rank_by_the_environment(monkeypatch: pytest.Monkey
 def test_the_setting_knows_the_same_providers() -> None:
     (row,) = [row for row in TABLE if row.variable == "GMM_PROVIDER"]
     assert row.choices == dispatch.GMM_PROVIDERS and row.default == "auto"
-    assert Settings.from_env_and_flags({}, {"GMM_PROVIDER": "mindspeed"}).gmm_provider == "mindspeed"
+    assert (
+        Settings.from_env_and_flags({}, {"GMM_PROVIDER": "mindspeed"}).gmm_provider == "mindspeed"
+    )
     with pytest.raises(PortError, match="GMM_PROVIDER is 'cutlass'"):
         dataclasses.replace(Settings(), gmm_provider="cutlass")

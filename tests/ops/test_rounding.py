@@ -1,4 +1,5 @@
-"""Where 16-bit operators round, against numpy emulations made step by step; and float64 against the definitions."""
+"""Where 16-bit operators round, against numpy emulations made step by step; and float64 against the
+definitions."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ def f32(x: Tensor) -> np.ndarray:
 
 
 def same(got: Tensor, wanted: np.ndarray, share: float = 0.0) -> None:
-    """Bit for bit but for a `share` of elements, where float32's own last bit (order of a sum, exp) tips a rounding."""
+    """Bit for bit but for a `share` of elements, where float32's own last bit (order of a sum, exp)
+    tips a rounding."""
     wrong = (f32(got) != wanted).mean()
     assert wrong <= share, f"{wrong:.4%} of the elements differ"
 
@@ -107,7 +109,9 @@ def test_swiglu_rounds_once(dtype: torch.dtype) -> None:
     gate, up = x.double().chunk(2, -1)
     exact = gate / (1 + torch.exp(-gate)) * up
     same(ops.npu_swiglu(x), rounded(values(exact), dtype), share=2e-3)
-    torch.testing.assert_close(ops.npu_swiglu(x.transpose(0, 1).contiguous(), 0), ops.npu_swiglu(x).t())
+    torch.testing.assert_close(
+        ops.npu_swiglu(x.transpose(0, 1).contiguous(), 0), ops.npu_swiglu(x).t()
+    )
 
 
 @pytest.mark.parametrize("dtype", HALF)
@@ -127,18 +131,29 @@ def test_rotation_matrix_equals_half_mode() -> None:
     x, cos, sin = torch.randn(1, 2, 3, 8), torch.rand(1, 1, 3, 8), torch.rand(1, 1, 3, 8)
     matrix = torch.zeros(8, 8)
     matrix[4:, :4], matrix[:4, 4:] = -torch.eye(4), torch.eye(4)
-    torch.testing.assert_close(ops.npu_rotary_mul(x, cos, sin, "half", matrix), ops.npu_rotary_mul(x, cos, sin))
+    torch.testing.assert_close(
+        ops.npu_rotary_mul(x, cos, sin, "half", matrix), ops.npu_rotary_mul(x, cos, sin)
+    )
 
 
-@pytest.mark.parametrize(("dtype", "wide_scales"), [(torch.bfloat16, False), (torch.bfloat16, True),
-                                                    (torch.float16, False), (torch.float32, False)])
+@pytest.mark.parametrize(
+    ("dtype", "wide_scales"),
+    [
+        (torch.bfloat16, False),
+        (torch.bfloat16, True),
+        (torch.float16, False),
+        (torch.float32, False),
+    ],
+)
 @pytest.mark.parametrize("mode", [0, 2])
 def test_finalize_routing_adds_in_order(dtype: torch.dtype, wide_scales: bool, mode: int) -> None:
     n, k, h, e = 5, 4, 64, 3
     rows, skip1, skip2, bias = (draws(dtype, *s) for s in ((n * k, h), (n, h), (n, h), (e, h)))
     scales = draws(torch.float32 if wide_scales else dtype, n, k)
     index, experts = torch.randperm(n * k).int(), torch.randint(0, e, (n, k)).int()
-    got = ops.npu_moe_finalize_routing(rows, skip1, skip2, bias, scales, index, experts, drop_pad_mode=mode)
+    got = ops.npu_moe_finalize_routing(
+        rows, skip1, skip2, bias, scales, index, experts, drop_pad_mode=mode
+    )
     step = torch.float32 if dtype == torch.bfloat16 else dtype  # fp16 really accumulates in fp16
     place = index.view(n, k).numpy() if mode == 2 else index.view(k, n).t().numpy()
     wanted = rounded(f32(skip1) + f32(skip2), step)
@@ -154,24 +169,36 @@ def test_finalize_routing_minus_one() -> None:
     for dtype, kept in ((torch.bfloat16, 0.0), (torch.float32, 2.0)):
         rows, bias = torch.ones(2, 2, 3, dtype=dtype), torch.full((2, 3), 2.0, dtype=dtype)
         for mode in (1, 3):
-            out = ops.npu_moe_finalize_routing(rows, None, None, bias, torch.ones(1, 2, dtype=dtype),
-                                               torch.tensor([-1, 3], dtype=torch.int32),
-                                               torch.tensor([[0, 1]], dtype=torch.int32), drop_pad_mode=mode)
+            out = ops.npu_moe_finalize_routing(
+                rows,
+                None,
+                None,
+                bias,
+                torch.ones(1, 2, dtype=dtype),
+                torch.tensor([-1, 3], dtype=torch.int32),
+                torch.tensor([[0, 1]], dtype=torch.int32),
+                drop_pad_mode=mode,
+            )
             torch.testing.assert_close(out, torch.full((1, 3), 3.0 + kept, dtype=dtype))
 
 
 def test_finalize_routing_without_scales() -> None:
     rows = torch.randn(6, 4)
-    out = ops.npu_moe_finalize_routing(rows, None, None, None, None, torch.arange(6, dtype=torch.int32), None, k=2)
+    out = ops.npu_moe_finalize_routing(
+        rows, None, None, None, None, torch.arange(6, dtype=torch.int32), None, k=2
+    )
     torch.testing.assert_close(out, rows[:3] + rows[3:])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_gating_works_in_float32(dtype: torch.dtype) -> None:
     x, bias = draws(dtype, 16, 32), draws(dtype, 32)
-    y, experts, _ = ops.npu_moe_gating_top_k(x, 4, bias=bias, norm_type=1, routed_scaling_factor=2.5)
-    wide_y, wide_experts, _ = ops.npu_moe_gating_top_k(x.float(), 4, bias=bias.float(), norm_type=1,
-                                                       routed_scaling_factor=2.5)
+    y, experts, _ = ops.npu_moe_gating_top_k(
+        x, 4, bias=bias, norm_type=1, routed_scaling_factor=2.5
+    )
+    wide_y, wide_experts, _ = ops.npu_moe_gating_top_k(
+        x.float(), 4, bias=bias.float(), norm_type=1, routed_scaling_factor=2.5
+    )
     assert torch.equal(experts, wide_experts)
     same(y, rounded(wide_y.numpy(), dtype))
 
@@ -181,7 +208,9 @@ def test_float64_stays_float64() -> None:
     x, gamma = torch.randn(4, 64, dtype=torch.float64), torch.randn(64, dtype=torch.float64)
     wanted = x / (x.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt() * gamma
     torch.testing.assert_close(ops.npu_rms_norm(x, gamma)[0], wanted, rtol=1e-14, atol=1e-14)
-    torch.testing.assert_close(ops.npu_add_rms_norm(x, x * 0, gamma)[0], wanted, rtol=1e-14, atol=1e-14)
+    torch.testing.assert_close(
+        ops.npu_add_rms_norm(x, x * 0, gamma)[0], wanted, rtol=1e-14, atol=1e-14
+    )
     assert reference.npu_swiglu(x).dtype == torch.float64
 
 
@@ -189,11 +218,19 @@ def test_float64_stays_float64() -> None:
 def test_kv_rmsnorm_rope_cache_norm_mode(dtype: torch.dtype) -> None:
     kv, gamma = draws(dtype, 2, 1, 3, 576), draws(dtype, 512)
     cos, sin = draws(dtype, 2, 1, 3, 64), draws(dtype, 2, 1, 3, 64)
-    k_cache, ckv_cache = torch.zeros(2, 1, 9, 64, dtype=dtype), torch.zeros(2, 1, 9, 512, dtype=dtype)
+    k_cache, ckv_cache = (
+        torch.zeros(2, 1, 9, 64, dtype=dtype),
+        torch.zeros(2, 1, 9, 512, dtype=dtype),
+    )
     index = torch.tensor([[4, 0, 7], [1, 2, 3]])
-    *_, k_embed, y = ops.npu_kv_rmsnorm_rope_cache(kv, gamma, cos, sin, index, k_cache, ckv_cache, epsilon=1e-6)
+    *_, k_embed, y = ops.npu_kv_rmsnorm_rope_cache(
+        kv, gamma, cos, sin, index, k_cache, ckv_cache, epsilon=1e-6
+    )
     assert k_embed.isnan().all() and y.isnan().all()  # not output in this mode
-    latent, rope = ops.npu_rms_norm(kv[..., :512], gamma)[0], reference.npu_interleave_rope(kv[..., 512:], cos, sin)
+    latent, rope = (
+        ops.npu_rms_norm(kv[..., :512], gamma)[0],
+        reference.npu_interleave_rope(kv[..., 512:], cos, sin),
+    )
     for b in range(2):
         assert torch.equal(ckv_cache[b, 0, index[b]], latent[b, 0])
         assert torch.equal(k_cache[b, 0, index[b]], rope[b, 0])
@@ -202,10 +239,31 @@ def test_kv_rmsnorm_rope_cache_norm_mode(dtype: torch.dtype) -> None:
 
 
 def test_kv_rmsnorm_rope_cache_int8() -> None:
-    kv, gamma, table = draws(torch.float16, 1, 1, 2, 576), torch.ones(512).half(), torch.ones(1, 1, 2, 64).half()
-    k_cache, ckv_cache = torch.zeros(1, 4, 1, 64, dtype=torch.int8), torch.zeros(1, 4, 1, 512, dtype=torch.int8)
+    kv, gamma, table = (
+        draws(torch.float16, 1, 1, 2, 576),
+        torch.ones(512).half(),
+        torch.ones(1, 1, 2, 64).half(),
+    )
+    k_cache, ckv_cache = (
+        torch.zeros(1, 4, 1, 64, dtype=torch.int8),
+        torch.zeros(1, 4, 1, 512, dtype=torch.int8),
+    )
     *_, k_embed, y = ops.npu_kv_rmsnorm_rope_cache(
-        kv, gamma, table, table, torch.tensor([0, 1]), k_cache, ckv_cache, k_rope_scale=torch.full((64,), 30.0),
-        c_kv_scale=torch.full((512,), 50.0), cache_mode="PA_BNSD", is_output_kv=True)
-    assert torch.equal(ckv_cache[0, :2, 0], (y[0, 0].float() * 50).round().clamp(-128, 127).to(torch.int8))
-    assert torch.equal(k_cache[0, :2, 0], (k_embed[0, 0].float() * 30).round().clamp(-128, 127).to(torch.int8))
+        kv,
+        gamma,
+        table,
+        table,
+        torch.tensor([0, 1]),
+        k_cache,
+        ckv_cache,
+        k_rope_scale=torch.full((64,), 30.0),
+        c_kv_scale=torch.full((512,), 50.0),
+        cache_mode="PA_BNSD",
+        is_output_kv=True,
+    )
+    assert torch.equal(
+        ckv_cache[0, :2, 0], (y[0, 0].float() * 50).round().clamp(-128, 127).to(torch.int8)
+    )
+    assert torch.equal(
+        k_cache[0, :2, 0], (k_embed[0, 0].float() * 30).round().clamp(-128, 127).to(torch.int8)
+    )

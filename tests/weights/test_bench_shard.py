@@ -1,4 +1,5 @@
-"""The splitter's benchmark: its ratios are paired within a round, and every kind moves the bytes that it says."""
+"""The splitter's benchmark: its ratios are paired within a round, and every kind moves the bytes
+that it says."""
 
 from __future__ import annotations
 
@@ -17,9 +18,15 @@ from dsv3_port.weights import synthetic
 
 
 def turns(seconds: dict[str, float], **more: int) -> dict:
-    return {"source_bytes": 1000, "codes": 800, **more,
-            **{kind: {"seconds": s, "bytes": 4000, "rss_anon": 100 if kind == "split" else 1000}
-               for kind, s in seconds.items()}}
+    return {
+        "source_bytes": 1000,
+        "codes": 800,
+        **more,
+        **{
+            kind: {"seconds": s, "bytes": 4000, "rss_anon": 100 if kind == "split" else 1000}
+            for kind, s in seconds.items()
+        },
+    }
 
 
 def test_ratios():
@@ -27,9 +34,14 @@ def test_ratios():
     kernel = turns({"read": 1, "write": 1, "kernel": 15, "split": 4, "ordinary": 12})
     found = bench_shard.summary([disk, kernel, turns({"cp": 3, "split": 4})])
     (size,) = found["sizes"]
-    assert size["bound_seconds"] == {"median": 3.5, "low": 3, "high": 4, "n": 2}, "the slower of disk and processor"
+    assert size["bound_seconds"] == {"median": 3.5, "low": 3, "high": 4, "n": 2}, (
+        "the slower of disk and processor"
+    )
     assert (size["share_of_bound"]["low"], size["share_of_bound"]["high"]) == (0.75, 0.8)
-    assert (found["ordinary"]["times_faster"]["low"], found["ordinary"]["times_faster"]["high"]) == (3, 4)
+    assert (
+        found["ordinary"]["times_faster"]["low"],
+        found["ordinary"]["times_faster"]["high"],
+    ) == (3, 4)
     assert found["ordinary"]["share_of_memory"]["median"] == 0.1
     assert found["without_dequantising"]["share_of_cp"]["median"] == 0.75
 

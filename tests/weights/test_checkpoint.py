@@ -1,4 +1,5 @@
-"""The checkpoint reader: published FP8, what transformers saves, and every way a folder can be wrong."""
+"""The checkpoint reader: published FP8, what transformers saves, and every way a folder can be
+wrong."""
 
 from __future__ import annotations
 
@@ -48,16 +49,22 @@ def test_the_embedded_model_is_in_the_published_form():
     checkpoint = Checkpoint.open(TINY)
     config = checkpoint.config
     assert config == DeepseekV3Config.preset("tiny")
-    assert {n: checkpoint.shape(n) for n in checkpoint.names} == {n: s for n, s, _ in published_tensors(config)}
+    assert {n: checkpoint.shape(n) for n in checkpoint.names} == {
+        n: s for n, s, _ in published_tensors(config)
+    }
     kv_a = "model.layers.0.self_attn.kv_a_proj_with_mqa.weight"
     assert checkpoint.stored_dtype(kv_a) == torch.float8_e4m3fn
     assert checkpoint.shape(kv_a)[0] % 128, "an edge block is part of the format"
     assert checkpoint.stored_dtype("model.embed_tokens.weight") == torch.bfloat16
     bias = checkpoint.read("model.layers.1.mlp.gate.e_score_correction_bias")
-    assert checkpoint.stored_dtype("model.layers.1.mlp.gate.e_score_correction_bias") == torch.float32
+    assert (
+        checkpoint.stored_dtype("model.layers.1.mlp.gate.e_score_correction_bias") == torch.float32
+    )
     assert bias.abs().max() > 0, "the bias was trained"
     assert len(checkpoint.files) > 1 and checkpoint.nbytes < 12 << 20
-    assert json.loads((TINY / "config.json").read_text())["quantization_config"]["weight_block_size"] == [128, 128]
+    assert json.loads((TINY / "config.json").read_text())["quantization_config"][
+        "weight_block_size"
+    ] == [128, 128]
 
 
 def test_every_value_as_the_definition_says():
@@ -73,9 +80,14 @@ def test_what_transformers_saves_loads_as_well(dtype, tmp_path):
     assert "rope_parameters" in json.loads((tmp_path / "hf" / "config.json").read_text())
     want = load_model(TINY, PortPlan.full(), "cpu", dtype)
     got = load_model(tmp_path / "hf", PortPlan.full(), "cpu", dtype)
-    assert got.config.replace(fp8=True, num_nextn_predict_layers=1, torch_dtype="bfloat16") == want.config
+    assert (
+        got.config.replace(fp8=True, num_nextn_predict_layers=1, torch_dtype="bfloat16")
+        == want.config
+    )
     for (name, a), (_, b) in zip(got.named_parameters(), want.named_parameters(), strict=True):
-        torch.testing.assert_close(a, b, rtol=2**-8 if dtype == torch.bfloat16 else 0, atol=0, msg=name)
+        torch.testing.assert_close(
+            a, b, rtol=2**-8 if dtype == torch.bfloat16 else 0, atol=0, msg=name
+        )
 
 
 def test_plain_checkpoints_without_q_lora(tmp_path):
@@ -86,7 +98,9 @@ def test_plain_checkpoints_without_q_lora(tmp_path):
     ids = torch.arange(3, 12).unsqueeze(0)
     with torch.no_grad():
         want = hf_model(path)(ids, use_cache=False).logits[:, -1:]
-    assert float((load_model(path, device="cpu")(ids) - want).abs().max() / want.abs().max()) <= 1e-5
+    assert (
+        float((load_model(path, device="cpu")(ids) - want).abs().max() / want.abs().max()) <= 1e-5
+    )
 
 
 def test_a_single_file_without_an_index(copy):
@@ -149,7 +163,9 @@ def test_damaged_folders_are_named(copy):
         Checkpoint.open(copy)
     header = b'{"a": {"data_offsets": [0, 0]}}'
     shard.write_bytes(struct.pack("<Q", len(header)) + header)
-    with pytest.raises(PortError, match=f"{shard.name}: not readable as safetensors: a tensor without dtype"):
+    with pytest.raises(
+        PortError, match=f"{shard.name}: not readable as safetensors: a tensor without dtype"
+    ):
         Checkpoint.open(copy)
     shard.unlink()
     with pytest.raises(PortError, match="is the download complete"):
@@ -161,7 +177,9 @@ def test_damaged_folders_are_named(copy):
     for file in copy.glob("*.safetensors"):
         file.unlink()
     (copy / "pytorch_model.bin").write_bytes(b"x")
-    with pytest.raises(PortError, match="pytorch_model.bin is a pickle, and only safetensors are read"):
+    with pytest.raises(
+        PortError, match="pytorch_model.bin is a pickle, and only safetensors are read"
+    ):
         Checkpoint.open(copy)
     with pytest.raises(PortError, match="no such file"):
         Checkpoint.open(copy / "nowhere")
@@ -179,8 +197,12 @@ def test_a_tensor_in_two_shards_is_refused(copy):
 
 def test_a_missing_scale_is_an_error_that_names_the_tensor(copy):
     rewrite(copy, lambda t, n: t.pop(n + "_scale_inv"))
-    edit_index(copy, lambda m: m.pop("model.layers.0.self_attn.kv_a_proj_with_mqa.weight_scale_inv"))
-    with pytest.raises(PortError, match=r"kv_a_proj_with_mqa.weight is FP8 and its .*_scale_inv is missing"):
+    edit_index(
+        copy, lambda m: m.pop("model.layers.0.self_attn.kv_a_proj_with_mqa.weight_scale_inv")
+    )
+    with pytest.raises(
+        PortError, match=r"kv_a_proj_with_mqa.weight is FP8 and its .*_scale_inv is missing"
+    ):
         Checkpoint.open(copy)
 
 
@@ -198,7 +220,9 @@ def test_a_scale_that_is_not_float32_is_refused(copy):
 
 def test_an_impossible_scale_is_named_when_it_is_read(copy):
     rewrite(copy, lambda t, n: t[n + "_scale_inv"].fill_(float("nan")))
-    with pytest.raises(PortError, match="kv_a_proj_with_mqa.weight: weight_scale_inv holds a negative"):
+    with pytest.raises(
+        PortError, match="kv_a_proj_with_mqa.weight: weight_scale_inv holds a negative"
+    ):
         Checkpoint.open(copy).read("model.layers.0.self_attn.kv_a_proj_with_mqa.weight")
 
 
@@ -206,14 +230,20 @@ def test_an_index_that_names_the_wrong_shard(copy):
     first, second = sorted(copy.glob("*.safetensors"))[:2]
     name = next(iter(load_file(first)))
     edit_index(copy, lambda m: m.update({name: second.name}))
-    with pytest.raises(PortError, match=f"says that {name} is in {second.name}, which does not hold it"):
+    with pytest.raises(
+        PortError, match=f"says that {name} is in {second.name}, which does not hold it"
+    ):
         Checkpoint.open(copy)
 
 
 def test_a_value_is_the_callers_own():
     """Writing into it must not reach the file, whatever the stored form."""
     checkpoint = Checkpoint.open(TINY)
-    for name in ("model.norm.weight", "model.layers.1.mlp.gate.e_score_correction_bias", "lm_head.weight"):
+    for name in (
+        "model.norm.weight",
+        "model.layers.1.mlp.gate.e_score_correction_bias",
+        "lm_head.weight",
+    ):
         value = checkpoint.read(name, checkpoint.stored_dtype(name))
         before = value.clone()
         value.zero_()
@@ -230,14 +260,18 @@ def test_a_dtype_that_is_not_read_is_named(copy):
 
 def test_config_and_weights_that_do_not_belong_together(copy):
     values = json.loads((copy / "config.json").read_text())
-    (copy / "config.json").write_text(json.dumps(values | {"num_hidden_layers": 5, "num_nextn_predict_layers": 0}))
+    (copy / "config.json").write_text(
+        json.dumps(values | {"num_hidden_layers": 5, "num_nextn_predict_layers": 0})
+    )
     with pytest.raises(PortError, match="have no place in the model"):
         load_model(copy, device="cpu")  # the MTP layer's own tensors
     (copy / "config.json").write_text(json.dumps(values | {"n_routed_experts": 20}))
     with pytest.raises(PortError, match="are missing, first model.layers.1.mlp.experts.16"):
         load_model(copy, device="cpu")
     (copy / "config.json").write_text(json.dumps(values | {"intermediate_size": 256}))
-    with pytest.raises(PortError, match=r"gate_proj.weight is \[512, 256\], config.json asks for \[256, 256\]"):
+    with pytest.raises(
+        PortError, match=r"gate_proj.weight is \[512, 256\], config.json asks for \[256, 256\]"
+    ):
         load_model(copy, device="cpu")
 
 
@@ -256,7 +290,8 @@ def test_writing_stops_clean(tmp_path):
 
 
 def test_any_flipped_bit_of_a_header_is_refused_or_harmless(copy):
-    """A flip in the header, the index or a scale: an error that names the file, or the same values; never a crash."""
+    """A flip in the header, the index or a scale: an error that names the file, or the same values;
+    never a crash."""
     name = "model.layers.0.self_attn.kv_a_proj_with_mqa.weight"
     before = Checkpoint.open(copy)
     file, at, _ = before.place(name)
@@ -323,6 +358,10 @@ def test_a_config_that_contradicts_the_dtypes_is_refused(promised, tmp_path):
     if promised:
         values |= {"quantization_config": SMALL.replace(fp8=True).to_dict()["quantization_config"]}
     (source / "config.json").write_text(json.dumps(values))
-    match = "stored as bfloat16, and config.json promises FP8" if promised else "e4m3fn, and config.json says nothing"
+    match = (
+        "stored as bfloat16, and config.json promises FP8"
+        if promised
+        else "e4m3fn, and config.json says nothing"
+    )
     with pytest.raises(PortError, match=match):
         load_model(source, device="cpu")

@@ -1,4 +1,5 @@
-"""FP8 blocks against the plain definition in float64, in the shapes that transformers 5.23 refuses or misreads."""
+"""FP8 blocks against the plain definition in float64, in the shapes that transformers 5.23 refuses
+or misreads."""
 
 from __future__ import annotations
 
@@ -8,7 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsv3_port import PortError
-from dsv3_port.weights.fp8 import FP8, dequantize_blocks, quantize_blocks, scale_shape, stored_as_fp8
+from dsv3_port.weights.fp8 import (
+    FP8,
+    dequantize_blocks,
+    quantize_blocks,
+    scale_shape,
+    stored_as_fp8,
+)
 from tests.oracle import plain_dequantize
 
 
@@ -39,7 +46,9 @@ def test_any_shape(rows, cols, seed):
 
 
 @settings(max_examples=20, deadline=None, derandomize=True)
-@given(rows=st.integers(1, 300), cols=st.integers(1, 300), magnitude=st.sampled_from([1e-6, 1.0, 1e4]))
+@given(
+    rows=st.integers(1, 300), cols=st.integers(1, 300), magnitude=st.sampled_from([1e-6, 1.0, 1e4])
+)
 def test_quantising_keeps_three_mantissa_bits(rows, cols, magnitude):
     values = torch.randn(rows, cols, generator=torch.Generator().manual_seed(rows)) * magnitude
     codes, scale = quantize_blocks(values)
@@ -68,9 +77,20 @@ def test_a_grid_of_another_shape_is_refused():
 
 
 def test_which_tensors_are_fp8():
-    yes = ["model.layers.0.self_attn.kv_b_proj.weight", "model.layers.3.mlp.experts.7.down_proj.weight",
-           "model.layers.3.mlp.shared_experts.gate_proj.weight", "model.layers.61.self_attn.q_a_proj.weight"]
-    no = ["model.embed_tokens.weight", "lm_head.weight", "model.layers.3.mlp.gate.weight", "model.norm.weight",
-          "model.layers.3.mlp.gate.e_score_correction_bias", "model.layers.61.eh_proj.weight",
-          "model.layers.0.self_attn.q_a_layernorm.weight", "model.layers.61.shared_head.head.weight"]
+    yes = [
+        "model.layers.0.self_attn.kv_b_proj.weight",
+        "model.layers.3.mlp.experts.7.down_proj.weight",
+        "model.layers.3.mlp.shared_experts.gate_proj.weight",
+        "model.layers.61.self_attn.q_a_proj.weight",
+    ]
+    no = [
+        "model.embed_tokens.weight",
+        "lm_head.weight",
+        "model.layers.3.mlp.gate.weight",
+        "model.norm.weight",
+        "model.layers.3.mlp.gate.e_score_correction_bias",
+        "model.layers.61.eh_proj.weight",
+        "model.layers.0.self_attn.q_a_layernorm.weight",
+        "model.layers.61.shared_head.head.weight",
+    ]
     assert [n for n in yes + no if stored_as_fp8(n)] == yes

@@ -1,4 +1,5 @@
-"""The on-disk splitter: what is written, what is refused, and that nothing half-written looks complete."""
+"""The on-disk splitter: what is written, what is refused, and that nothing half-written looks
+complete."""
 
 from __future__ import annotations
 
@@ -18,17 +19,30 @@ from dsv3_port import DeepseekV3Config, PortError, PortPlan, load_model
 from dsv3_port.parallel import TensorParallel
 from dsv3_port.weights import estimate, shard, stream
 from dsv3_port.weights.layout import left_out, targets
-from dsv3_port.weights.shard import is_sharded, load_shard, rank_folder, shard_checkpoint, verify_shards
+from dsv3_port.weights.shard import (
+    is_sharded,
+    load_shard,
+    rank_folder,
+    shard_checkpoint,
+    verify_shards,
+)
 from dsv3_port.weights.synthetic import synthetic_checkpoint
 from tests.oracle import plain_tensors
 
 TINY = Path(__file__).parents[2] / "data" / "tiny-dsv3"
 CONFIG = DeepseekV3Config.from_pretrained(TINY)
-LAYOUTS = [PortPlan(tensor_parallel=True, attention=a, experts=e, mlp=m)
-           for a, e, m in itertools.product(("expanded", "low_rank"), ("loop", "grouped"), ("split", "merged"))]
-PLANS = {"full": PortPlan.full(), "tp": PortPlan.with_steps("tensor_parallel"),
-         "low rank, loop": PortPlan.with_steps("tensor_parallel", "mla_low_rank"),
-         "grouped, split": PortPlan.with_steps("tensor_parallel", "gmm_routing")}
+LAYOUTS = [
+    PortPlan(tensor_parallel=True, attention=a, experts=e, mlp=m)
+    for a, e, m in itertools.product(
+        ("expanded", "low_rank"), ("loop", "grouped"), ("split", "merged")
+    )
+]
+PLANS = {
+    "full": PortPlan.full(),
+    "tp": PortPlan.with_steps("tensor_parallel"),
+    "low rank, loop": PortPlan.with_steps("tensor_parallel", "mla_low_rank"),
+    "grouped, split": PortPlan.with_steps("tensor_parallel", "gmm_routing"),
+}
 
 
 def parameters(model) -> dict[str, torch.Tensor]:
@@ -39,7 +53,9 @@ def parameters(model) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("name", PLANS)
 def test_written_ranks_equal_the_in_memory_cut(name, dtype, tmp_path):
     plan, world = PLANS[name], 4
-    report = shard_checkpoint(TINY, tmp_path / "out", world, plan=plan, dtype=dtype, file_bytes=1 << 20)
+    report = shard_checkpoint(
+        TINY, tmp_path / "out", world, plan=plan, dtype=dtype, file_bytes=1 << 20
+    )
     assert report.tensors_left_out > 0 and report.ranks == [0, 1, 2, 3] and report.complete
     for rank in range(world):
         place = TensorParallel(rank, world)
@@ -52,8 +68,11 @@ def test_written_ranks_equal_the_in_memory_cut(name, dtype, tmp_path):
     assert is_sharded(tmp_path / "out") and not is_sharded(TINY)
 
 
-def joined(out: Path, plan: PortPlan, world: int, sources: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The published tensors put together again from the files of all ranks, by the inverse of every form."""
+def joined(
+    out: Path, plan: PortPlan, world: int, sources: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """The published tensors put together again from the files of all ranks, by the inverse of every
+    form."""
     config = DeepseekV3Config.from_pretrained(out)
     heads = {"nope": config.qk_nope_head_dim, "value": config.v_head_dim}
     back = {name: torch.full_like(t, float("nan")) for name, t in sources.items()}
@@ -69,7 +88,9 @@ def joined(out: Path, plan: PortPlan, world: int, sources: dict[str, torch.Tenso
                 if "kv_b_proj_w_k" in target.name:  # [N, Dn, R] are the first Dn rows of each head
                     place.unflatten(0, (-1, sum(heads.values())))[:, : heads["nope"]] = part
                 elif "kv_b_proj_w_v" in target.name:  # [N, R, Dv] are the others, transposed
-                    place.unflatten(0, (-1, sum(heads.values())))[:, heads["nope"] :] = part.transpose(1, 2)
+                    place.unflatten(0, (-1, sum(heads.values())))[:, heads["nope"] :] = (
+                        part.transpose(1, 2)
+                    )
                 else:
                     place.copy_(part)
         assert not held, "a rank holds what the layout does not know"
@@ -79,13 +100,18 @@ def joined(out: Path, plan: PortPlan, world: int, sources: dict[str, torch.Tenso
 @pytest.mark.parametrize("world", [1, 2, 4, 8])
 @pytest.mark.parametrize("plan", LAYOUTS, ids=lambda p: f"{p.attention}-{p.experts}-{p.mlp}")
 def test_round_trip(plan, world, tmp_path):
-    """Split, joined again: the source bit for bit, its FP8 dequantised by the plain definition, for every form."""
+    """Split, joined again: the source bit for bit, its FP8 dequantised by the plain definition, for
+    every form."""
     dtype = {1: "bf16", 2: "fp32", 4: "bf16", 8: "fp32"}[world]
     shard_checkpoint(TINY, tmp_path, world, plan=plan, dtype=dtype, jobs=2, file_bytes=1 << 20)
     sources = {n: t for n, t in plain_tensors(TINY).items() if left_out(CONFIG, n) is None}
     back = joined(tmp_path, plan, world, sources)
     for name, value in sources.items():
-        kept = torch.float32 if name.endswith(("mlp.gate.weight", "correction_bias")) else shard.DTYPES[dtype]
+        kept = (
+            torch.float32
+            if name.endswith(("mlp.gate.weight", "correction_bias"))
+            else shard.DTYPES[dtype]
+        )
         assert torch.equal(back[name], value.float().to(kept).to(back[name].dtype)), name
 
 
@@ -97,17 +123,30 @@ def test_any_shape_in_any_tiles(data, tmp_path_factory):
     world = data.draw(st.sampled_from([w for w in (1, 2, 3) if heads % w == 0]))
     size = st.integers(1, 40)
     config = DeepseekV3Config.preset("small").replace(
-        num_hidden_layers=2, hidden_size=data.draw(st.integers(1, 300)), vocab_size=world * data.draw(size),
-        num_attention_heads=heads, kv_lora_rank=data.draw(size), q_lora_rank=data.draw(st.one_of(st.none(), size)),
-        qk_nope_head_dim=data.draw(size), qk_rope_head_dim=2 * data.draw(size), v_head_dim=data.draw(size),
-        intermediate_size=world * data.draw(st.integers(1, 150)), moe_intermediate_size=world * data.draw(size),
-        n_routed_experts=4 * groups, n_group=groups, topk_group=1, num_experts_per_tok=2)
+        num_hidden_layers=2,
+        hidden_size=data.draw(st.integers(1, 300)),
+        vocab_size=world * data.draw(size),
+        num_attention_heads=heads,
+        kv_lora_rank=data.draw(size),
+        q_lora_rank=data.draw(st.one_of(st.none(), size)),
+        qk_nope_head_dim=data.draw(size),
+        qk_rope_head_dim=2 * data.draw(size),
+        v_head_dim=data.draw(size),
+        intermediate_size=world * data.draw(st.integers(1, 150)),
+        moe_intermediate_size=world * data.draw(size),
+        n_routed_experts=4 * groups,
+        n_group=groups,
+        topk_group=1,
+        num_experts_per_tok=2,
+    )
     plan, fp8 = data.draw(st.sampled_from(LAYOUTS)), data.draw(st.booleans())
     root = tmp_path_factory.mktemp("shapes")
     source = synthetic_checkpoint(config, fp8=fp8, cache_dir=root)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stream, "TILE", data.draw(st.sampled_from([1, 1 << 14])))
-        shard_checkpoint(source, root / "out", world, plan=plan, dtype="fp32", jobs=2, file_bytes=1 << 17)
+        shard_checkpoint(
+            source, root / "out", world, plan=plan, dtype="fp32", jobs=2, file_bytes=1 << 17
+        )
     for rank in range(world):
         place = TensorParallel(rank, world)
         got = parameters(load_model(root / "out", plan, "cpu", parallel=place))
@@ -124,14 +163,22 @@ def test_ranks_differ_only_in_where_their_cuts_begin(plan):
             assert (mine.name, mine.shape) == (zero.name, zero.shape)
             for p, q in zip(mine.pieces, zero.pieces, strict=True):
                 assert p.start == q.start_of(rank)
-                assert (p.source, p.dim, p.length, p.at, p.offset, p.rows) == (q.source, q.dim, q.length, q.at,
-                                                                               q.offset, q.rows)
+                assert (p.source, p.dim, p.length, p.at, p.offset, p.rows) == (
+                    q.source,
+                    q.dim,
+                    q.length,
+                    q.at,
+                    q.offset,
+                    q.rows,
+                )
 
 
 def test_the_split_of_one_rank_runs_and_equals_the_checkpoint(tmp_path):
     shard_checkpoint(TINY, tmp_path / "out", 1, dtype="fp32")
     ids = torch.arange(3, 20).unsqueeze(0)
-    assert torch.equal(load_model(tmp_path / "out", device="cpu")(ids), load_model(TINY, device="cpu")(ids))
+    assert torch.equal(
+        load_model(tmp_path / "out", device="cpu")(ids), load_model(TINY, device="cpu")(ids)
+    )
 
 
 def test_several_machines_share_one_job(tmp_path):
@@ -167,7 +214,9 @@ def test_a_finished_job_is_left_alone(tmp_path):
     first = shard_checkpoint(TINY, out, 2)
     before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in out.rglob("*.safetensors")}
     again = shard_checkpoint(TINY, out, 2, verify=True)
-    assert again.bytes_read == 0 and again.tensors_resumed == again.tensors_read == first.tensors_read
+    assert (
+        again.bytes_read == 0 and again.tensors_resumed == again.tensors_read == first.tensors_read
+    )
     assert again.verified and again.complete and "verified" in again.summary()
     assert before == {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in out.rglob("*.safetensors")}
     assert not (out / ".shard").exists(), "locks and journals are gone when the job is done"
@@ -175,7 +224,9 @@ def test_a_finished_job_is_left_alone(tmp_path):
 
 def test_refusals(tmp_path):
     out = tmp_path / "out"
-    with pytest.raises(PortError, match=r"vocab_size = 1024 cannot be cut over 3 ranks.*fit: \[1, 2, 4, 8\]"):
+    with pytest.raises(
+        PortError, match=r"vocab_size = 1024 cannot be cut over 3 ranks.*fit: \[1, 2, 4, 8\]"
+    ):
         shard_checkpoint(TINY, out, 3)
     with pytest.raises(PortError, match="needs the step 'tensor_parallel'"):
         shard_checkpoint(TINY, out, 2, plan=PortPlan.upstream())
@@ -196,7 +247,9 @@ def test_refusals(tmp_path):
     with pytest.raises(PortError, match="written for world size 2, WORLD_SIZE is 1: set it to 2"):
         load_model(out, device="cpu")
     with pytest.raises(PortError, match="written for the forms"):
-        load_model(out, PortPlan.with_steps("tensor_parallel"), "cpu", parallel=TensorParallel(0, 2))
+        load_model(
+            out, PortPlan.with_steps("tensor_parallel"), "cpu", parallel=TensorParallel(0, 2)
+        )
 
 
 def test_another_checkpoint_does_not_continue_a_job(tmp_path):
@@ -237,7 +290,9 @@ def test_a_damaged_rank_is_refused_by_name(tmp_path):
     (file,) = (out / rank_folder(0, 1)).glob("*.safetensors")
     whole = file.read_bytes()
     file.write_bytes(whole[:-10])
-    with pytest.raises(PortError, match=f"{file.name}: {len(whole) - 10} bytes, the manifest says {len(whole)}"):
+    with pytest.raises(
+        PortError, match=f"{file.name}: {len(whole) - 10} bytes, the manifest says {len(whole)}"
+    ):
         load_model(out, device="cpu")
     file.unlink()
     with pytest.raises(PortError, match=f"{file.name}: is missing"):
@@ -257,7 +312,8 @@ def test_a_damaged_rank_is_refused_by_name(tmp_path):
 
 
 def test_one_flipped_bit_is_found(tmp_path):
-    """Every tensor is covered by a hash, and so is the header; the load finds it when it is asked to."""
+    """Every tensor is covered by a hash, and so is the header; the load finds it when it is asked
+    to."""
     out = tmp_path / "out"
     shard_checkpoint(TINY, out, 1, file_bytes=1 << 20)
     assert verify_shards(out) > 0
@@ -265,15 +321,27 @@ def test_one_flipped_bit_is_found(tmp_path):
     random = torch.Generator().manual_seed(0)
     for file in files[:: max(1, len(files) // 6)]:
         whole = bytearray(file.read_bytes())
-        for at in (20, int(torch.randint(len(whole) // 2, len(whole), (), generator=random)), len(whole) - 1):
+        for at in (
+            20,
+            int(torch.randint(len(whole) // 2, len(whole), (), generator=random)),
+            len(whole) - 1,
+        ):
             flipped = bytearray(whole)
             flipped[at] ^= 1 << int(torch.randint(8, (), generator=random))
             file.write_bytes(flipped)
-            with pytest.raises(PortError, match=f"{file.name}: .*(differs from its hash|header is damaged)"):
+            with pytest.raises(
+                PortError, match=f"{file.name}: .*(differs from its hash|header is damaged)"
+            ):
                 verify_shards(out)
         with pytest.raises(PortError, match="differs from its hash"):
-            load_shard(out, PortPlan.full(), TensorParallel(0, 1), torch.device("cpu"), torch.float32,
-                       check_hashes=True)
+            load_shard(
+                out,
+                PortPlan.full(),
+                TensorParallel(0, 1),
+                torch.device("cpu"),
+                torch.float32,
+                check_hashes=True,
+            )
         file.write_bytes(whole)
     assert verify_shards(out) > 0
 

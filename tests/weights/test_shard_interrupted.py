@@ -1,4 +1,5 @@
-"""Interrupted at any moment: nothing looks complete, the next run goes on, and the bytes are those of one run."""
+"""Interrupted at any moment: nothing looks complete, the next run goes on, and the bytes are those
+of one run."""
 
 from __future__ import annotations
 
@@ -23,8 +24,10 @@ from dsv3_port.weights.shard import rank_folder, shard_checkpoint
 from dsv3_port.weights.synthetic import synthetic_checkpoint
 
 TINY = Path(__file__).parents[2] / "data" / "tiny-dsv3"
-RUN = ("import sys; from dsv3_port.weights.shard import shard_checkpoint; "
-       "print('begin', flush=True); shard_checkpoint(sys.argv[1], sys.argv[2], 2, jobs=2, commit_bytes=1 << 16)")
+RUN = (
+    "import sys; from dsv3_port.weights.shard import shard_checkpoint; "
+    "print('begin', flush=True); shard_checkpoint(sys.argv[1], sys.argv[2], 2, jobs=2, commit_bytes=1 << 16)"
+)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -41,7 +44,9 @@ def whole(tmp_path_factory) -> dict[str, bytes]:
 
 def not_usable(out: Path) -> None:
     for rank in (0, 1):
-        with pytest.raises(PortError, match="split was not finished|rank's folder is missing|No such|no such"):
+        with pytest.raises(
+            PortError, match="split was not finished|rank's folder is missing|No such|no such"
+        ):
             load_model(out, device="cpu", parallel=TensorParallel(rank, 2))
 
 
@@ -51,14 +56,17 @@ def entries(out: Path) -> int:
 
 
 def test_killed_at_random_moments(tmp_path):
-    """kill -9 a split at its start, then three times after a random number of tensors; then let one get through."""
+    """kill -9 a split at its start, then three times after a random number of tensors; then let one
+    get through."""
     config = DeepseekV3Config.preset("small").replace(num_hidden_layers=3, n_routed_experts=64)
     source = synthetic_checkpoint(config, cache_dir=tmp_path / "source")
     total = 2 * shard_checkpoint(source, tmp_path / "whole", 2).tensors_read
     want, out, moments = contents(tmp_path / "whole"), tmp_path / "out", random.Random(0)
     found = [0]
     for attempt in range(4):
-        run = subprocess.Popen([sys.executable, "-c", RUN, str(source), str(out)], stdout=subprocess.PIPE, text=True)
+        run = subprocess.Popen(
+            [sys.executable, "-c", RUN, str(source), str(out)], stdout=subprocess.PIPE, text=True
+        )
         assert run.stdout is not None and run.stdout.readline() == "begin\n"
         enough = found[-1] + moments.uniform(0.02, 0.2) * total if attempt else 0
         deadline = time.monotonic() + 60
@@ -70,7 +78,9 @@ def test_killed_at_random_moments(tmp_path):
         run.stdout.close()
         not_usable(out)
         found.append(entries(out))
-    assert found == sorted(found) and found[-1] > found[1], "each run goes on where the one before was killed"
+    assert found == sorted(found) and found[-1] > found[1], (
+        "each run goes on where the one before was killed"
+    )
     report = shard_checkpoint(source, out, 2, verify=True)
     assert 0 < report.tensors_resumed < report.tensors_read
     assert report.complete and contents(out) == want
@@ -117,18 +127,25 @@ def test_a_torn_journal_and_a_lost_file(whole, tmp_path, monkeypatch):
     interrupt()
     journal = out / ".shard" / f"{rank_folder(0, 2)}.jsonl"
     journal.write_bytes(journal.read_bytes()[:-7])  # the last line was being written
-    next((out / f"{rank_folder(1, 2)}.partial").glob("*.safetensors")).unlink()  # rank 1 must begin anew
+    next(
+        (out / f"{rank_folder(1, 2)}.partial").glob("*.safetensors")
+    ).unlink()  # rank 1 must begin anew
     report = shard_checkpoint(TINY, out, 2)
     assert report.tensors_resumed == 0 and contents(out) == whole
 
 
 def test_begin_anew(whole, tmp_path, monkeypatch):
     out = tmp_path / "out"
-    monkeypatch.setattr("dsv3_port.weights.pipeline.split_source", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(
+        "dsv3_port.weights.pipeline.split_source",
+        lambda *_: (_ for _ in ()).throw(KeyboardInterrupt),
+    )
     with pytest.raises(KeyboardInterrupt):
         shard_checkpoint(TINY, out, 2, dtype="fp32")
     monkeypatch.undo()
-    with pytest.raises(PortError, match=r"unfinished split is here that differs in dtype \(fp32, not bf16\)"):
+    with pytest.raises(
+        PortError, match=r"unfinished split is here that differs in dtype \(fp32, not bf16\)"
+    ):
         shard_checkpoint(TINY, out, 2)
     assert shard_checkpoint(TINY, out, 2, resume=False).tensors_resumed == 0
     assert contents(out) == whole
@@ -158,14 +175,25 @@ def test_killed_while_a_rank_gets_its_name(step, whole, tmp_path, monkeypatch):
 
 
 def test_a_file_size_limit_stops_like_a_full_disk(whole, tmp_path):
-    """The kernel refuses writes past the limit, in a process of its own; the message says what happened."""
+    """The kernel refuses writes past the limit, in a process of its own; the message says what
+    happened."""
     out = tmp_path / "out"
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (2 << 20, 2 << 20))
 
-    command = [sys.executable, "-m", "dsv3_port", "shard", "--model-path", str(TINY), "--output-path", str(out),
-               "--world-size", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        "dsv3_port",
+        "shard",
+        "--model-path",
+        str(TINY),
+        "--output-path",
+        str(out),
+        "--world-size",
+        "2",
+    ]
     run = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True)
     assert run.returncode == 2 and "writing stopped: File too large" in run.stderr
     not_usable(out)
@@ -219,8 +247,22 @@ def test_two_runs_on_one_output_are_kept_apart(whole, tmp_path):
     out = tmp_path / "out"
     lock = lock_rank(out / ".shard", 1, rank_folder(1, 2))
     try:
-        run = subprocess.run([sys.executable, "-m", "dsv3_port", "shard", "--model-path", str(TINY), "--output-path",
-                              str(out), "--world-size", "2"], capture_output=True, text=True)
+        run = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "dsv3_port",
+                "shard",
+                "--model-path",
+                str(TINY),
+                "--output-path",
+                str(out),
+                "--world-size",
+                "2",
+            ],
+            capture_output=True,
+            text=True,
+        )
         assert run.returncode == 2 and "another run is writing rank 1" in run.stderr
         shard_checkpoint(TINY, out, 2, ranks=[0])  # another rank is nobody's
     finally:
@@ -232,9 +274,28 @@ def test_two_runs_on_one_output_are_kept_apart(whole, tmp_path):
 
 def test_hosts_that_run_at_once_complete_one_manifest(whole, tmp_path):
     out = tmp_path / "out"
-    hosts = [subprocess.Popen([sys.executable, "-m", "dsv3_port", "shard", "--model-path", str(TINY), "--output-path",
-                               str(out), "--world-size", "2", "--ranks", str(rank), "--json"],
-                              stdout=subprocess.PIPE, text=True) for rank in (0, 1)]
+    hosts = [
+        subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "dsv3_port",
+                "shard",
+                "--model-path",
+                str(TINY),
+                "--output-path",
+                str(out),
+                "--world-size",
+                "2",
+                "--ranks",
+                str(rank),
+                "--json",
+            ],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
     reports = [json.loads(host.communicate()[0]) for host in hosts]
     assert [host.returncode for host in hosts] == [0, 0] and any(r["complete"] for r in reports)
     assert contents(out) == whole

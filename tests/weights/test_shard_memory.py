@@ -42,13 +42,23 @@ print(json.dumps([peak - begin, report.bytes_read, report.bytes_per_rank, report
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="RssAnon is read from /proc")
 @pytest.mark.parametrize("world", [1, 8])
 def test_a_checkpoint_several_times_the_allowed_memory(world, tmp_path):
-    """250 MB of FP8 and bfloat16, half of it in one tensor twice the allowed memory; 410 MB a rank where world is 1."""
+    """250 MB of FP8 and bfloat16, half of it in one tensor twice the allowed memory; 410 MB a rank
+    where world is 1."""
     config = DeepseekV3Config.preset("small").replace(
-        num_hidden_layers=2, hidden_size=2048, vocab_size=32768, moe_intermediate_size=512, n_routed_experts=32,
-        intermediate_size=4096)
+        num_hidden_layers=2,
+        hidden_size=2048,
+        vocab_size=32768,
+        moe_intermediate_size=512,
+        n_routed_experts=32,
+        intermediate_size=4096,
+    )
     source = random_codes_checkpoint(tmp_path / "source", config)
-    run = subprocess.run([sys.executable, "-c", WATCHED, str(source), str(tmp_path / "out"), str(world)], check=True,
-                         capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-c", WATCHED, str(source), str(tmp_path / "out"), str(world)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     grown, read, a_rank, predicted = json.loads(run.stdout)
     assert read > 3.5 * ALLOWED and a_rank * world > 5 * ALLOWED
     assert grown < ALLOWED, f"{grown >> 20} MiB for {read >> 20} MiB of source"
@@ -66,21 +76,31 @@ def test_tables_stay_small_for_the_whole_model():
     from dsv3_port.weights.shard import DTYPES
 
     config = DeepseekV3Config.preset("v3-671b")
-    plan = PortPlan.with_steps("tensor_parallel")  # the loop over experts: one target for each of their matrices
+    plan = PortPlan.with_steps(
+        "tensor_parallel"
+    )  # the loop over experts: one target for each of their matrices
     tracemalloc.start()
     try:
-        rank_plan = RankPlan(list(targets(config, plan, TensorParallel(0, 64))), DTYPES["bf16"], 4 << 30)
+        rank_plan = RankPlan(
+            list(targets(config, plan, TensorParallel(0, 64))), DTYPES["bf16"], 4 << 30
+        )
         table = rank_plan.by_source()
         held, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     assert len(table) > 45_000 and held < 100 << 20
-    assert max(config.vocab_size * config.hidden_size * 2, rank_plan.nbytes) > 1 << 30, "neither fits the bound whole"
+    assert max(config.vocab_size * config.hidden_size * 2, rank_plan.nbytes) > 1 << 30, (
+        "neither fits the bound whole"
+    )
 
 
 def test_real_size_config_has_the_published_widths():
     config = real_size_config(32)
-    assert (config.hidden_size, config.moe_intermediate_size, config.n_routed_experts) == (7168, 2048, 32)
+    assert (config.hidden_size, config.moe_intermediate_size, config.n_routed_experts) == (
+        7168,
+        2048,
+        32,
+    )
     assert real_size_config(2).n_group == 1
     with pytest.raises(PortError, match="power of two"):
         real_size_config(12)

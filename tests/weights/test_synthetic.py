@@ -1,4 +1,5 @@
-"""Random-weight checkpoints: published names and sizes, same bytes from same arguments, sane activations."""
+"""Random-weight checkpoints: published names and sizes, same bytes from same arguments, sane
+activations."""
 
 from __future__ import annotations
 
@@ -41,8 +42,16 @@ def test_mtp_layer_has_its_own_tensors():
     config = SMALL.replace(num_nextn_predict_layers=1)
     names = [n for n, _, _ in published_tensors(config)]
     own = {n.removeprefix("model.layers.2.") for n in names if n.startswith("model.layers.2.")}
-    assert {"embed_tokens.weight", "enorm.weight", "hnorm.weight", "eh_proj.weight", "shared_head.norm.weight",
-            "shared_head.head.weight", "mlp.gate.e_score_correction_bias", "self_attn.kv_b_proj.weight"} <= own
+    assert {
+        "embed_tokens.weight",
+        "enorm.weight",
+        "hnorm.weight",
+        "eh_proj.weight",
+        "shared_head.norm.weight",
+        "shared_head.head.weight",
+        "mlp.gate.e_score_correction_bias",
+        "self_attn.kv_b_proj.weight",
+    } <= own
     assert len(names) == len(set(names))
     assert not [n for n, _, _ in published_tensors(SMALL) if n.startswith("model.layers.2.")]
 
@@ -51,8 +60,13 @@ def test_a_written_checkpoint_holds_what_was_announced(tmp_path):
     config = SMALL.replace(num_nextn_predict_layers=1)
     checkpoint = Checkpoint.open(synthetic_checkpoint(config, cache_dir=tmp_path))
     assert checkpoint.config == config
-    announced = {n: (s, torch.float8_e4m3fn if stored_as_fp8(n) else d) for n, s, d in published_tensors(config)}
-    assert {n: (checkpoint.shape(n), checkpoint.stored_dtype(n)) for n in checkpoint.names} == announced
+    announced = {
+        n: (s, torch.float8_e4m3fn if stored_as_fp8(n) else d)
+        for n, s, d in published_tensors(config)
+    }
+    assert {
+        n: (checkpoint.shape(n), checkpoint.stored_dtype(n)) for n in checkpoint.names
+    } == announced
 
 
 def test_the_same_arguments_give_the_same_folder_and_bytes(tmp_path):
@@ -63,9 +77,11 @@ def test_the_same_arguments_give_the_same_folder_and_bytes(tmp_path):
     second = synthetic_checkpoint(SMALL, cache_dir=tmp_path / "b")
     for file in first.iterdir():
         assert file.read_bytes() == (second / file.name).read_bytes()
-    others = [synthetic_checkpoint(SMALL, seed=1, cache_dir=tmp_path / "a"),
-              synthetic_checkpoint(SMALL, fp8=False, cache_dir=tmp_path / "a"),
-              synthetic_checkpoint(SMALL.replace(vocab_size=72), cache_dir=tmp_path / "a")]
+    others = [
+        synthetic_checkpoint(SMALL, seed=1, cache_dir=tmp_path / "a"),
+        synthetic_checkpoint(SMALL, fp8=False, cache_dir=tmp_path / "a"),
+        synthetic_checkpoint(SMALL.replace(vocab_size=72), cache_dir=tmp_path / "a"),
+    ]
     assert len({first, *others}) == 4
 
 
@@ -105,8 +121,12 @@ def test_activations_stay_sane_and_routing_is_spread(tmp_path):
 @pytest.mark.parametrize("ranks", [8, 16, 32])
 def test_one_layer_of_the_671b_model_as_a_rank_holds_it(kind, ranks):
     config = single_layer_config(kind, ranks)
-    assert config.hidden_size == 7168 and config.n_routed_experts == 256 and config.vocab_size == 4096
-    assert config.num_attention_heads * ranks == 128 and config.moe_intermediate_size * ranks == 2048
+    assert (
+        config.hidden_size == 7168 and config.n_routed_experts == 256 and config.vocab_size == 4096
+    )
+    assert (
+        config.num_attention_heads * ranks == 128 and config.moe_intermediate_size * ranks == 2048
+    )
     assert config.is_moe(0) == (kind == "moe")
     shapes = {n: s for n, s, _ in published_tensors(config)}
     assert shapes["model.layers.0.self_attn.o_proj.weight"] == (7168, 128 * 128 // ranks)
@@ -124,4 +144,6 @@ def test_bad_input_is_a_sentence(tmp_path):
         single_layer_config("moe", 3)
     (tmp_path / "file").write_text("")
     with pytest.raises(PortError, match="cannot be written"):
-        synthetic_checkpoint(SMALL.replace(rope_scaling=RopeScaling(4, 64)), cache_dir=tmp_path / "file" / "x")
+        synthetic_checkpoint(
+            SMALL.replace(rope_scaling=RopeScaling(4, 64)), cache_dir=tmp_path / "file" / "x"
+        )

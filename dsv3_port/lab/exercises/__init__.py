@@ -1,7 +1,8 @@
 """The exercises of the notebooks as data: one module per notebook, each with a tuple EXERCISES.
 
-A check returns None for a right answer, the name of an entry of `wrong` for a usual mistake, or a sentence of its own
-for any other. Every solution and every usual mistake is run by tests/lab/test_exercise.py.
+A check returns None for a right answer, the name of an entry of `wrong` for a usual mistake, or a
+sentence of its own for any other. Every solution and every usual mistake is run by
+tests/lab/test_exercise.py.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ class Exercise:
     minutes: int
     difficulty: int  # 1 to 3
     check: Callable[[Any], str | None]
-    wrong: dict[str, tuple[Any, str]]  # usual mistake -> (an answer that makes it, the hint it gets)
+    wrong: dict[
+        str, tuple[Any, str]
+    ]  # usual mistake -> (an answer that makes it, the hint it gets)
     solution: str  # Python code that assigns `answer`; the notebook shows it folded
 
     def solved(self) -> Any:

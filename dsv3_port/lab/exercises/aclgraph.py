@@ -11,15 +11,15 @@ from torch import Tensor
 from ..tape import Tape
 from . import Exercise
 
-# ---- a decode loop over a replayed step -----------------------------------------------------------------------------
+# ---- a decode loop over a replayed step ----------------------------------------------------------
 
 Loop = Callable[[Tape, Tensor, int], list[Tensor]]
 STEPS, VOCABULARY = 5, 7
 
 
 def small_step() -> tuple[Tape, Tensor]:
-    """A captured step over a vocabulary of 7 (the next logits depend on the token and on a running state) and its
-    first token [1, 1]."""
+    """A captured step over a vocabulary of 7 (the next logits depend on the token and on a running
+    state) and its first token [1, 1]."""
     table = torch.randn(VOCABULARY, VOCABULARY, generator=torch.Generator().manual_seed(8))
     state = torch.zeros(1, VOCABULARY)
 
@@ -61,15 +61,21 @@ def _same_token(tape: Tape, token: Tensor, steps: int) -> list[Tensor]:
 
 
 _LOOPS: dict[str, tuple[Loop, str]] = {
-    "output not copied": (_not_cloned,
-                          "All your rows are one tensor: a replay writes its output to the same address every time, so "
-                          "you hold the last step's logits several times. Clone what must outlive the next replay "
-                          "(npugraph_ex: clone_output)."),
-    "input not copied": (_rebound,
-                         "You gave the variable `token` a new tensor, but the tape reads its own buffer, which still "
-                         "holds what it was captured with. replay(token) copies it there; run() does not."),
-    "same token": (_same_token,
-                   "Every step got the first token: feed each step the arg max of the logits before it, shape [1, 1]."),
+    "output not copied": (
+        _not_cloned,
+        "All your rows are one tensor: a replay writes its output to the same address every time, so "
+        "you hold the last step's logits several times. Clone what must outlive the next replay "
+        "(npugraph_ex: clone_output).",
+    ),
+    "input not copied": (
+        _rebound,
+        "You gave the variable `token` a new tensor, but the tape reads its own buffer, which still "
+        "holds what it was captured with. replay(token) copies it there; run() does not.",
+    ),
+    "same token": (
+        _same_token,
+        "Every step got the first token: feed each step the arg max of the logits before it, shape [1, 1].",
+    ),
 }
 
 
@@ -82,7 +88,9 @@ def _check_loop(answer: Any) -> str | None:
         return loop(tape, first.clone(), STEPS)
 
     def same(a: list[Tensor], b: list[Tensor]) -> bool:
-        return len(a) == len(b) and all(x.shape == y.shape and torch.equal(x, y) for x, y in zip(a, b, strict=True))
+        return len(a) == len(b) and all(
+            x.shape == y.shape and torch.equal(x, y) for x, y in zip(a, b, strict=True)
+        )
 
     got = rows_of(answer)
     if not isinstance(got, (list, tuple)) or not all(isinstance(g, Tensor) for g in got):
@@ -94,41 +102,79 @@ def _check_loop(answer: Any) -> str | None:
     for name, (loop, _) in _LOOPS.items():
         if same(list(got), rows_of(loop)):
             return name
-    return "The first step that differs from eager decoding: " + str(next(
-        i for i, (a, b) in enumerate(zip(got, rows_of(_right), strict=True)) if not torch.equal(a, b))) + "."
+    return (
+        "The first step that differs from eager decoding: "
+        + str(
+            next(
+                i
+                for i, (a, b) in enumerate(zip(got, rows_of(_right), strict=True))
+                if not torch.equal(a, b)
+            )
+        )
+        + "."
+    )
 
 
-# ---- copy, capture again, or nothing --------------------------------------------------------------------------------
+# ---- copy, capture again, or nothing -------------------------------------------------------------
 
-CHANGES = ("next token id", "KV cache contents", "slot, advanced in the graph", "one more sequence in the batch",
-           "a new cache for a new request", "weights overwritten in place", "temperature of the sampler outside")
+CHANGES = (
+    "next token id",
+    "KV cache contents",
+    "slot, advanced in the graph",
+    "one more sequence in the batch",
+    "a new cache for a new request",
+    "weights overwritten in place",
+    "temperature of the sampler outside",
+)
 _ACTIONS = ("nothing", "copy", "capture")
-_PLAN = dict(zip(CHANGES, ("copy", "nothing", "nothing", "capture", "capture", "nothing", "nothing"), strict=True))
+_PLAN = dict(
+    zip(
+        CHANGES,
+        ("copy", "nothing", "nothing", "capture", "capture", "nothing", "nothing"),
+        strict=True,
+    )
+)
 
 _PLANS = {
-    "cache copied": (_PLAN | {"KV cache contents": "copy"},
-                     "The captured step itself writes the cache, at the addresses it was captured with. Copying "
-                     "gigabytes a step would cost more than a graph saves."),
-    "slot copied": (_PLAN | {"slot, advanced in the graph": "copy"},
-                    "slot.add_ is one of the captured operators: each replay advances it. A copy from the host is work "
-                    "for nothing, and wrong as soon as the two disagree."),
-    "token rebound": (_PLAN | {"next token id": "nothing"},
-                      "The sampler makes a new tensor each step; the graph reads its own static input. Without a copy "
-                      "it decodes the captured token for ever."),
-    "batch copied": (_PLAN | {"one more sequence in the batch": "copy"},
-                     "Another batch size is another shape: every operator of the graph was captured for the old one. "
-                     "Engines capture one graph for each of a few batch sizes and pad up to them."),
-    "new cache ignored": (_PLAN | {"a new cache for a new request": "nothing"},
-                          "The graph goes on writing to the old cache's addresses: text of another request. Keep one "
-                          "cache and rewind it, or capture again."),
-    "new cache copied": (_PLAN | {"a new cache for a new request": "copy"},
-                         "A copy would be the whole cache. npugraph_ex captures again when a tensor that is written to "
-                         "has moved; better still, keep one cache and rewind it."),
-    "weights captured again": (_PLAN | {"weights overwritten in place": "capture"},
-                               "An in-place copy_ keeps the address, and the graph reads there: the next replay uses "
-                               "the new values. New weight tensors would need a capture."),
-    "temperature captured": (_PLAN | {"temperature of the sampler outside": "capture"},
-                             "The sampler runs on the host, behind the graph: what it does is not captured."),
+    "cache copied": (
+        _PLAN | {"KV cache contents": "copy"},
+        "The captured step itself writes the cache, at the addresses it was captured with. Copying "
+        "gigabytes a step would cost more than a graph saves.",
+    ),
+    "slot copied": (
+        _PLAN | {"slot, advanced in the graph": "copy"},
+        "slot.add_ is one of the captured operators: each replay advances it. A copy from the host is work "
+        "for nothing, and wrong as soon as the two disagree.",
+    ),
+    "token rebound": (
+        _PLAN | {"next token id": "nothing"},
+        "The sampler makes a new tensor each step; the graph reads its own static input. Without a copy "
+        "it decodes the captured token for ever.",
+    ),
+    "batch copied": (
+        _PLAN | {"one more sequence in the batch": "copy"},
+        "Another batch size is another shape: every operator of the graph was captured for the old one. "
+        "Engines capture one graph for each of a few batch sizes and pad up to them.",
+    ),
+    "new cache ignored": (
+        _PLAN | {"a new cache for a new request": "nothing"},
+        "The graph goes on writing to the old cache's addresses: text of another request. Keep one "
+        "cache and rewind it, or capture again.",
+    ),
+    "new cache copied": (
+        _PLAN | {"a new cache for a new request": "copy"},
+        "A copy would be the whole cache. npugraph_ex captures again when a tensor that is written to "
+        "has moved; better still, keep one cache and rewind it.",
+    ),
+    "weights captured again": (
+        _PLAN | {"weights overwritten in place": "capture"},
+        "An in-place copy_ keeps the address, and the graph reads there: the next replay uses "
+        "the new values. New weight tensors would need a capture.",
+    ),
+    "temperature captured": (
+        _PLAN | {"temperature of the sampler outside": "capture"},
+        "The sampler runs on the host, behind the graph: what it does is not captured.",
+    ),
 }
 
 
@@ -152,9 +198,14 @@ def _check_plan(answer: Any) -> str | None:
 
 EXERCISES = (
     Exercise(
-        id="08.decode_loop", notebook="08_aclgraph", title="A decode loop over a replayed step", minutes=10,
-        difficulty=2, check=_check_loop, wrong=dict(_LOOPS),
-        solution='''
+        id="08.decode_loop",
+        notebook="08_aclgraph",
+        title="A decode loop over a replayed step",
+        minutes=10,
+        difficulty=2,
+        check=_check_loop,
+        wrong=dict(_LOOPS),
+        solution="""
 def decode(tape, token, steps):
     rows = []
     for _ in range(steps):
@@ -163,11 +214,17 @@ def decode(tape, token, steps):
     return rows
 
 answer = decode
-'''),
+""",
+    ),
     Exercise(
-        id="08.what_changed", notebook="08_aclgraph", title="Copy, capture again, or nothing", minutes=6, difficulty=1,
-        check=_check_plan, wrong=dict(_PLANS),
-        solution='''
+        id="08.what_changed",
+        notebook="08_aclgraph",
+        title="Copy, capture again, or nothing",
+        minutes=6,
+        difficulty=1,
+        check=_check_plan,
+        wrong=dict(_PLANS),
+        solution="""
 answer = {
     "next token id": "copy",
     "KV cache contents": "nothing",
@@ -177,5 +234,6 @@ answer = {
     "weights overwritten in place": "nothing",
     "temperature of the sampler outside": "nothing",
 }
-'''),
+""",
+    ),
 )

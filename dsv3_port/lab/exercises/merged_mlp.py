@@ -1,4 +1,5 @@
-"""Exercises of 05_merged_mlp: the order of merging and cutting (names: merged_names.py, loading: strict_fill.py)."""
+"""Exercises of 05_merged_mlp: the order of merging and cutting (names: merged_names.py, loading:
+strict_fill.py)."""
 
 from __future__ import annotations
 
@@ -52,22 +53,35 @@ def _cut_inputs(gate: Tensor, up: Tensor, rank: int, world: int) -> Tensor:
 
 
 _WRONG = {
-    "cut after the merge": (_cut_after,
-                            "You merge first and cut then: with two ranks, rank 0 gets only gate rows and rank 1 "
-                            "only up rows, and SwiGLU multiplies gate by gate. Cut both, then merge."),
-    "up first": (_up_first,
-                 "The halves are swapped: npu_swiglu applies SiLU to the first half, so gate must come before up. "
-                 "Shapes agree, which is why nothing complains."),
-    "interleaved": (_interleaved,
-                    "Rows alternate gate, up, gate, up; npu_swiglu splits its input in the middle. All gate rows of "
-                    "this rank come first, then all its up rows."),
-    "whole": (_whole, "Every rank holds everything: nothing was cut. Each rank keeps I/W rows of gate and I/W of up."),
-    "side by side": (_side_by_side,
-                     "You joined along the inputs (dimension 1): weights are [out, in], and both products need the "
-                     "same inputs. Join along dimension 0."),
-    "cut the inputs": (_cut_inputs,
-                       "You cut the inputs (dimension 1). gate and up are cut by outputs (column cut); the row cut "
-                       "belongs to down_proj, whose all-reduce then completes the block."),
+    "cut after the merge": (
+        _cut_after,
+        "You merge first and cut then: with two ranks, rank 0 gets only gate rows and rank 1 "
+        "only up rows, and SwiGLU multiplies gate by gate. Cut both, then merge.",
+    ),
+    "up first": (
+        _up_first,
+        "The halves are swapped: npu_swiglu applies SiLU to the first half, so gate must come before up. "
+        "Shapes agree, which is why nothing complains.",
+    ),
+    "interleaved": (
+        _interleaved,
+        "Rows alternate gate, up, gate, up; npu_swiglu splits its input in the middle. All gate rows of "
+        "this rank come first, then all its up rows.",
+    ),
+    "whole": (
+        _whole,
+        "Every rank holds everything: nothing was cut. Each rank keeps I/W rows of gate and I/W of up.",
+    ),
+    "side by side": (
+        _side_by_side,
+        "You joined along the inputs (dimension 1): weights are [out, in], and both products need the "
+        "same inputs. Join along dimension 0.",
+    ),
+    "cut the inputs": (
+        _cut_inputs,
+        "You cut the inputs (dimension 1). gate and up are cut by outputs (column cut); the row cut "
+        "belongs to down_proj, whose all-reduce then completes the block.",
+    ),
 }
 
 
@@ -81,28 +95,43 @@ def _check_merge(answer: Any) -> str | None:
         return f"merge_for_rank must return a tensor, not {type(got[0]).__name__}."
 
     def same_as(form: Any) -> bool:
-        return all(torch.equal(g, want) for g, want in zip(got, (form(gate, up, *c) for c in cases), strict=True)
-                   ) if form is not _cut_inputs else torch.equal(got[0], form(gate, up, *cases[0]))
+        return (
+            all(
+                torch.equal(g, want)
+                for g, want in zip(got, (form(gate, up, *c) for c in cases), strict=True)
+            )
+            if form is not _cut_inputs
+            else torch.equal(got[0], form(gate, up, *cases[0]))
+        )
 
     if same_as(_right):
         return None
     for name, (form, _) in _WRONG.items():
         if same_as(form):
             return name
-    off = next(i for i, case in enumerate(cases) if not torch.equal(got[i], _right(gate, up, *case)))
+    off = next(
+        i for i, case in enumerate(cases) if not torch.equal(got[i], _right(gate, up, *case))
+    )
     (rank, world), part = cases[off], got[off]
     rows = WIDTH // world
     both = f"{rank * rows} to {(rank + 1) * rows - 1}"
-    return (f"Rank {rank} of {world} should hold {2 * rows} rows, gate {both}, then up {both}, first numbers "
-            f"{_right(gate, up, rank, world)[:, 0].tolist()}; yours has shape {list(part.shape)} and first numbers "
-            f"{part.flatten(1)[:, 0].tolist()}.")
+    return (
+        f"Rank {rank} of {world} should hold {2 * rows} rows, gate {both}, then up {both}, first numbers "
+        f"{_right(gate, up, rank, world)[:, 0].tolist()}; yours has shape {list(part.shape)} and first numbers "
+        f"{part.flatten(1)[:, 0].tolist()}."
+    )
 
 
 EXERCISES = (
     Exercise(
-        id="05.merge_for_rank", notebook="05_merged_mlp", title="Merge and cut in the right order", minutes=10,
-        difficulty=2, check=_check_merge, wrong=dict(_WRONG),
-        solution='''
+        id="05.merge_for_rank",
+        notebook="05_merged_mlp",
+        title="Merge and cut in the right order",
+        minutes=10,
+        difficulty=2,
+        check=_check_merge,
+        wrong=dict(_WRONG),
+        solution="""
 import torch
 
 def merge_for_rank(gate, up, rank, world):
@@ -110,5 +139,6 @@ def merge_for_rank(gate, up, rank, world):
     return torch.cat((gate.narrow(0, rank * rows, rows), up.narrow(0, rank * rows, rows)))
 
 answer = merge_for_rank
-'''),
+""",
+    ),
 )

@@ -1,7 +1,7 @@
 """Exercise of 09_many_cards: one number of ranks.
 
-A defect of the old sample (Ascend/torchair, npu_tuned_model/llm/deepseek_v3): the splitter's argument and the variable
-WORLD_SIZE both said how many ranks there are, and nothing compared them.
+A defect of the old sample (Ascend/torchair, npu_tuned_model/llm/deepseek_v3): the splitter's
+argument and the variable WORLD_SIZE both said how many ranks there are, and nothing compared them.
 """
 
 from __future__ import annotations
@@ -14,8 +14,15 @@ from . import Exercise
 Ranks = Callable[[Mapping[str, str], "int | None"], Any]
 REFUSED = "refused"
 CASES: tuple[tuple[dict[str, str], int | None], ...] = (
-    ({}, 2), ({"WORLD_SIZE": "2"}, 2), ({"WORLD_SIZE": "4"}, 2), ({"WORLD_SIZE": "1"}, 2), ({"WORLD_SIZE": "3"}, 6),
-    ({"WORLD_SIZE": "4"}, 6), ({"WORLD_SIZE": "4"}, None), ({}, None))
+    ({}, 2),
+    ({"WORLD_SIZE": "2"}, 2),
+    ({"WORLD_SIZE": "4"}, 2),
+    ({"WORLD_SIZE": "1"}, 2),
+    ({"WORLD_SIZE": "3"}, 6),
+    ({"WORLD_SIZE": "4"}, 6),
+    ({"WORLD_SIZE": "4"}, None),
+    ({}, None),
+)
 
 
 def _refuse(asked: object, cut_for: object) -> None:
@@ -89,37 +96,57 @@ def _mute(environment: Mapping[str, str], cut_for: int | None) -> int:
 
 
 _WRONG: dict[str, tuple[Ranks, str]] = {
-    "variable alone": (_variable_alone,
-                       "This is the old sample's way: you never look at cut_for. A folder cut for 2 and the variable "
-                       "unset gives one rank with half of every weight. Use cut_for where the variable is missing, and "
-                       "compare the two where it is not."),
-    "variable first": (_variable_first,
-                       "With WORLD_SIZE=4 and a folder cut for 2 you start four ranks for two parts. Two numbers that "
-                       "disagree mean that one of them is a mistake, and you cannot know which: raise ValueError."),
-    "folder first": (_folder_first,
-                     "You let cut_for win in silence. But torchrun sets WORLD_SIZE to the processes it started: with "
-                     "4 of them and a job of 2, two have no part. Where both are given and differ, raise ValueError."),
-    "default compared": (_default_compared,
-                         "You compare cut_for with a default that nobody asked for: an unset variable contradicts "
-                         "nothing. Take cut_for as the default."),
-    "text compared": (_text_compared,
-                      "You refuse 2 against 2: values of an environment are text, and \"2\" != 2. Make it an int "
-                      "before you compare."),
-    "whole folder refused": (_whole_folder_refused,
-                             "cut_for None is the published checkpoint, not cut for anybody: it is cut while loading, "
-                             "for as many ranks as asked. Compare only where cut_for is a number."),
-    "too many only": (_too_many_only,
-                      "You refuse more ranks than parts, but not fewer: one rank of a folder cut for 2 has half of "
-                      "every weight, and nobody adds the other half."),
-    "divisors pass": (_no_divisor,
-                      "You let pass what divides: 3 ranks of a folder cut for 6. But a rank reads one folder, its own, "
-                      "so three of the six parts are never read. Only equal numbers fit."),
-    "smaller of both": (_smaller,
-                        "The smaller of two numbers that disagree is still a guess: 1 rank of 2 has half of every "
-                        "weight. Raise ValueError."),
-    "mute error": (_mute,
-                   "You refuse the right runs, but the error does not say why: put both numbers into its text, so that "
-                   "the reader knows what to set or to split again."),
+    "variable alone": (
+        _variable_alone,
+        "This is the old sample's way: you never look at cut_for. A folder cut for 2 and the variable "
+        "unset gives one rank with half of every weight. Use cut_for where the variable is missing, and "
+        "compare the two where it is not.",
+    ),
+    "variable first": (
+        _variable_first,
+        "With WORLD_SIZE=4 and a folder cut for 2 you start four ranks for two parts. Two numbers that "
+        "disagree mean that one of them is a mistake, and you cannot know which: raise ValueError.",
+    ),
+    "folder first": (
+        _folder_first,
+        "You let cut_for win in silence. But torchrun sets WORLD_SIZE to the processes it started: with "
+        "4 of them and a job of 2, two have no part. Where both are given and differ, raise ValueError.",
+    ),
+    "default compared": (
+        _default_compared,
+        "You compare cut_for with a default that nobody asked for: an unset variable contradicts "
+        "nothing. Take cut_for as the default.",
+    ),
+    "text compared": (
+        _text_compared,
+        'You refuse 2 against 2: values of an environment are text, and "2" != 2. Make it an int '
+        "before you compare.",
+    ),
+    "whole folder refused": (
+        _whole_folder_refused,
+        "cut_for None is the published checkpoint, not cut for anybody: it is cut while loading, "
+        "for as many ranks as asked. Compare only where cut_for is a number.",
+    ),
+    "too many only": (
+        _too_many_only,
+        "You refuse more ranks than parts, but not fewer: one rank of a folder cut for 2 has half of "
+        "every weight, and nobody adds the other half.",
+    ),
+    "divisors pass": (
+        _no_divisor,
+        "You let pass what divides: 3 ranks of a folder cut for 6. But a rank reads one folder, its own, "
+        "so three of the six parts are never read. Only equal numbers fit.",
+    ),
+    "smaller of both": (
+        _smaller,
+        "The smaller of two numbers that disagree is still a guess: 1 rank of 2 has half of every "
+        "weight. Raise ValueError.",
+    ),
+    "mute error": (
+        _mute,
+        "You refuse the right runs, but the error does not say why: put both numbers into its text, so that "
+        "the reader knows what to set or to split again.",
+    ),
 }
 
 
@@ -140,7 +167,9 @@ def _check(answer: Any) -> str | None:
 
     if like(_right):
         said = [(case, text) for case, (g, text) in zip(CASES, got, strict=True) if g == REFUSED]
-        told = all(str(cut_for) in text and env["WORLD_SIZE"] in text for (env, cut_for), text in said)
+        told = all(
+            str(cut_for) in text and env["WORLD_SIZE"] in text for (env, cut_for), text in said
+        )
         return None if told else "mute error"
     for name, (form, _) in _WRONG.items():
         if like(form):
@@ -156,9 +185,14 @@ def _check(answer: Any) -> str | None:
 
 EXERCISES = (
     Exercise(
-        id="09.rank_counts", notebook="09_many_cards", title="One number of ranks", minutes=6, difficulty=1,
-        check=_check, wrong=dict(_WRONG),
-        solution='''
+        id="09.rank_counts",
+        notebook="09_many_cards",
+        title="One number of ranks",
+        minutes=6,
+        difficulty=1,
+        check=_check,
+        wrong=dict(_WRONG),
+        solution="""
 def rank_count(environment, cut_for):
     asked = int(environment.get("WORLD_SIZE", cut_for or 1))  # text; unset contradicts nothing
     if cut_for and asked != cut_for:                          # None: not cut yet, any number fits
@@ -166,5 +200,6 @@ def rank_count(environment, cut_for):
     return asked
 
 answer = rank_count
-'''),
+""",
+    ),
 )

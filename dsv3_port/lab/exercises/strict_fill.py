@@ -61,28 +61,44 @@ def _rebound(params: dict[str, Tensor], given: dict[str, Tensor]) -> None:
 
 
 _FILLS: dict[str, tuple[Fill, str]] = {
-    "missing": (_missing,
-                "A parameter that the checkpoint does not hold kept its random numbers, and nothing was said: the "
-                "model runs and talks nonsense. Refuse when a name is missing."),
-    "mismatch skipped": (_mismatch,
-                         "A tensor of another shape was passed over; that is ignore_mismatched_sizes=True, by which "
-                         "the old sample ran on weights that were never loaded. Refuse."),
-    "extra": (_extra,
-              "The checkpoint held a tensor that no parameter took, and you did not say so: mostly its name is "
-              "misspelt on one side. Refuse what is left over."),
-    "broadcast": (_broadcast,
-                  "copy_ broadcasts: [1, 4] fills [3, 4] with three equal rows and no error. Compare shapes before you "
-                  "copy."),
-    "reshaped": (_reshaped,
-                 "reshape makes [4, 3] fit [3, 4] with every number in the wrong place. A matrix of another shape is "
-                 "an error, not a layout."),
-    "rebound": (_rebound,
-                "The dict holds new tensors, the model still its old ones: a forward pass reads the parameter that was "
-                "there before. Copy into it, param.copy_(tensor)."),
+    "missing": (
+        _missing,
+        "A parameter that the checkpoint does not hold kept its random numbers, and nothing was said: the "
+        "model runs and talks nonsense. Refuse when a name is missing.",
+    ),
+    "mismatch skipped": (
+        _mismatch,
+        "A tensor of another shape was passed over; that is ignore_mismatched_sizes=True, by which "
+        "the old sample ran on weights that were never loaded. Refuse.",
+    ),
+    "extra": (
+        _extra,
+        "The checkpoint held a tensor that no parameter took, and you did not say so: mostly its name is "
+        "misspelt on one side. Refuse what is left over.",
+    ),
+    "broadcast": (
+        _broadcast,
+        "copy_ broadcasts: [1, 4] fills [3, 4] with three equal rows and no error. Compare shapes before you "
+        "copy.",
+    ),
+    "reshaped": (
+        _reshaped,
+        "reshape makes [4, 3] fit [3, 4] with every number in the wrong place. A matrix of another shape is "
+        "an error, not a layout.",
+    ),
+    "rebound": (
+        _rebound,
+        "The dict holds new tensors, the model still its old ones: a forward pass reads the parameter that was "
+        "there before. Copy into it, param.copy_(tensor).",
+    ),
 }
 _BAD_GIFTS: dict[str, dict[str, Tensor | None]] = {
-    "missing": {"b": None}, "extra": {"c": torch.ones(2)}, "mismatch skipped": {"a": torch.ones(2, 4)},
-    "broadcast": {"a": torch.ones(1, 4)}, "reshaped": {"a": torch.arange(12.0).view(4, 3)}}
+    "missing": {"b": None},
+    "extra": {"c": torch.ones(2)},
+    "mismatch skipped": {"a": torch.ones(2, 4)},
+    "broadcast": {"a": torch.ones(1, 4)},
+    "reshaped": {"a": torch.arange(12.0).view(4, 3)},
+}
 
 
 def _gift() -> dict[str, Tensor]:
@@ -97,11 +113,16 @@ def _check_fill(answer: Any) -> str | None:
     answer(params, _gift())
     if any(not torch.equal(kept[name], t) for name, t in _gift().items()):
         same = all(torch.equal(params.get(name, kept[name]), t) for name, t in _gift().items())
-        return "rebound" if same else "With names and shapes that fit, each parameter must hold its tensor afterwards."
+        return (
+            "rebound"
+            if same
+            else "With names and shapes that fit, each parameter must hold its tensor afterwards."
+        )
     accepted = [name for name, change in _BAD_GIFTS.items() if not _refused(answer, change)]
     if not accepted:
         return None
-    # who takes any shape of the right size, or any that broadcasts, has one mistake with its own name
+    # who takes any shape of the right size, or any that broadcasts, has one mistake with its own
+    # name
     return accepted[0]
 
 
@@ -116,9 +137,14 @@ def _refused(answer: Fill, change: dict[str, Tensor | None]) -> bool:
 
 EXERCISES = (
     Exercise(
-        id="05.strict_fill", notebook="05_merged_mlp", title="Fill everything, or refuse", minutes=12, difficulty=3,
-        check=_check_fill, wrong=dict(_FILLS),
-        solution='''
+        id="05.strict_fill",
+        notebook="05_merged_mlp",
+        title="Fill everything, or refuse",
+        minutes=12,
+        difficulty=3,
+        check=_check_fill,
+        wrong=dict(_FILLS),
+        solution="""
 def fill(params, given):
     if params.keys() != given.keys():
         raise ValueError(f"names differ: {sorted(params.keys() ^ given.keys())}")
@@ -129,5 +155,6 @@ def fill(params, given):
         param.copy_(given[name])
 
 answer = fill
-'''),
+""",
+    ),
 )

@@ -1,4 +1,5 @@
-"""aten operators on device npu give what they give on the CPU, to the last bit: the kernels are the same."""
+"""aten operators on device npu give what they give on the CPU, to the last bit: the kernels are the
+same."""
 
 from __future__ import annotations
 
@@ -68,8 +69,11 @@ CASES: dict[str, Case] = {
 
 def inputs(dtype: torch.dtype = torch.float32) -> list[Tensor]:
     generator = torch.Generator().manual_seed(1)
-    return [torch.randn(4, 6, generator=generator).to(dtype), torch.randn(4, 6, generator=generator).to(dtype),
-            torch.tensor([2, 0, 3])]
+    return [
+        torch.randn(4, 6, generator=generator).to(dtype),
+        torch.randn(4, 6, generator=generator).to(dtype),
+        torch.tensor([2, 0, 3]),
+    ]
 
 
 def assert_same(on_npu: Any, on_cpu: Any) -> None:
@@ -98,14 +102,18 @@ def test_inputs_change_as_on_cpu(name: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", ["matmul", "linear", "bmm", "softmax", "silu", "mean", "layer_norm", "index"])
+@pytest.mark.parametrize(
+    "name", ["matmul", "linear", "bmm", "softmax", "silu", "mean", "layer_norm", "index"]
+)
 def test_sixteen_bits(name: str, dtype: torch.dtype) -> None:
     assert_same(CASES[name](*[t.npu() for t in inputs(dtype)]), CASES[name](*inputs(dtype)))
 
 
 def test_training_step() -> None:
     torch.manual_seed(0)
-    cpu = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.GELU(), torch.nn.LayerNorm(8), torch.nn.Linear(8, 2))
+    cpu = torch.nn.Sequential(
+        torch.nn.Linear(6, 8), torch.nn.GELU(), torch.nn.LayerNorm(8), torch.nn.Linear(8, 2)
+    )
     npu = copy.deepcopy(cpu).npu()
     for model in (cpu, npu):
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
@@ -122,8 +130,12 @@ def test_random_numbers_are_reproducible() -> None:
     for _ in range(2):
         torch.npu.manual_seed(3)
         generator = torch.Generator(device="npu").manual_seed(5)
-        draws.append((torch.rand(4, device="npu", generator=generator).cpu(),
-                      torch.multinomial(torch.ones(8, device="npu"), 3, generator=generator).cpu()))
+        draws.append(
+            (
+                torch.rand(4, device="npu", generator=generator).cpu(),
+                torch.multinomial(torch.ones(8, device="npu"), 3, generator=generator).cpu(),
+            )
+        )
     assert torch.equal(draws[0][0], draws[1][0]) and torch.equal(draws[0][1], draws[1][1])
 
 
@@ -132,8 +144,16 @@ def test_saved_and_copied(tmp_path: Any) -> None:
     buffer = io.BytesIO()
     torch.save(x, buffer)
     buffer.seek(0)
-    for y in (copy.deepcopy(x), pickle.loads(pickle.dumps(x)), torch.load(buffer, weights_only=True)):
-        assert y.device.type == "npu" and y.data_ptr() != x.data_ptr() and torch.equal(x.cpu(), y.cpu())
+    for y in (
+        copy.deepcopy(x),
+        pickle.loads(pickle.dumps(x)),
+        torch.load(buffer, weights_only=True),
+    ):
+        assert (
+            y.device.type == "npu"
+            and y.data_ptr() != x.data_ptr()
+            and torch.equal(x.cpu(), y.cpu())
+        )
 
 
 def test_threads() -> None:

@@ -13,7 +13,13 @@ from torch import Tensor
 
 from dsv3_port import PortPlan, load_model
 from dsv3_port.engine import graph as modes
-from dsv3_port.engine.graph import OPTIONS, backend_options, compile_steps, compiler_config, export_graph
+from dsv3_port.engine.graph import (
+    OPTIONS,
+    backend_options,
+    compile_steps,
+    compiler_config,
+    export_graph,
+)
 from dsv3_port.errors import PortError
 from dsv3_port.hostnpu import ge, tape
 from dsv3_port.ops import dispatch, reference
@@ -49,11 +55,21 @@ def test_a_replay_that_fails_says_why() -> None:
     graph.replay()
 
 
-@pytest.mark.parametrize("read", [lambda t: t.sum().item(), lambda t: t.tolist(), lambda t: t.cpu(),
-                                  lambda t: bool((t > 0).all())], ids=["item", "tolist", "cpu", "bool"])
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda t: t.sum().item(),
+        lambda t: t.tolist(),
+        lambda t: t.cpu(),
+        lambda t: bool((t > 0).all()),
+    ],
+    ids=["item", "tolist", "cpu", "bool"],
+)
 def test_a_hidden_synchronisation_fails(read: Callable[[Tensor], Any]) -> None:
     x = torch.ones(4).npu()
-    with pytest.raises(RuntimeError, match="the host waits for the device while a graph is captured"):
+    with pytest.raises(
+        RuntimeError, match="the host waits for the device while a graph is captured"
+    ):
         with torch.npu.graph(torch.npu.NPUGraph()):
             read(x + 1)
     assert tape.tapes is not None and not tape.tapes.capturing()
@@ -62,24 +78,41 @@ def test_a_hidden_synchronisation_fails(read: Callable[[Tensor], Any]) -> None:
 
 @pytest.mark.parametrize("mode", ["reduce-overhead", "npugraph_ex"])
 def test_key_lengths_are_updated_in_the_captured_attention(mode: str) -> None:
-    """Host numbers: torchair replays first, then updates the recorded operator's arguments (task update)."""
+    """Host numbers: torchair replays first, then updates the recorded operator's arguments (task
+    update)."""
     torch._dynamo.reset()
     dispatch.torch_npu()
     q, k = torch.randn(1, 2, 1, 64).half(), torch.randn(1, 1, 8, 64).half()
-    settings: dict[str, Any] = {"num_heads": 2, "num_key_value_heads": 1, "scale": 0.2, "input_layout": "BNSD"}
+    settings: dict[str, Any] = {
+        "num_heads": 2,
+        "num_key_value_heads": 1,
+        "scale": 0.2,
+        "input_layout": "BNSD",
+    }
 
     def attend(x: Tensor, keys: Tensor, lengths: list[int]) -> Tensor:
-        result: Tensor = dispatch.npu_fused_infer_attention_score(x, keys, keys, actual_seq_lengths_kv=lengths,
-                                                                  **settings)[0] + 1
+        result: Tensor = (
+            dispatch.npu_fused_infer_attention_score(
+                x, keys, keys, actual_seq_lengths_kv=lengths, **settings
+            )[0]
+            + 1
+        )
         return result
 
     config = compiler_config("reduce-overhead", {})
-    backend: Any = mode if mode == "npugraph_ex" else torchair.get_npu_backend(compiler_config=config)
+    backend: Any = (
+        mode if mode == "npugraph_ex" else torchair.get_npu_backend(compiler_config=config)
+    )
     step = torch.compile(attend, backend=backend, fullgraph=True, dynamic=True)
     assert tape.tapes is not None
     before, captured = 0, []
     for length in (3, 5, 8, 2):
-        want = reference.npu_fused_infer_attention_score(q, k, k, actual_seq_lengths_kv=[length], **settings)[0] + 1
+        want = (
+            reference.npu_fused_infer_attention_score(
+                q, k, k, actual_seq_lengths_kv=[length], **settings
+            )[0]
+            + 1
+        )
         assert torch.equal(step(q.npu(), k.npu(), [length]).cpu(), want)
         captured.append(tape.tapes.captured - before)
         before = tape.tapes.captured
@@ -120,13 +153,17 @@ def test_options_reach_torchair() -> None:
         compile_steps(load_model(TINY, PortPlan.full(), "npu"), "inductor")
 
 
-def test_a_cached_ge_graph_needs_the_interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cached_ge_graph_needs_the_interpreter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """torchair's cache holds the GE graph and no FX graph."""
+
     class Twice(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.cached = torchair.inference.cache_compile(self.step, config=torchair.CompilerConfig(), dynamic=False,
-                                                           cache_dir=str(tmp_path))
+            self.cached = torchair.inference.cache_compile(
+                self.step, config=torchair.CompilerConfig(), dynamic=False, cache_dir=str(tmp_path)
+            )
 
         def step(self, x: Tensor) -> Tensor:
             return x * 2

@@ -1,7 +1,10 @@
-"""The whole model as a graph on device npu: GE graph, reduce-overhead and npugraph_ex, against device cpu.
+"""The whole model as a graph on device npu: GE graph, reduce-overhead and npugraph_ex, against
+device cpu.
 
-With the CPU's own faster kernels set aside both devices compute with the same ones, and everything is equal to the
-last bit: logits, greedy tokens and caches. Compiling is what takes time here, so cases are chosen to cover pairs.
+With the CPU's own faster kernels set aside both devices compute with the same ones, and everything
+is equal to the
+last bit: logits, greedy tokens and caches. Compiling is what takes time here, so cases are chosen
+    to cover pairs.
 """
 
 from __future__ import annotations
@@ -16,7 +19,13 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from dsv3_port import STEPS, PortPlan
-from dsv3_port.engine.graph import NPU_BACKENDS, compile_steps, converted_graphs, graph_blockers, npu_backend
+from dsv3_port.engine.graph import (
+    NPU_BACKENDS,
+    compile_steps,
+    converted_graphs,
+    graph_blockers,
+    npu_backend,
+)
 from dsv3_port.hostnpu import graphs, tape
 from dsv3_port.model.decoder import DeepseekV3
 from dsv3_port.steps import _FORMS
@@ -27,11 +36,15 @@ FULL = PortPlan.full()
 LENGTH = 10
 NEEDED = ("experts", "cache")  # upstream's forms of these cannot be a graph
 FREE = tuple(field for field in _FORMS if field not in (*NEEDED, "graph"))
-# Two sets of three rows out of five always share one, and none holds the other; with the row of no set that is every
-# pair of forms of any two fields.
+# Two sets of three rows out of five always share one, and none holds the other; with the row of no
+# set that is every pair of forms of any two fields.
 SETS = list(combinations(range(1, 6), 3))
-PLANS = [FULL.replace(**{field: _FORMS[field][row in rows] for field, rows in zip(FREE, SETS, strict=True)})
-         for row in range(6)]
+PLANS = [
+    FULL.replace(
+        **{field: _FORMS[field][row in rows] for field, rows in zip(FREE, SETS, strict=True)}
+    )
+    for row in range(6)
+]
 
 same_kernels = check_model.same_kernels  # an autouse fixture
 
@@ -51,7 +64,9 @@ class Run:
 
 def run(model: DeepseekV3, batch: int, steps: int, length: int = LENGTH, cache: Any = None) -> Run:
     """Greedy decoding after a prompt whose first row is padded."""
-    ids = torch.randint(3, model.config.vocab_size, (batch, length), generator=torch.Generator().manual_seed(7))
+    ids = torch.randint(
+        3, model.config.vocab_size, (batch, length), generator=torch.Generator().manual_seed(7)
+    )
     mask = torch.ones(batch, length, dtype=torch.long)
     mask[0, :4] = 0
     cache = cache or model.new_cache(batch, length + steps)
@@ -62,8 +77,12 @@ def run(model: DeepseekV3, batch: int, steps: int, length: int = LENGTH, cache: 
         tokens.append(logits[-1][:, -1].argmax(-1))
         logits.append(model(tokens[-1].unsqueeze(1), cache=cache))
     seen.append(counters["stats"]["unique_graphs"] - before)
-    return Run([x.cpu() for x in logits], torch.stack(tokens).cpu(),
-               [t.cpu() for layer in cache.buffers for t in layer], [*seen[:2], seen[-1]])
+    return Run(
+        [x.cpu() for x in logits],
+        torch.stack(tokens).cpu(),
+        [t.cpu() for layer in cache.buffers for t in layer],
+        [*seen[:2], seen[-1]],
+    )
 
 
 def assert_equal(got: Run, want: Run) -> None:
@@ -72,12 +91,22 @@ def assert_equal(got: Run, want: Run) -> None:
         assert torch.equal(a, b)
 
 
-# every pair of mode, dtype and batch; 64 tokens in each mode (check_ge.py and notebooks: with all layers)
-@pytest.mark.parametrize(("mode", "dtype", "batch", "steps"), [
-    ("ge", "float32", 1, 4), ("ge", "bfloat16", 3, 64), ("ge", "float16", 1, 4),
-    ("npugraph_ex", "float32", 3, 4), ("npugraph_ex", "bfloat16", 1, 64), ("npugraph_ex", "float16", 3, 4),
-    ("reduce-overhead", "float32", 1, 4), ("reduce-overhead", "bfloat16", 3, 64),
-    ("reduce-overhead", "float16", 1, 4)])
+# every pair of mode, dtype and batch; 64 tokens in each mode (check_ge.py and notebooks: with all
+# layers)
+@pytest.mark.parametrize(
+    ("mode", "dtype", "batch", "steps"),
+    [
+        ("ge", "float32", 1, 4),
+        ("ge", "bfloat16", 3, 64),
+        ("ge", "float16", 1, 4),
+        ("npugraph_ex", "float32", 3, 4),
+        ("npugraph_ex", "bfloat16", 1, 64),
+        ("npugraph_ex", "float16", 3, 4),
+        ("reduce-overhead", "float32", 1, 4),
+        ("reduce-overhead", "bfloat16", 3, 64),
+        ("reduce-overhead", "float16", 1, 4),
+    ],
+)
 def test_full_port(mode: str, dtype: str, batch: int, steps: int) -> None:
     want = run(load(FULL, "cpu", dtype), batch, steps)
     assert tape.tapes is not None
@@ -110,12 +139,14 @@ def test_every_pair_of_forms_converts(row: int) -> None:
 
 
 def test_what_does_not_convert_says_why() -> None:
-    """Of all combinations of steps exactly those with upstream's expert loop or cache, and both are refused alike."""
+    """Of all combinations of steps exactly those with upstream's expert loop or cache, and both are
+    refused alike."""
     ids = [s.id for s in STEPS if s.field != "graph"]
     for chosen in (c for n in range(len(ids) + 1) for c in combinations(ids, n)):
         reasons = " ".join(graph_blockers(PortPlan.with_steps(*chosen)))
         assert [i for i in ("gmm_routing", "fixed_kv_cache") if repr(i) in reasons] == [
-            i for i in ("gmm_routing", "fixed_kv_cache") if i not in chosen]
+            i for i in ("gmm_routing", "fixed_kv_cache") if i not in chosen
+        ]
 
 
 @pytest.mark.parametrize(("mode", "kernel"), [("ge", True), ("npugraph_ex", False)])
@@ -126,7 +157,8 @@ def test_dynamic_sizes(mode: str, kernel: bool) -> None:
         got = run(model, 2, 2, length)
         assert_equal(got, run(on_cpu, 2, 2, length))
         new.append(got.graphs)
-    # npu_moe_init_routing's active_num is an int: a prefill graph for each length, one decode graph for all
+    # npu_moe_init_routing's active_num is an int: a prefill graph for each length, one decode graph
+    # for all
     assert new == [[1, 2, 2], [1, 1, 1] if kernel else [0, 0, 0]]
 
 

@@ -52,15 +52,21 @@ def census(folder: Path, plan: PortPlan, dense: int, moe: int) -> dict[str, dict
 
 def layers_of(folder: Path, plan: PortPlan) -> dict[str, ge_layers.Layers]:
     models = {key: census(folder, plan, *key) for key in ((1, 1), (2, 1), (1, 2))}
-    return {phase: ge_layers.by_difference({key: counts[phase] for key, counts in models.items()})
-            for phase in ("prefill", "decode")}
+    return {
+        phase: ge_layers.by_difference({key: counts[phase] for key, counts in models.items()})
+        for phase in ("prefill", "decode")
+    }
 
 
 def write() -> None:
     hostnpu.enable()
     plans = {s.id: PortPlan.upto(s.id) for s in STEPS if s.field != "graph"}
     with tempfile.TemporaryDirectory() as folder:
-        rungs = {name: layers_of(Path(folder), plan) for name, plan in plans.items() if not graph_blockers(plan)}
+        rungs = {
+            name: layers_of(Path(folder), plan)
+            for name, plan in plans.items()
+            if not graph_blockers(plan)
+        }
     text = json.dumps({"torch_npu": hostnpu.status().torch_npu, "rungs": rungs}, indent=1)
     ge_layers.RECORDED.write_text(text + "\n", encoding="utf-8")
 

@@ -1,7 +1,8 @@
-"""The whole model on device npu, eager: every step alone and together, prefill and decode, against device cpu.
+"""The whole model on device npu, eager: every step alone and together, prefill and decode, against
+device cpu.
 
-The CPU has kernels of its own for speed (fused attention, turned products); with those set aside both devices compute
-with the same kernels, and logits and caches are equal to the last bit.
+The CPU has kernels of its own for speed (fused attention, turned products); with those set aside
+both devices compute with the same kernels, and logits and caches are equal to the last bit.
 """
 
 from __future__ import annotations
@@ -20,9 +21,12 @@ from dsv3_port.ops import kernels
 
 TINY = Path(__file__).parents[3] / "data" / "tiny-dsv3"
 MODEL_STEPS = [s.id for s in STEPS if s.field != "graph"]
-PLANS = {"upstream": PortPlan.upstream(), "full": PortPlan.full(),
-         **{f"up to {i}": PortPlan.upto(i) for i in MODEL_STEPS}, **{f"only {i}": PortPlan.with_steps(i)
-                                                                     for i in MODEL_STEPS}}
+PLANS = {
+    "upstream": PortPlan.upstream(),
+    "full": PortPlan.full(),
+    **{f"up to {i}": PortPlan.upto(i) for i in MODEL_STEPS},
+    **{f"only {i}": PortPlan.with_steps(i) for i in MODEL_STEPS},
+}
 LENGTH, STEPS_MADE = 12, 6
 
 
@@ -40,17 +44,26 @@ def same_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def run(plan: PortPlan, device: str, dtype: str) -> tuple[list[Tensor], list[Tensor], int]:
-    """Logits of a left-padded prefill and of decode steps with given tokens, the cache's tensors, kernels launched."""
+    """Logits of a left-padded prefill and of decode steps with given tokens, the cache's tensors,
+    kernels launched."""
     model = load_model(TINY, plan.replace(graph="eager"), device, dtype)
-    ids = torch.randint(3, model.config.vocab_size, (2, LENGTH + STEPS_MADE),
-                        generator=torch.Generator().manual_seed(4)).to(device)
+    ids = torch.randint(
+        3,
+        model.config.vocab_size,
+        (2, LENGTH + STEPS_MADE),
+        generator=torch.Generator().manual_seed(4),
+    ).to(device)
     mask = torch.ones(2, LENGTH, dtype=torch.long, device=device)
     mask[0, :5] = 0
     before = host.calls["kernel"]
     cache = model.new_cache(2, LENGTH + STEPS_MADE)
     logits = [model(ids[:, :LENGTH], mask, cache)]
     logits += [model(ids[:, i : i + 1], cache=cache) for i in range(LENGTH, LENGTH + STEPS_MADE)]
-    return [x.cpu() for x in logits], [x.cpu() for x in tensors(cache)], host.calls["kernel"] - before
+    return (
+        [x.cpu() for x in logits],
+        [x.cpu() for x in tensors(cache)],
+        host.calls["kernel"] - before,
+    )
 
 
 def tensors(value: Any) -> list[Tensor]:
@@ -91,5 +104,7 @@ def test_text_is_the_same() -> None:
     texts = []
     for device in ("npu", "cpu"):
         model = load_model(TINY, PortPlan.full().replace(graph="eager"), device, "float32")
-        texts.append([g.token_ids for g in generate(model, tokenizer, ["Once upon a time", "The"], 64)])
+        texts.append(
+            [g.token_ids for g in generate(model, tokenizer, ["Once upon a time", "The"], 64)]
+        )
     assert texts[0] == texts[1] and len(texts[0][0]) > 1

@@ -1,6 +1,7 @@
 """The golden file of the GE conversion, and the counts of lab/npu_graphs.py.
 
-A changed conversion shows here. To accept it: python -m tests.hostnpu.inside.check_npu_graphs, and read the diff.
+A changed conversion shows here. To accept it: python -m tests.hostnpu.inside.check_npu_graphs, and
+read the diff.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ def golden() -> dict[str, dict[str, dict[str, int]]]:
 
 
 @pytest.mark.parametrize("form", npu_graphs.forms())
-def test_conversion_is_the_golden_one(form: str, golden: dict[str, dict[str, dict[str, int]]]) -> None:
+def test_conversion_is_the_golden_one(
+    form: str, golden: dict[str, dict[str, dict[str, int]]]
+) -> None:
     assert npu_graphs.ge_census(TINY, npu_graphs.forms()[form]) == golden[form]
 
 
@@ -36,17 +39,25 @@ def test_steps_show_in_the_census(golden: dict[str, dict[str, dict[str, int]]]) 
     assert list(golden) == list(npu_graphs.forms()) and len(golden) == 7
     census = {form: npu_graphs.kernels_of(phases["decode"]) for form, phases in golden.items()}
     full = census.pop(npu_graphs.FULL)
-    gone = {form.removeprefix("without "): sum(counts.values()) - sum(full.values()) for form, counts in census.items()}
+    gone = {
+        form.removeprefix("without "): sum(counts.values()) - sum(full.values())
+        for form, counts in census.items()
+    }
     assert gone.pop("last_token_head") == 0  # decode has one position only
     assert all(gone[s] > 0 for s in ("merged_mlp", "rope_once", "add_rms_norm")), gone
     assert census["without one_hot_gate"]["ScatterElements"] == 1 and "ScatterElements" not in full
     assert "AddRmsNorm" not in census["without add_rms_norm"] and full["AddRmsNorm"] > 0
     assert census["without rope_once"]["Cos"] == 2 and full["Cos"] == 1  # a layer, a step
-    rows = {row["step"]: row for row in npu_graphs.census_changes({npu_graphs.FULL: full, **census})}
+    rows = {
+        row["step"]: row for row in npu_graphs.census_changes({npu_graphs.FULL: full, **census})
+    }
     assert len(rows) == len(census) and "18 Cast" in str(rows["6.2 cos/sin once per step"]["goes"])
     assert rows["6.4 LM head on the last token"]["goes"] == "nothing"
     header, lines = npu_graphs.census_rows({"full": full, **census})
-    assert header == ["GE operator", "full", *census] and lines[-1][:2] == ("all", str(sum(full.values())))
+    assert header == ["GE operator", "full", *census] and lines[-1][:2] == (
+        "all",
+        str(sum(full.values())),
+    )
 
 
 def test_launches_and_captured_memory() -> None:
@@ -65,10 +76,16 @@ def test_fx_beside_ge(tmp_path: Path) -> None:
     files = export_graph(short.load(PortPlan.full(), dtype="bfloat16"), tmp_path)
     assert set(files) == {"step.air", "graph.pbtxt", "graph.py", "options.json"}
     assert ge.read_file(files["step.air"]).count()["GroupedMatmul"] == 2
-    rows = npu_graphs.fx_beside_ge(files["graph.py"].read_text(encoding="utf-8"), "npu_moe_init_routing",
-                                   "npu_moe_finalize_routing")
+    rows = npu_graphs.fx_beside_ge(
+        files["graph.py"].read_text(encoding="utf-8"),
+        "npu_moe_init_routing",
+        "npu_moe_finalize_routing",
+    )
     found = {row["FX operator"]: row["GE operators"] for row in rows}
-    assert found["npu.npu_moe_init_routing"] == "MoeInitRouting" and found["npu.npu_swiglu"] == "SwiGlu"
+    assert (
+        found["npu.npu_moe_init_routing"] == "MoeInitRouting"
+        and found["npu.npu_swiglu"] == "SwiGlu"
+    )
     assert found["npu.npu_grouped_matmul"].endswith("GroupedMatmul")
     assert rows[-1]["GE operators"] == "MoeFinalizeRoutingV2"
     with pytest.raises(PortError, match="no FX operator 'npu_no_such'"):
@@ -89,7 +106,10 @@ def test_a_notebook_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def write() -> None:
     hostnpu.enable()
-    text = json.dumps({name: npu_graphs.ge_census(TINY, plan) for name, plan in npu_graphs.forms().items()}, indent=1)
+    text = json.dumps(
+        {name: npu_graphs.ge_census(TINY, plan) for name, plan in npu_graphs.forms().items()},
+        indent=1,
+    )
     GOLDEN.write_text(text + "\n", encoding="utf-8")
 
 

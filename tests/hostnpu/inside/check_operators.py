@@ -1,5 +1,5 @@
-"""npu:: operators through the real torch_npu: values are the reference's, shapes and dtypes are the real meta
-functions', wrong arguments are refused on this device too."""
+"""npu:: operators through the real torch_npu: values are the reference's, shapes and dtypes are the
+real meta functions', wrong arguments are refused on this device too."""
 
 from __future__ import annotations
 
@@ -39,74 +39,203 @@ BACK = i32([3, 1, 4, 0, 5, 2])
 SPLIT = {"split_item": 3, "group_type": 0}
 CASES: dict[str, Callable[[torch.dtype], Call]] = {
     "rms_norm": lambda t: call("npu_rms_norm", f(2, 3, 8, dtype=t), f(8, dtype=t), 1e-6),
-    "add_rms_norm": lambda t: call("npu_add_rms_norm", f(3, 8, dtype=t), f(3, 8, seed=1, dtype=t), f(8, dtype=t)),
-    "add_rms_norm_cast": lambda t: call("npu_add_rms_norm_cast", f(3, 8, dtype=t), f(3, 8, seed=1, dtype=t),
-                                        f(8, dtype=t)),
+    "add_rms_norm": lambda t: call(
+        "npu_add_rms_norm", f(3, 8, dtype=t), f(3, 8, seed=1, dtype=t), f(8, dtype=t)
+    ),
+    "add_rms_norm_cast": lambda t: call(
+        "npu_add_rms_norm_cast", f(3, 8, dtype=t), f(3, 8, seed=1, dtype=t), f(8, dtype=t)
+    ),
     "swiglu": lambda t: call("npu_swiglu", f(2, 3, 8, dtype=t)),
-    "rotary_mul": lambda t: call("npu_rotary_mul", f(2, 3, 4, 8, dtype=t), f(2, 1, 4, 8, dtype=t),
-                                 f(2, 1, 4, 8, seed=1, dtype=t)),
-    "interleave_rope": lambda t: call("npu_interleave_rope", f(2, 3, 4, 64, dtype=t), f(2, 1, 4, 64, dtype=t),
-                                      f(2, 1, 4, 64, seed=1, dtype=t)),
+    "rotary_mul": lambda t: call(
+        "npu_rotary_mul",
+        f(2, 3, 4, 8, dtype=t),
+        f(2, 1, 4, 8, dtype=t),
+        f(2, 1, 4, 8, seed=1, dtype=t),
+    ),
+    "interleave_rope": lambda t: call(
+        "npu_interleave_rope",
+        f(2, 3, 4, 64, dtype=t),
+        f(2, 1, 4, 64, dtype=t),
+        f(2, 1, 4, 64, seed=1, dtype=t),
+    ),
     "kv_rmsnorm_rope_cache": lambda t: call(
-        "npu_kv_rmsnorm_rope_cache", f(2, 1, 1, 576, dtype=t), f(512, dtype=t), f(2, 1, 1, 64, dtype=t),
-        f(2, 1, 1, 64, seed=1, dtype=t), torch.tensor([[3], [0]]), torch.zeros(2, 1, 4, 64, dtype=t),
-        torch.zeros(2, 1, 4, 512, dtype=t), epsilon=1e-6),
-    "scatter_update": lambda t: call("scatter_update", f(2, 1, 5, 3, dtype=t), torch.tensor([1, 4]),
-                                     f(2, 1, 1, 3, seed=1, dtype=t), -2),
-    "scatter_update_": lambda t: call("scatter_update_", f(2, 1, 5, 3, dtype=t), torch.tensor([1, 3]),
-                                      f(2, 1, 2, 3, seed=1, dtype=t), -2),
-    "scatter_nd_update": lambda t: call("npu_scatter_nd_update", f(4, 3, dtype=t), torch.tensor([[2], [0]]),
-                                        f(2, 3, seed=1, dtype=t)),
-    "scatter_nd_update_": lambda t: call("npu_scatter_nd_update_", f(4, 3, dtype=t), torch.tensor([[2], [0]]),
-                                         f(2, 3, seed=1, dtype=t)),
-    "gating": lambda t: call("npu_moe_gating_top_k", f(5, 16, dtype=t), 4, bias=f(16, seed=1, dtype=t), k_group=2,
-                             group_count=4, group_select_mode=1, norm_type=1, routed_scaling_factor=2.5,
-                             out_flag=True),
-    "gating without scores": lambda t: call("npu_moe_gating_top_k", f(5, 16, dtype=t), 4, norm_type=1),
+        "npu_kv_rmsnorm_rope_cache",
+        f(2, 1, 1, 576, dtype=t),
+        f(512, dtype=t),
+        f(2, 1, 1, 64, dtype=t),
+        f(2, 1, 1, 64, seed=1, dtype=t),
+        torch.tensor([[3], [0]]),
+        torch.zeros(2, 1, 4, 64, dtype=t),
+        torch.zeros(2, 1, 4, 512, dtype=t),
+        epsilon=1e-6,
+    ),
+    "scatter_update": lambda t: call(
+        "scatter_update",
+        f(2, 1, 5, 3, dtype=t),
+        torch.tensor([1, 4]),
+        f(2, 1, 1, 3, seed=1, dtype=t),
+        -2,
+    ),
+    "scatter_update_": lambda t: call(
+        "scatter_update_",
+        f(2, 1, 5, 3, dtype=t),
+        torch.tensor([1, 3]),
+        f(2, 1, 2, 3, seed=1, dtype=t),
+        -2,
+    ),
+    "scatter_nd_update": lambda t: call(
+        "npu_scatter_nd_update",
+        f(4, 3, dtype=t),
+        torch.tensor([[2], [0]]),
+        f(2, 3, seed=1, dtype=t),
+    ),
+    "scatter_nd_update_": lambda t: call(
+        "npu_scatter_nd_update_",
+        f(4, 3, dtype=t),
+        torch.tensor([[2], [0]]),
+        f(2, 3, seed=1, dtype=t),
+    ),
+    "gating": lambda t: call(
+        "npu_moe_gating_top_k",
+        f(5, 16, dtype=t),
+        4,
+        bias=f(16, seed=1, dtype=t),
+        k_group=2,
+        group_count=4,
+        group_select_mode=1,
+        norm_type=1,
+        routed_scaling_factor=2.5,
+        out_flag=True,
+    ),
+    "gating without scores": lambda t: call(
+        "npu_moe_gating_top_k", f(5, 16, dtype=t), 4, norm_type=1
+    ),
     "init_routing": lambda t: call("npu_moe_init_routing", f(3, 4, dtype=t), ROW_IDX, CHOSEN, 3),
-    "init_routing cut": lambda t: call("npu_moe_init_routing", f(3, 4, dtype=t), ROW_IDX, CHOSEN, 2),
-    "init_routing_v2": lambda t: call("npu_moe_init_routing_v2", f(3, 4, dtype=t), CHOSEN, active_num=6, expert_num=4,
-                                      expert_tokens_num_type=1, expert_tokens_num_flag=True,
-                                      active_expert_range=[0, 4], row_idx_type=0),
-    "compute_expert_tokens": lambda t: call("npu_moe_compute_expert_tokens", i32([0, 0, 1, 3, 3, 3]), 5),
-    "finalize_routing": lambda t: call("npu_moe_finalize_routing", f(6, 4, dtype=t), f(3, 4, dtype=t), None, None,
-                                       f(3, 2, dtype=t), BACK, None),
+    "init_routing cut": lambda t: call(
+        "npu_moe_init_routing", f(3, 4, dtype=t), ROW_IDX, CHOSEN, 2
+    ),
+    "init_routing_v2": lambda t: call(
+        "npu_moe_init_routing_v2",
+        f(3, 4, dtype=t),
+        CHOSEN,
+        active_num=6,
+        expert_num=4,
+        expert_tokens_num_type=1,
+        expert_tokens_num_flag=True,
+        active_expert_range=[0, 4],
+        row_idx_type=0,
+    ),
+    "compute_expert_tokens": lambda t: call(
+        "npu_moe_compute_expert_tokens", i32([0, 0, 1, 3, 3, 3]), 5
+    ),
+    "finalize_routing": lambda t: call(
+        "npu_moe_finalize_routing",
+        f(6, 4, dtype=t),
+        f(3, 4, dtype=t),
+        None,
+        None,
+        f(3, 2, dtype=t),
+        BACK,
+        None,
+    ),
     "finalize_routing with bias": lambda t: call(
-        "npu_moe_finalize_routing", f(6, 4, dtype=t), f(3, 4, dtype=t), f(3, 4, seed=2, dtype=t), f(4, 4, dtype=t),
-        f(3, 2, dtype=t), BACK, CHOSEN),
-    "grouped_matmul": lambda t: call("npu_grouped_matmul", [f(6, 4, dtype=t)], [f(3, 4, 5, dtype=t)],
-                                     group_list=torch.tensor([2, 2, 6]), **SPLIT),
-    "grouped_matmul counts": lambda t: call("npu_grouped_matmul", [f(6, 4, dtype=t)], [f(3, 5, 4, dtype=t).mT],
-                                            group_list=torch.tensor([2, 0, 4]), group_list_type=1, **SPLIT),
-    "attention BNSD": lambda t: call("npu_fused_infer_attention_score", f(2, 4, 1, 16, dtype=t),
-                                     f(2, 2, 6, 16, dtype=t), f(2, 2, 6, 16, seed=1, dtype=t), num_heads=4,
-                                     num_key_value_heads=2, scale=0.25, input_layout="BNSD",
-                                     actual_seq_lengths_kv=[3, 6]),
-    "attention BSH": lambda t: call("npu_fused_infer_attention_score", f(2, 3, 32, dtype=t), f(2, 5, 32, dtype=t),
-                                    f(2, 5, 32, seed=1, dtype=t), num_heads=4, scale=0.3, input_layout="BSH",
-                                    atten_mask=f(2, 1, 3, 5) > 0.5),
-    "attention MLA": lambda t: call("npu_fused_infer_attention_score", f(2, 4, 1, 512, dtype=t),
-                                    f(2, 1, 6, 512, dtype=t), f(2, 1, 6, 512, dtype=t), num_heads=4,
-                                    num_key_value_heads=1, scale=0.1, input_layout="BNSD",
-                                    query_rope=f(2, 4, 1, 64, dtype=t), key_rope=f(2, 1, 6, 64, dtype=t),
-                                    actual_seq_lengths_kv=[2, 5]),
-    "attention BSND": lambda t: call("npu_fused_infer_attention_score", f(2, 3, 4, 16, dtype=t),
-                                     f(2, 5, 4, 16, dtype=t), f(2, 5, 4, 16, seed=1, dtype=t), num_heads=4, scale=0.2,
-                                     input_layout="BSND"),
-    "attention NBSD": lambda t: call("npu_fused_infer_attention_score", f(2, 4, 3, 16, dtype=t),
-                                     f(2, 4, 5, 16, dtype=t), f(2, 4, 5, 16, seed=1, dtype=t), num_heads=4, scale=0.2,
-                                     input_layout="BNSD_NBSD"),
-    "attention lse": lambda t: call("npu_fused_infer_attention_score", f(2, 4, 3, 16, dtype=t),
-                                    f(2, 4, 5, 16, dtype=t), f(2, 4, 5, 16, seed=1, dtype=t), num_heads=4, scale=0.2,
-                                    input_layout="BNSD", softmax_lse_flag=True),
-    "transpose_batchmatmul": lambda t: call("npu_transpose_batchmatmul", f(3, 4, 8, dtype=t), f(4, 8, 16, dtype=t),
-                                            perm_x1=[1, 0, 2]),
+        "npu_moe_finalize_routing",
+        f(6, 4, dtype=t),
+        f(3, 4, dtype=t),
+        f(3, 4, seed=2, dtype=t),
+        f(4, 4, dtype=t),
+        f(3, 2, dtype=t),
+        BACK,
+        CHOSEN,
+    ),
+    "grouped_matmul": lambda t: call(
+        "npu_grouped_matmul",
+        [f(6, 4, dtype=t)],
+        [f(3, 4, 5, dtype=t)],
+        group_list=torch.tensor([2, 2, 6]),
+        **SPLIT,
+    ),
+    "grouped_matmul counts": lambda t: call(
+        "npu_grouped_matmul",
+        [f(6, 4, dtype=t)],
+        [f(3, 5, 4, dtype=t).mT],
+        group_list=torch.tensor([2, 0, 4]),
+        group_list_type=1,
+        **SPLIT,
+    ),
+    "attention BNSD": lambda t: call(
+        "npu_fused_infer_attention_score",
+        f(2, 4, 1, 16, dtype=t),
+        f(2, 2, 6, 16, dtype=t),
+        f(2, 2, 6, 16, seed=1, dtype=t),
+        num_heads=4,
+        num_key_value_heads=2,
+        scale=0.25,
+        input_layout="BNSD",
+        actual_seq_lengths_kv=[3, 6],
+    ),
+    "attention BSH": lambda t: call(
+        "npu_fused_infer_attention_score",
+        f(2, 3, 32, dtype=t),
+        f(2, 5, 32, dtype=t),
+        f(2, 5, 32, seed=1, dtype=t),
+        num_heads=4,
+        scale=0.3,
+        input_layout="BSH",
+        atten_mask=f(2, 1, 3, 5) > 0.5,
+    ),
+    "attention MLA": lambda t: call(
+        "npu_fused_infer_attention_score",
+        f(2, 4, 1, 512, dtype=t),
+        f(2, 1, 6, 512, dtype=t),
+        f(2, 1, 6, 512, dtype=t),
+        num_heads=4,
+        num_key_value_heads=1,
+        scale=0.1,
+        input_layout="BNSD",
+        query_rope=f(2, 4, 1, 64, dtype=t),
+        key_rope=f(2, 1, 6, 64, dtype=t),
+        actual_seq_lengths_kv=[2, 5],
+    ),
+    "attention BSND": lambda t: call(
+        "npu_fused_infer_attention_score",
+        f(2, 3, 4, 16, dtype=t),
+        f(2, 5, 4, 16, dtype=t),
+        f(2, 5, 4, 16, seed=1, dtype=t),
+        num_heads=4,
+        scale=0.2,
+        input_layout="BSND",
+    ),
+    "attention NBSD": lambda t: call(
+        "npu_fused_infer_attention_score",
+        f(2, 4, 3, 16, dtype=t),
+        f(2, 4, 5, 16, dtype=t),
+        f(2, 4, 5, 16, seed=1, dtype=t),
+        num_heads=4,
+        scale=0.2,
+        input_layout="BNSD_NBSD",
+    ),
+    "attention lse": lambda t: call(
+        "npu_fused_infer_attention_score",
+        f(2, 4, 3, 16, dtype=t),
+        f(2, 4, 5, 16, dtype=t),
+        f(2, 4, 5, 16, seed=1, dtype=t),
+        num_heads=4,
+        scale=0.2,
+        input_layout="BNSD",
+        softmax_lse_flag=True,
+    ),
+    "transpose_batchmatmul": lambda t: call(
+        "npu_transpose_batchmatmul", f(3, 4, 8, dtype=t), f(4, 8, 16, dtype=t), perm_x1=[1, 0, 2]
+    ),
 }
 SIXTEEN_BITS = {"interleave_rope", "kv_rmsnorm_rope_cache"}  # the device takes these only
 
 
 def moved(tree: Any, device: str) -> Any:
-    return tree_map_only(Tensor, lambda t: t.to(device) if t.is_contiguous() else t.mT.to(device).mT, tree)
+    return tree_map_only(
+        Tensor, lambda t: t.to(device) if t.is_contiguous() else t.mT.to(device).mT, tree
+    )
 
 
 def tensors(tree: Any) -> list[Tensor]:
@@ -120,16 +249,24 @@ def test_value_and_shape(name: str, dtype: torch.dtype) -> None:
     if dtype == F32 and name in SIXTEEN_BITS:
         pytest.skip("16-bit types only")
     npu_args, npu_kwargs = moved((args, kwargs), "npu")
-    shapes = getattr(torch_npu, operator)(*moved(args, "meta"), **moved(kwargs, "meta"))  # before an in-place change
+    shapes = getattr(torch_npu, operator)(
+        *moved(args, "meta"), **moved(kwargs, "meta")
+    )  # before an in-place change
     before = kernels.calls["kernel"]
     got = getattr(torch_npu, operator)(*npu_args, **npu_kwargs)
     assert kernels.calls["kernel"] > before
     wanted = getattr(reference, operator)(*args, **kwargs)
     assert len(tensors(got)) == len(tensors(wanted)) == len(tensors(shapes)) > 0
     for a, b, c in zip(tensors(got), tensors(wanted), tensors(shapes), strict=True):
-        assert a.device.type == "npu" and a.shape == b.shape == c.shape and a.dtype == b.dtype == c.dtype
+        assert (
+            a.device.type == "npu"
+            and a.shape == b.shape == c.shape
+            and a.dtype == b.dtype == c.dtype
+        )
         assert torch.equal(a.cpu().nan_to_num(7.0), b.nan_to_num(7.0))
-    for a, b in zip(tensors(npu_args), tensors(args), strict=True):  # caches written, inputs left alone
+    for a, b in zip(
+        tensors(npu_args), tensors(args), strict=True
+    ):  # caches written, inputs left alone
         assert torch.equal(a.cpu(), b)
 
 
@@ -137,20 +274,28 @@ def test_value_and_shape(name: str, dtype: torch.dtype) -> None:
 def test_dispatch_gives_the_same(name: str) -> None:
     operator, args, kwargs = CASES[name](BF16)
     npu_args, npu_kwargs = moved((args, kwargs), "npu")
-    got, wanted = getattr(dispatch, operator)(*npu_args, **npu_kwargs), getattr(dispatch, operator)(*args, **kwargs)
+    got, wanted = (
+        getattr(dispatch, operator)(*npu_args, **npu_kwargs),
+        getattr(dispatch, operator)(*args, **kwargs),
+    )
     for a, b in zip(tensors(got), tensors(wanted), strict=True):
         assert torch.equal(a.cpu().nan_to_num(7.0), b.nan_to_num(7.0))
 
 
 def test_in_place_operators_return_their_input() -> None:
     cache = torch.zeros(2, 1, 5, 3, device="npu")
-    out = torch_npu.scatter_update_(cache, torch.tensor([1, 4], device="npu"), torch.ones(2, 1, 1, 3, device="npu"), -2)
+    out = torch_npu.scatter_update_(
+        cache, torch.tensor([1, 4], device="npu"), torch.ones(2, 1, 1, 3, device="npu"), -2
+    )
     assert out is cache and cache.sum().item() == 6
 
 
 def test_attention_into_given_outputs() -> None:
     _, args, kwargs = CASES["attention BNSD"](F16)
-    npu_args, wanted = moved(args, "npu"), reference.npu_fused_infer_attention_score(*args, **kwargs)[0]
+    npu_args, wanted = (
+        moved(args, "npu"),
+        reference.npu_fused_infer_attention_score(*args, **kwargs)[0],
+    )
     out = [torch.empty(2, 4, 1, 16, dtype=F16, device="npu"), torch.empty(0, device="npu")]
     space = torch.ops.npu._npu_fused_infer_attention_score_get_max_workspace(*npu_args, **kwargs)
     torch.ops.npu.npu_fused_infer_attention_score.out(*npu_args, workspace=space, out=out, **kwargs)
@@ -160,7 +305,9 @@ def test_attention_into_given_outputs() -> None:
 def test_grouped_matmul_with_numbers() -> None:
     x, weight = f(6, 4), f(3, 4, 5)
     (got,) = torch_npu.npu_grouped_matmul([x.npu()], [weight.npu()], group_list=[2, 2, 6], **SPLIT)
-    (wanted,) = reference.npu_grouped_matmul([x], [weight], group_list=torch.tensor([2, 2, 6]), **SPLIT)
+    (wanted,) = reference.npu_grouped_matmul(
+        [x], [weight], group_list=torch.tensor([2, 2, 6]), **SPLIT
+    )
     assert torch.equal(got.cpu(), wanted)
 
 
@@ -180,11 +327,17 @@ def test_prefetch_returns_nothing() -> None:
 
 @pytest.mark.parametrize("name", contracts_on_cpu.REFUSED)
 def test_wrong_arguments_are_refused_here_too(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same calls as on the CPU, with npu tensors: what only the values show is found by the host kernel."""
-    usual = F16 if name in ("rope cos heads", "rope view") else F32  # on npu, interleave_rope takes 16 bits only
-    monkeypatch.setattr(contracts_on_cpu, "f", lambda *s, dtype=usual: torch.zeros(s, dtype=dtype).npu())
-    monkeypatch.setattr(contracts_on_cpu, "ints",
-                        lambda v, dtype=torch.int32: torch.tensor(v, dtype=dtype).npu())
+    """The same calls as on the CPU, with npu tensors: what only the values show is found by the
+    host kernel."""
+    usual = (
+        F16 if name in ("rope cos heads", "rope view") else F32
+    )  # on npu, interleave_rope takes 16 bits only
+    monkeypatch.setattr(
+        contracts_on_cpu, "f", lambda *s, dtype=usual: torch.zeros(s, dtype=dtype).npu()
+    )
+    monkeypatch.setattr(
+        contracts_on_cpu, "ints", lambda v, dtype=torch.int32: torch.tensor(v, dtype=dtype).npu()
+    )
     run, kind, message = contracts_on_cpu.REFUSED[name]
     with pytest.raises((kind, PortError), match=message):
         run()
@@ -202,11 +355,20 @@ def test_past_our_dispatch_the_contracts_hold() -> None:
         torch_npu.npu_moe_init_routing(x, ROW_IDX.long().npu(), CHOSEN.npu(), 3)
 
 
-@pytest.mark.parametrize("name", ["npu_fusion_attention", "npu_dynamic_quant", "npu_moe_token_permute", "npu_geglu"])
+@pytest.mark.parametrize(
+    "name", ["npu_fusion_attention", "npu_dynamic_quant", "npu_moe_token_permute", "npu_geglu"]
+)
 def test_what_nobody_implemented_says_its_name(name: str) -> None:
     op = getattr(torch.ops.npu, name).default
-    values = [f(2, 4, dtype=F16).npu() if str(a.type) == "Tensor" else 1 if str(a.type) == "int" else "BSH"
-              for a in op._schema.arguments if not a.has_default_value()]
+    values = [
+        f(2, 4, dtype=F16).npu()
+        if str(a.type) == "Tensor"
+        else 1
+        if str(a.type) == "int"
+        else "BSH"
+        for a in op._schema.arguments
+        if not a.has_default_value()
+    ]
     with pytest.raises(NotImplementedError, match=f"npu::{name}: the host stand-in has no kernel"):
         op(*values)
 

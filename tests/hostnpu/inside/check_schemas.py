@@ -11,8 +11,12 @@ import torch
 from dsv3_port.hostnpu import operators
 from dsv3_port.ops import dispatch
 
-TABLE: dict[str, str] = json.loads((Path(__file__).parents[2] / "ops" / "schemas.json").read_text(encoding="utf-8"))
-OF_TORCH_NPU = sorted(name for name, schema in TABLE.items() if "Tensor" in schema)  # the others are MindSpeed's
+TABLE: dict[str, str] = json.loads(
+    (Path(__file__).parents[2] / "ops" / "schemas.json").read_text(encoding="utf-8")
+)
+OF_TORCH_NPU = sorted(
+    name for name, schema in TABLE.items() if "Tensor" in schema
+)  # the others are MindSpeed's
 
 
 def test_table_holds_every_operator_that_dispatch_calls() -> None:
@@ -22,9 +26,17 @@ def test_table_holds_every_operator_that_dispatch_calls() -> None:
 
 @pytest.mark.parametrize("name", OF_TORCH_NPU)
 def test_schema_is_the_installed_one(name: str) -> None:
-    wanted, installed = torch._C.parse_schema(TABLE[name]), getattr(torch.ops.npu, name).default._schema
-    assert str(wanted).split(" -> ")[0].split("::")[-1] == str(installed).split(" -> ")[0].split("::")[-1]
-    assert [str(r.type) for r in wanted.returns] == [str(r.type) for r in installed.returns]  # some have names as well
+    wanted, installed = (
+        torch._C.parse_schema(TABLE[name]),
+        getattr(torch.ops.npu, name).default._schema,
+    )
+    assert (
+        str(wanted).split(" -> ")[0].split("::")[-1]
+        == str(installed).split(" -> ")[0].split("::")[-1]
+    )
+    assert [str(r.type) for r in wanted.returns] == [
+        str(r.type) for r in installed.returns
+    ]  # some have names as well
 
 
 @pytest.mark.parametrize("name", OF_TORCH_NPU)
