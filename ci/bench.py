@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 if TYPE_CHECKING:
-    from dsv3_port.lab.bench import Case
+    from dsv3_port.bench.cases import Case
 
 PROFILES = ("w1", "w2", "l")
 LAYERS = tuple(f"{kind}-{ranks}" for kind in ("dense", "moe") for ranks in (8, 16, 32))
@@ -129,8 +129,8 @@ def sizes(args: argparse.Namespace) -> Iterator[tuple[str, int, int]]:
 
 def cases(args: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Case]]]:
     """(key, what measures it)."""
+    from dsv3_port.bench import parts
     from dsv3_port.engine.runner import pick_device
-    from dsv3_port.lab import bench_parts as parts
 
     if args.part == "imports":
         yield "start-of-a-process", lambda: parts.imports_case(args.rounds)
@@ -173,7 +173,7 @@ def cases(args: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Case]]]:
 
 
 def run_sized(args: argparse.Namespace, profile: str, **at: Any) -> Case:
-    from dsv3_port.lab import bench_parts as parts
+    from dsv3_port.bench import parts
 
     if args.part == "ladder":
         return parts.ladder_case(
@@ -196,8 +196,8 @@ def report(key: str, case: Case) -> None:
 
 def main(argv: list[str]) -> int:
     args = parse(argv)
+    from dsv3_port.bench import cases as bench
     from dsv3_port.errors import PortError
-    from dsv3_port.lab import bench
 
     try:
         if args.graph == "eager" and args.part != "scaling":

@@ -257,7 +257,7 @@ def check_names(found: Sequence[str], expected: Sequence[str]) -> list[str]:
 
 def check_translations(folder: Path) -> list[str]:
     """Code cells of notebooks/LANGUAGE/NAME.ipynb are those of notebooks/NAME.ipynb."""
-    from dsv3_port.lab.translations import differences
+    from dsv3_port.course.translations import differences
 
     lines = []
     for file in sorted(folder.glob("*-*/[0-9][0-9]_*.ipynb")):

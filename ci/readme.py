@@ -65,13 +65,13 @@ def signatures_table() -> str:
 
 
 def versions_table() -> str:
-    from dsv3_port.lab.versions import markdown
+    from dsv3_port.doctor.versions import markdown
 
     return markdown()
 
 
 def exercises_table() -> str:
-    from dsv3_port.lab.exercise import EXERCISES
+    from dsv3_port.course.judge import EXERCISES
 
     rows = ["| exercise | title | ●○○ | minutes | usual wrong answers |", "|---|---|---|---|---|"]
     for e in EXERCISES.values():
@@ -83,7 +83,8 @@ def exercises_table() -> str:
 
 
 def speed_tables() -> str:
-    from dsv3_port.lab import bench, bench_tables
+    from dsv3_port.bench import cases as bench
+    from dsv3_port.bench import speed_tables as bench_tables
 
     return bench_tables.markdown(bench.load_all(ROOT / "data" / "recorded"))
 

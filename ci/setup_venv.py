@@ -374,7 +374,7 @@ def fill(log: "Path") -> None:
         ],
         log,
     )
-    wanted = "import torch, transformers, papermill, nbconvert, dsv3_port.lab.session"
+    wanted = "import torch, transformers, papermill, nbconvert, dsv3_port.course.session"
     phase("first import", [python, "-c", wanted], log)
     add_host_npu(python, log)
     new = stamp_file().with_name(stamp_file().name + ".new")

@@ -98,7 +98,7 @@ class PortPlan:
 @dataclass(frozen=True)
 class Step:
     """One porting step. `before` and `after` name objects of dsv3_port as 'module:attribute' (see
-    lab/show.py)."""
+    course/show.py)."""
 
     id: str
     number: str

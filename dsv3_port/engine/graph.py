@@ -184,7 +184,7 @@ def _isolates() -> bool:
 
 def compile_peer(forward: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     """Another library's decode step under torch.compile, shapes static, for comparison
-    (lab/peer_forms.py); `options` are inductor's."""
+    (bench/peer_forms.py); `options` are inductor's."""
     for name, limit in RECOMPILE_LIMITS.items():
         setattr(torch._dynamo.config, name, max(getattr(torch._dynamo.config, name), limit))
     compiled: Callable[..., Any] = torch.compile(forward, dynamic=False, options=options or None)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from dsv3_port import PortPlan, load_model
+from dsv3_port.count import graphs
 from dsv3_port.engine.graph import (
     NPU_BACKENDS,
     OPTIONS,
@@ -20,10 +21,9 @@ from dsv3_port.engine.graph import (
 )
 from dsv3_port.engine.graph import graph_blockers as blockers_of
 from dsv3_port.errors import PortError
-from dsv3_port.lab import graphs
 from dsv3_port.model.decoder import DeepseekV3
 from dsv3_port.steps import STEPS
-from tests.lab.random_models import CONFIG, random_model
+from tests.random_models import CONFIG, random_model
 
 TINY = Path(__file__).parents[2] / "data" / "tiny-dsv3"
 

@@ -22,8 +22,8 @@ from dsv3_port.engine.tokenizer import encode
 from dsv3_port.parallel import TensorParallel, run_ranks
 from dsv3_port.weights.shard import shard_checkpoint
 from dsv3_port.weights.write import write_checkpoint
-from tests.lab.random_models import random_sources
 from tests.oracle import hf_model
+from tests.random_models import random_sources
 
 DATA = Path(__file__).parents[2] / "data"
 TINY = DATA / "tiny-dsv3"

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from dsv3_port.config import DeepseekV3Config
+from dsv3_port.course.session import repo_root
 from dsv3_port.engine import runner
 from dsv3_port.engine.settings import TABLE, Settings
 from dsv3_port.errors import PortError
-from dsv3_port.lab.session import repo_root
 from dsv3_port.model.decoder import build
 from dsv3_port.ops import dispatch, reference
 from dsv3_port.steps import PortPlan

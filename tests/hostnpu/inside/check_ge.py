@@ -19,9 +19,10 @@ from dsv3_port import PortPlan, load_model
 from dsv3_port.cli import main
 from dsv3_port.engine.graph import compile_steps
 from dsv3_port.errors import PortError
+from dsv3_port.ge import flow as ge_flow
+from dsv3_port.ge import tables as ge_tables
 from dsv3_port.hostnpu import ge, ge_run, graphs, kernels
 from dsv3_port.hostnpu.ge_table import GraphError
-from dsv3_port.lab import ge_flow, ge_tables
 from dsv3_port.model.decoder import DeepseekV3
 
 TINY = Path(__file__).parents[3] / "data" / "tiny-dsv3"

@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from dsv3_port import STEPS, DeepseekV3Config, PortPlan, hostnpu, load_model
+from dsv3_port.count.step_work import step_work
 from dsv3_port.engine.graph import graph_blockers
+from dsv3_port.ge import census as npu_graphs
+from dsv3_port.ge import layers as ge_layers
 from dsv3_port.hostnpu import kernels
-from dsv3_port.lab import ge_layers, npu_graphs
-from dsv3_port.lab.step_work import step_work
 from dsv3_port.weights.synthetic import synthetic_checkpoint
 
 TINY = Path(__file__).parents[3] / "data" / "tiny-dsv3"

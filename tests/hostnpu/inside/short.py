@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dsv3_port import PortPlan
-from dsv3_port.lab import npu_graphs
+from dsv3_port.ge import census as npu_graphs
 from dsv3_port.model.decoder import DeepseekV3
 
 TINY = Path(__file__).parents[3] / "data" / "tiny-dsv3"

@@ -1,0 +1,1 @@
+"""How fast: paired measurements, their records, the ladder, sweeps and limits. Draws nothing."""

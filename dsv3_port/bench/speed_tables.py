@@ -1,0 +1,214 @@
+"""Tables of what ci/bench.py measured, as README and notebook 10 show them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..errors import PortError
+from ..plots.measured import fit_exponent
+from .cases import FULL, GRAPHS, Bench, Case
+from .records import FAIR, UPSTREAM, Results, seconds_text
+
+PEERS = "transformers, "  # how the names of peer_forms begin
+AS_LOADED = "transformers, as loaded"
+Row = tuple[str, ...]
+
+
+def best_peer(case: Case) -> str:
+    """The fastest of transformers' forms in this run."""
+    names = [r.name for r in case.records if r.name.startswith(PEERS)]
+    if not names:
+        raise PortError(f"{case.key}: transformers was not measured in this run")
+    return min(names, key=lambda n: case.results.get(n).median)
+
+
+def _what(case: Case) -> str:
+    r = case.records[0]
+    size = f"{r.context} cached" if r.phase == "decode" else f"{r.tokens} tokens"
+    between = ", C++ between kernels" if case.key.endswith("-cpp") else ""
+    at, dtype, _ = case.key.partition(
+        f"-{r.dtype}-"
+    )  # a single layer's key says which, its folder's name does not
+    return f"{at if dtype else r.profile} {r.dtype} {r.phase}, batch {r.batch}, {size}{between}"
+
+
+def _cases(found: Sequence[Bench], part: str) -> list[Case]:
+    return [case for bench in found if bench.part == part for case in bench.cases]
+
+
+def speed_rows(found: Sequence[Bench]) -> list[Row]:
+    """Of each case of part peer: what, time of the compiled full port, and how many times faster it
+    is than upstream with a growing and with a fixed cache, transformers as loaded, its fastest form
+    here, and that form's name."""
+    rows: list[Row] = []
+    for case in _cases(found, "peer"):
+        results, names = case.results, case.results.names
+        ours = next((n for n in GRAPHS.values() if n in names), FULL)
+        best = best_peer(case)
+        factors = [str(results.ratio(name, ours)) for name in (UPSTREAM, FAIR, AS_LOADED, best)]
+        rows.append(
+            (
+                _what(case),
+                seconds_text(results.get(ours).median),
+                *factors,
+                best.removeprefix(PEERS),
+            )
+        )
+    return rows
+
+
+RUNGS = (
+    FAIR,
+    "mla_low_rank",
+    FULL,
+)  # of ci/bench.py --part ladder --main, beside upstream and the compiled full port
+
+
+def ladder_rows(found: Sequence[Bench]) -> list[Row]:
+    """Of each case of part ladder: what, upstream's time, how many times faster the main rungs are,
+    eager and compiled, KV cache and operators of upstream and of the full port."""
+    rows: list[Row] = []
+    for case in _cases(found, "ladder"):
+        results, names = case.results, case.results.names
+        graph = next((n for n in GRAPHS.values() if n in names), "")
+        factors = [str(results.ratio(UPSTREAM, n)) if n in names else "–" for n in (*RUNGS, graph)]
+        pair = case.facts[UPSTREAM], case.facts[FULL]
+        cache = (
+            " → ".join(f"{f['kv_bytes'] / 1e6:.1f}" for f in pair) + " MB"
+            if pair[0]["kv_bytes"]
+            else "–"
+        )
+        rows.append(
+            (
+                _what(case),
+                seconds_text(results.get(UPSTREAM).median),
+                *factors,
+                cache,
+                " → ".join(f"{f['operators']:.0f}" for f in pair),
+            )
+        )
+    return rows
+
+
+def limit_rows(found: Sequence[Bench]) -> list[Row]:
+    """Of each case of part limit: what, time, bytes or FLOP of the step, the rate measured beside
+    it, and the fraction of that rate which the step reached."""
+    rows: list[Row] = []
+    for case in _cases(found, "limit"):
+        decode = case.records[0].phase == "decode"
+        step, bound = case.facts["step"], case.facts["read" if decode else "gemm"]
+        work = f"{step['work'] / 1e6:.0f} MB" if decode else f"{step['work'] / 1e9:.1f} GFLOP"
+        rate = f"{bound['rate'] / 1e9:.1f} " + ("GB/s" if decode else "GFLOP/s")
+        rows.append(
+            (
+                _what(case),
+                seconds_text(case.results.get("step").median),
+                work,
+                rate,
+                f"{step['fraction']:.0%} [{step['fraction_low']:.0%}–{step['fraction_high']:.0%}]",
+            )
+        )
+    return rows
+
+
+def curve(case: Case) -> tuple[str, Results]:
+    """What a case of part scaling varies (a field of its records), and its records in that order."""
+    x = next(
+        f
+        for f in ("context", "batch", "top", "tokens")
+        if len({getattr(r, f) for r in case.records}) > 1
+    )
+    return x, Results(sorted(case.records, key=lambda r: int(getattr(r, x))))
+
+
+def exponent_rows(found: Sequence[Bench]) -> list[Row]:
+    """Of each curve of part scaling: what, the range, and p of time = c x^p for each variant."""
+    rows: list[Row] = []
+    for case in _cases(found, "scaling"):
+        x, results = curve(case)
+        xs = sorted({int(getattr(r, x)) for r in results})
+        fits = []
+        for name in results.names:
+            line = [r for r in results if r.name == name]
+            fits.append(
+                f"{name} {fit_exponent([getattr(r, x) for r in line], [r.median for r in line]):.2f}"
+            )
+        r = case.records[0]
+        rows.append(
+            (f"{r.profile} {r.dtype} {r.phase} over {x}", f"{xs[0]}–{xs[-1]}", ", ".join(fits))
+        )
+    return rows
+
+
+def start_rows(found: Sequence[Bench]) -> list[Row]:
+    """Of part imports: what was started, its time, and what it takes beyond torch alone, paired by
+    round."""
+    rows: list[Row] = []
+    for case in _cases(found, "imports"):
+        torch_alone = case.results.get("torch").samples
+        for r in case.records:
+            beyond = sorted(a - b for a, b in zip(r.samples, torch_alone, strict=True))[
+                len(torch_alone) // 2
+            ]
+            rows.append(
+                (
+                    r.name,
+                    seconds_text(r.median),
+                    f"{beyond:+.2f} s" if r.name.startswith("torch,") else "–",
+                )
+            )
+    return rows
+
+
+def markdown(found: Sequence[Bench]) -> str:
+    """The tables of README, with where and when they were measured."""
+    parts = []
+    for heads, rows in (
+        (
+            (
+                "measured",
+                "full port, compiled",
+                "× upstream",
+                "× upstream, fixed cache",
+                "× transformers as loaded",
+                "× its fastest form",
+                "which is",
+            ),
+            speed_rows(found),
+        ),
+        (
+            (
+                "ladder",
+                "upstream",
+                "× fixed cache",
+                "× MLA low rank",
+                "× full port, eager",
+                "× full port, compiled",
+                "KV cache",
+                "operators a step",
+            ),
+            ladder_rows(found),
+        ),
+        (
+            ("against the machine's limit", "time", "work", "rate in the same run", "reached"),
+            limit_rows(found),
+        ),
+        (("cost against work", "range", "fitted exponents of time"), exponent_rows(found)),
+        (("start of a process", "time", "beyond torch"), start_rows(found)),
+    ):
+        if rows:
+            lines = [
+                "| " + " | ".join(cells) + " |" for cells in (heads, ["---"] * len(heads), *rows)
+            ]
+            parts.append("\n".join(lines))
+    where = sorted(
+        {
+            f"{b.device_name} ({b.tier}), {b.host.memory_gib:.0f} GiB, torch "
+            f"{c.records[0].versions['torch']}, {c.date[:10]}"
+            for b in found
+            for c in b.cases
+        }
+    )
+    return "\n\n".join(
+        [*parts, *(f"*{line}; medians of paired ratios, quartiles in brackets.*" for line in where)]
+    )

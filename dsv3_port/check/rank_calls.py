@@ -1,0 +1,159 @@
+"""What the notebooks run in several processes: functions of one rank for `parallel.run_ranks`.
+
+They stand here and not in notebook cells because the new processes must be able to import them.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..bench.measure import device_kind
+from ..count.traffic import Collective, CountedParallel
+from ..engine.job import use_card
+from ..engine.runner import generate, load_model
+from ..engine.tokenizer import Prompt, load_tokenizer
+from ..errors import PortError
+from ..model.decoder import DeepseekV3
+from ..parallel import TensorParallel
+from ..steps import PortPlan
+from .defects import GATHERS
+
+
+def rank_device(device: str, world_size: int) -> str:
+    """Where `world_size` ranks run: `device` if it has a card for each of them, else the CPU."""
+    kind = device_kind(device)
+    if kind == "cpu" or torch.get_device_module(kind).device_count() < world_size:
+        return "cpu"
+    return kind
+
+
+def own_device(parallel: TensorParallel, device: str) -> str:
+    """This rank's card on this machine; its process uses no other."""
+    return use_card(device, parallel.rank)
+
+
+def token_ids(model: DeepseekV3, shape: tuple[int, ...], seed: int) -> Tensor:
+    """Random ids, the same on every rank."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(model.config.vocab_size, shape, generator=generator).to(model.device)
+
+
+def stored_bytes(model: DeepseekV3) -> int:
+    """Bytes of this rank's parameters."""
+    return sum(p.nbytes for p in model.parameters())
+
+
+# ---- functions of one rank -----------------------------------------------------------------------
+
+
+def logits_of_rank(
+    parallel: TensorParallel,
+    path: str,
+    plan: PortPlan,
+    input_ids: Tensor,
+    steps: int = 4,
+    device: str = "cpu",
+    gather: str = "right",
+) -> Tensor:
+    """Logits [B, 1 + steps, V] in float32: after the prompt input_ids[:, :-steps], then after each
+    cached step.
+
+    gather: a key of defects.GATHERS, to see what a wrong one does.
+    """
+    place = GATHERS[gather](parallel.rank, parallel.world_size, parallel.group)
+    model = load_model(path, plan, own_device(parallel, device), "float32", place)
+    ids = input_ids.to(model.device)
+    cache = model.new_cache(*ids.shape)
+    prompt = ids.shape[1] - steps
+    rows = [model(ids[:, :prompt], cache=cache)[:, -1:]]
+    rows += [model(ids[:, i : i + 1], cache=cache) for i in range(prompt, ids.shape[1])]
+    return torch.cat(rows, 1).cpu()
+
+
+def gathers_of_rank(
+    parallel: TensorParallel,
+    path: str,
+    plan: PortPlan,
+    input_ids: Tensor,
+    steps: int = 4,
+    device: str = "cpu",
+) -> dict[str, Tensor]:
+    """logits_of_rank with the right gather and with each wrong one of defects.GATHERS."""
+    return {
+        name: logits_of_rank(parallel, path, plan, input_ids, steps, device, name)
+        for name in GATHERS
+    }
+
+
+def tokens_of_rank(
+    parallel: TensorParallel,
+    path: str,
+    plan: PortPlan,
+    prompts: list[Prompt],
+    max_new_tokens: int = 32,
+    chat: bool = False,
+    device: str = "cpu",
+) -> list[list[int]]:
+    """Greedy token ids after each prompt; the tokenizer lies in `path` too."""
+    model = load_model(path, plan, own_device(parallel, device), "float32", parallel)
+    return [
+        g.token_ids
+        for g in generate(model, load_tokenizer(path), prompts, max_new_tokens, chat=chat)
+    ]
+
+
+@dataclass(frozen=True)
+class RankReport:
+    """What one rank held and sent."""
+
+    rank: int
+    world_size: int
+    process: int
+    device: str
+    parameter_bytes: int
+    cache_bytes: int
+    prefill: list[Collective]
+    decode: list[Collective]  # of one step
+
+
+def measure_rank(
+    parallel: TensorParallel,
+    path: str,
+    plan: PortPlan,
+    batch: int = 1,
+    prompt: int = 32,
+    device: str = "cpu",
+) -> RankReport:
+    """Load this rank's weights, run one prefill of `prompt` tokens and one decode step, and say
+    what it took."""
+    counted = CountedParallel(parallel.rank, parallel.world_size, parallel.group)
+    model = load_model(path, plan, own_device(parallel, device), "float32", counted)
+    ids = token_ids(model, (batch, prompt + 1), 0)
+    cache = model.new_cache(batch, prompt + 1)
+    model(ids[:, :prompt], cache=cache)
+    prefill = list(counted.log)
+    model(ids[:, prompt:], cache=cache)
+    return RankReport(
+        parallel.rank,
+        parallel.world_size,
+        os.getpid(),
+        str(model.device),
+        stored_bytes(model),
+        cache.nbytes,
+        prefill,
+        counted.log[len(prefill) :],
+    )
+
+
+def broken_rank(parallel: TensorParallel) -> None:
+    """Rank 1 finds a bad file while the others already wait for it in a collective."""
+    if parallel.rank == 1:
+        raise PortError(
+            "model-00001-of-00001.safetensors: not readable as safetensors; split again"
+        )
+    dist.barrier()

@@ -1,0 +1,104 @@
+"""What the words of the command line mean, and the checks made before any work begins."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import PortError
+from ..steps import PortPlan, step
+
+SHORT_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "fp8": "float8_e4m3fn"}
+
+
+def parse_plan(text: str) -> PortPlan:
+    """`full`, `upstream`, `upto:ID` (a rung of the ladder) or step ids separated by commas."""
+    if text == "full":
+        return PortPlan.full()
+    if text == "upstream":
+        return PortPlan.upstream()
+    if text.startswith("upto:"):
+        return PortPlan.upto(text.removeprefix("upto:"))
+    return PortPlan.with_steps(*(step(word.strip()).id for word in text.split(",")))
+
+
+def parse_ints(text: str, what: str) -> list[int]:
+    """`8,16` or `0-7`, or both mixed, as whole numbers."""
+    found: list[int] = []
+    for word in text.split(","):
+        first, dash, last = word.strip().partition("-")
+        if not first.isdecimal() or dash and not last.isdecimal():
+            raise PortError(f"{what}: {text!r} is not a list of whole numbers such as 8,16 or 0-7")
+        found += range(int(first), int(last) + 1) if dash else [int(first)]
+    if not found:
+        raise PortError(f"{what}: {text!r} is an empty range; write the smaller number first")
+    return found
+
+
+def parse_gib(text: str) -> float:
+    """`64GiB`, `64` (GiB) or `64GB` (10^9 bytes), as GiB."""
+    number, factor = text.strip(), 1.0
+    for unit, size in (("gib", 1.0), ("gb", 1e9 / 2**30), ("g", 1.0)):
+        if number.lower().endswith(unit):
+            number, factor = number[: -len(unit)], size
+            break
+    try:
+        value = float(number) * factor
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise PortError(f"--hbm: {text!r} is not a size such as 64GiB")
+    return value
+
+
+def long_dtype(name: str) -> str:
+    return SHORT_DTYPES.get(name, name)
+
+
+def read_prompts(texts: Sequence[str] | None, path: str | None, chat: bool) -> list[Any]:
+    """`texts`, or a JSON list of texts or chat messages, or a dict of such lists as in
+    data/prompts.json."""
+    if texts:
+        return list(texts)
+    if not path:
+        return ["Once upon a time"]
+    file = Path(path)
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PortError(f"{file}: cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise PortError(f"{file}: not readable as JSON: {error}") from error
+    if isinstance(found, dict):
+        found = found.get("chat" if chat else "completion")
+    if (
+        not isinstance(found, list)
+        or not found
+        or not all(isinstance(p, (str, list)) for p in found)
+    ):
+        raise PortError(
+            f"{file}: must hold a list of prompts, each a text or a list of chat messages"
+        )
+    return found
+
+
+def check_target(path: str | None, suffixes: Sequence[str] = ()) -> None:
+    """Refuse a file that cannot be written before the work is done, not after it."""
+    if path is None:
+        return
+    if suffixes and Path(path).suffix not in suffixes:
+        raise PortError(f"{path}: its name must end in {' or '.join(suffixes)}")
+    if Path(path).is_dir() or not Path(path).absolute().parent.is_dir():
+        raise PortError(f"{path}: not a file in a folder that exists")
+
+
+def check_positive(args: argparse.Namespace, *names: str) -> None:
+    for name in names:
+        if getattr(args, name) < 1:
+            raise PortError(
+                f"--{name.replace('_', '-')} must be 1 or more, not {getattr(args, name)}"
+            )

@@ -1,0 +1,1 @@
+"""How much work a model does: operators, bytes, FLOPs, host reads, collectives, captures. No clock."""

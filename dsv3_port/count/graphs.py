@@ -1,0 +1,258 @@
+"""What torch.compile makes of a step: FX graphs, their operators, graph breaks, recompilations,
+generated kernels.
+
+Nothing here times anything. The graphs are recorded with the operators of ops/dispatch.py as single
+nodes, which is how torchair receives them on an NPU (torch_npu's operators are opaque to Dynamo).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch._dynamo.utils import counters
+from torch.fx import GraphModule, Node
+
+from ..engine.graph import RECOMPILE_LIMITS
+from ..errors import PortError
+from ..model.cache import Cache
+from ..model.decoder import DeepseekV3
+from ..ops import dispatch
+
+_MATMULS = {"linear", "matmul", "head_matmul", "shared_scores", "bmm", "mm"}
+# no kernel behind them: views and metadata
+_VIEWS = {
+    "getitem",
+    "view",
+    "view_as",
+    "reshape",
+    "flatten",
+    "unflatten",
+    "squeeze",
+    "unsqueeze",
+    "transpose",
+    "t",
+    "permute",
+    "expand",
+    "split",
+    "chunk",
+    "as_strided",
+    "detach",
+    "numel",
+    "size",
+    "dim",
+    "narrow",
+}
+
+
+@dataclass
+class Watched:
+    """What was seen: one entry of `graphs` for every compilation, `runs` for every execution of one
+    of them."""
+
+    graphs: list[GraphModule] = field(default_factory=list)
+    runs: int = 0
+    _before: Counter[str] = field(default_factory=Counter, repr=False)
+
+    def __post_init__(self) -> None:
+        self._before = Counter(counters["graph_break"])
+
+    @property
+    def breaks(self) -> dict[str, int]:
+        """Dynamo's reasons for graph breaks since this began, first line of each, with how often."""
+        new = Counter(counters["graph_break"]) - self._before
+        return dict(Counter({reason.splitlines()[0]: n for reason, n in new.items()}).most_common())
+
+    def backend(self, graph: GraphModule, example_inputs: Any) -> Callable[..., Any]:
+        """A torch.compile backend: keep the graph, run it operator by operator."""
+        self.graphs.append(graph)
+
+        def run(*args: Any) -> Any:
+            self.runs += 1
+            return graph.forward(*args)
+
+        return run
+
+
+@contextlib.contextmanager
+def _opaque_operators() -> Iterator[None]:
+    """Within it Dynamo puts each operator of ops/dispatch.py into the graph as one node and does
+    not look inside."""
+    products = ("linear", "head_matmul", "shared_scores", "attention")
+    names = [
+        n
+        for n, f in vars(dispatch).items()
+        if callable(f)
+        and not n.startswith("_")
+        and (n.startswith(("npu_", "scatter_update")) or n in products)
+    ]
+    with contextlib.ExitStack() as stack:
+        for name in names:
+            function = getattr(dispatch, name)
+
+            @functools.wraps(function, updated=())
+            def node(*args: Any, _function: Any = function, **kwargs: Any) -> Any:
+                return _function(*args, **kwargs)
+
+            del node.__wrapped__  # Dynamo would trace what it finds there
+            stack.enter_context(
+                mock.patch.object(dispatch, name, torch.compiler.allow_in_graph(node))
+            )
+        yield
+
+
+@contextlib.contextmanager
+def watch(model: DeepseekV3, *, fullgraph: bool = True, dynamic: bool = False) -> Iterator[Watched]:
+    """Within it the model's step goes through Dynamo, and its graphs are kept and run eagerly;
+    values stay the same.
+
+    Cheap (no code is generated): for counting graphs, breaks and recompilations. With fullgraph a
+    graph break raises.
+    """
+    seen = Watched()
+    before = model.run_step
+
+    def step(input_ids: Tensor, pad: Tensor, cache: Cache | None, first: bool) -> Tensor:
+        return model.step(
+            input_ids, pad, cache, first
+        )  # in a function of its own: not counted for model.step
+
+    compiled = torch.compile(step, backend=seen.backend, fullgraph=fullgraph, dynamic=dynamic)
+    limits: dict[str, Any] = dict(RECOMPILE_LIMITS)
+    with _opaque_operators(), torch._dynamo.config.patch(limits):
+        model.run_step = compiled
+        try:
+            yield seen
+        finally:
+            model.run_step = before
+
+
+def eager_prefill(model: DeepseekV3) -> DeepseekV3:
+    """Leave the decode step as it is compiled and run prefill operator by operator, so that any
+    prompt length works."""
+    compiled = model.run_step
+
+    def run_step(input_ids: Tensor, pad: Tensor, cache: Cache | None, first: bool) -> Tensor:
+        step = model.step if first else compiled
+        return step(input_ids, pad, cache, first)
+
+    model.run_step = run_step
+    return model
+
+
+def compilations() -> int:
+    """Graphs that Dynamo has compiled in this process so far; the difference over some calls is
+    what they compiled."""
+    return int(counters["stats"]["unique_graphs"])
+
+
+def operator_name(node: Node) -> str:
+    """`npu_rms_norm` for an NPU operator, otherwise aten's name, as count/census.py counts them."""
+    name = (
+        node.target
+        if isinstance(node.target, str)
+        else getattr(node.target, "__name__", str(node.target))
+    )
+    if name.startswith(("npu_", "scatter_update")):
+        return name
+    return "aten.mm" if name in _MATMULS else f"aten.{name}"
+
+
+def operators(graph: GraphModule, module: str = "") -> dict[str, int]:
+    """Operators of an FX graph (or of one module in it, "layers.1"), most frequent first; no
+    inputs, no views."""
+    names = [
+        operator_name(n)
+        for n in graph.graph.nodes
+        if n.op.startswith("call_") and _within(n, module)
+    ]
+    return dict(Counter(n for n in names if n.removeprefix("aten.") not in _VIEWS).most_common())
+
+
+def inputs(graph: GraphModule) -> dict[str, int]:
+    """Tensors that a graph of `watch` is called with: weights, what the cache holds, and the call's
+    own arguments."""
+    found: Counter[str] = Counter()
+    for node in graph.graph.nodes:
+        if node.op == "placeholder":
+            owner = node.name.removeprefix("l_").split("_")[0]
+            found[{"model": "weights", "cache": "cache"}.get(owner, "arguments")] += 1
+    return {kind: found[kind] for kind in ("weights", "cache", "arguments")}
+
+
+def module_nodes(graph: GraphModule, module: str) -> list[dict[str, str]]:
+    """The nodes that the forward of one module ("layers.1.mlp") made, in order: name, operator,
+    inputs, shape."""
+    rows = [
+        {
+            "node": f"%{node.name}",
+            "operator": operator_name(node),
+            "shape": _shape(node),
+            "inputs": ", ".join(f"%{_short(i.name)}" for i in node.all_input_nodes),
+        }
+        for node in graph.graph.nodes
+        if node.op.startswith("call_") and _within(node, module)
+    ]
+    if not rows:
+        raise PortError(f"no node of this graph belongs to a module {module!r}")
+    return rows
+
+
+def _within(node: Node, module: str) -> bool:
+    paths = (str(path) for path, _ in (node.meta.get("nn_module_stack") or {}).values())
+    return not module or any(f".{_dotted(p)}".endswith(f".{module}") for p in paths)
+
+
+def _dotted(path: str) -> str:
+    """L['model'].model.layers[1].mlp or ..._modules['layers']... -> model.layers.1.mlp."""
+    path = re.sub(r"\._modules\['(\w+)'\]", r".\1", path)
+    return re.sub(r"\[(\w+)\]", r".\1", path)
+
+
+def _short(name: str) -> str:
+    """A weight's name without the path to its layer; the checkpoint's names are unique within one."""
+    name = re.sub(r"_modules_|_parameters_", "_", name).removeprefix("l_").strip("_")
+    return re.sub(r"^model_model_layers_\d+_(?:mlp_|self_attn_)?", "", name)
+
+
+def _shape(node: Node) -> str:
+    value = node.meta.get("example_value")
+    values = value if isinstance(value, (tuple, list)) else [value]
+    return ", ".join(str(list(v.shape)) for v in values if isinstance(v, Tensor))
+
+
+# ---- what inductor made of it --------------------------------------------------------------------
+
+_CALL = re.compile(
+    r"^\s+(?:\w+ = )?"
+    r"(?:((?:cpp|triton)_\w+)(?:\.run)?|extern_kernels\.(\w+)|torch\.ops\.(\S+?))\(",
+    re.M,
+)
+
+
+def generated_kernels(code: str) -> dict[str, int]:
+    """Kernel launches in one call of inductor's generated code: its own fused loops, and calls into
+    libraries."""
+    found: Counter[str] = Counter()
+    for own, extern, op in _CALL.findall(code):
+        found["fused kernel" if own else extern or op.removesuffix(".default")] += 1
+    return dict(found.most_common())
+
+
+@contextlib.contextmanager
+def generated_code() -> Iterator[list[str]]:
+    """Collects the source that inductor generates (or finds in its cache) within it: one text for
+    every graph."""
+    from torch._inductor.graph import GraphLowering
+
+    texts: list[str] = []
+    with mock.patch.object(GraphLowering, "save_output_code", texts.append):
+        yield texts

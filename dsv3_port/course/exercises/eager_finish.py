@@ -1,0 +1,248 @@
+"""Exercises of 06_eager_finish."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...count.census import count_ops
+from ...ops import dispatch as ops
+from . import Exercise
+
+EPS = 1e-3  # not the operator's default: forgetting to pass it shows
+
+Fused = Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
+Place = Callable[[int, Tensor, int], tuple[Any, Any]]
+
+
+# ---- npu_add_rms_norm ----------------------------------------------------------------------------
+
+
+def _right(residual: Tensor, delta: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    y, _, stream = ops.npu_add_rms_norm(residual, delta, weight, eps)
+    return y, stream
+
+
+def _rstd(residual: Tensor, delta: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    return ops.npu_add_rms_norm(residual, delta, weight, eps)[:2]
+
+
+def _swapped(residual: Tensor, delta: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    return _right(residual, delta, weight, eps)[::-1]
+
+
+def _old_residual(
+    residual: Tensor, delta: Tensor, weight: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    return _right(residual, delta, weight, eps)[0], residual
+
+
+def _added_again(
+    residual: Tensor, delta: Tensor, weight: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    y, stream = _right(residual, delta, weight, eps)
+    return y, stream + delta
+
+
+def _default_epsilon(
+    residual: Tensor, delta: Tensor, weight: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    y, _, stream = ops.npu_add_rms_norm(residual, delta, weight)
+    return y, stream
+
+
+def _unfused(residual: Tensor, delta: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    stream = residual + delta
+    return ops.npu_rms_norm(stream, weight, eps)[0], stream
+
+
+_NORMS: dict[str, tuple[Fused, str]] = {
+    "rstd": (
+        _rstd,
+        "The second output is rstd [B, S, 1], not the residual. It broadcasts in every later addition, so that "
+        "nothing complains. The order is (normalised, rstd, residual).",
+    ),
+    "swapped": (
+        _swapped,
+        "The two are swapped: the normalised value comes first, the new residual last. Both are [B, S, H], so "
+        "that no shape tells them apart.",
+    ),
+    "old residual": (
+        _old_residual,
+        "You hand on the residual that came in. The block's addition is lost for all later layers; the "
+        "operator returns the sum as its last output.",
+    ),
+    "added again": (
+        _added_again,
+        "The third output already is residual + delta; you added delta twice.",
+    ),
+    "default epsilon": (
+        _default_epsilon,
+        "You left epsilon to its default. For DeepSeek-V3 the default 1e-6 happens to be right, for "
+        "other models and for npu_kv_rmsnorm_rope_cache (1e-5) it is not: pass the config's value.",
+    ),
+    "unfused": (
+        _unfused,
+        "The values are right, but these are two operators: an addition and npu_rms_norm. The point is one "
+        "launch, npu_add_rms_norm.",
+    ),
+}
+
+
+def _near(got: Tensor, want: Tensor) -> bool:
+    return got.shape == want.shape and torch.allclose(got, want, atol=1e-7)
+
+
+def _check_norm(answer: Any) -> str | None:
+    if not callable(answer):
+        return "Give a function add_norm(residual, delta, weight, eps) that returns (normalised, new residual)."
+    generator = torch.Generator().manual_seed(6)
+    residual, delta = torch.randn(2, 2, 3, 8, generator=generator) * 0.1
+    weight = torch.rand(8, generator=generator) + 0.5
+    arguments = (residual, delta, weight, EPS)
+    got = answer(*(a.clone() if isinstance(a, Tensor) else a for a in arguments))
+    if not (
+        isinstance(got, (tuple, list)) and len(got) == 2 and all(isinstance(g, Tensor) for g in got)
+    ):
+        return "add_norm must return two tensors, (normalised, new residual): rstd is not needed in inference."
+
+    def same_as(form: Fused) -> bool:
+        return all(_near(g, w) for g, w in zip(got, form(*arguments), strict=True))
+
+    if same_as(_right):
+        return None if "npu_add_rms_norm" in count_ops(lambda: answer(*arguments)) else "unfused"
+    for name, (form, _) in _NORMS.items():
+        if same_as(form):
+            return name
+    off = 0 if not _near(got[0], _right(*arguments)[0]) else 1
+    want = _right(*arguments)[off]
+    return (
+        f"{('normalised', 'new residual')[off]} should start with {want.flatten()[0]:.4f} for residual "
+        f"{residual.flatten()[0]:.4f} and delta {delta.flatten()[0]:.4f}; yours starts with "
+        f"{got[off].flatten()[0]:.4f} and has shape {list(got[off].shape)}."
+    )
+
+
+# ---- slots and positions -------------------------------------------------------------------------
+
+
+def _place(padded: int, pad: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    at = torch.full_like(pad, padded + step)
+    return at, at - pad
+
+
+_PLACES: dict[str, tuple[Place, str]] = {
+    "slot without padding": (
+        lambda padded, pad, step: (padded + step - pad, padded + step - pad),
+        "You took the padding off the slot too. The cache stores padded positions as well, so that all rows write at "
+        "one place; row 0 of yours writes among its padding, where the mask hides the new token from itself.",
+    ),
+    "position with padding": (
+        lambda padded, pad, step: (torch.full_like(pad, padded + step),) * 2,
+        "The position counts the padding. Prefill gave the first real token position 0, so that the new token now "
+        "seems further from its prompt than it is: rotary embeddings see that distance. Short rows go wrong, full "
+        "rows do not, and a test with one prompt does not notice.",
+    ),
+    "one early": (
+        lambda padded, pad, step: (
+            torch.full_like(pad, padded + step - 1),
+            padded + step - 1 - pad,
+        ),
+        "One too early: the prompt fills slots 0 to padded - 1, and you overwrite its last token.",
+    ),
+    "one late": (
+        lambda padded, pad, step: (
+            torch.full_like(pad, padded + step + 1),
+            padded + step + 1 - pad,
+        ),
+        "One too late: the first decoded token (step 0) goes right behind the prompt, to slot `padded`. Yours leaves "
+        "an empty slot that attention reads.",
+    ),
+    "steps not counted": (
+        lambda padded, pad, step: (torch.full_like(pad, padded), padded - pad),
+        "Every step writes to the same slot and overwrites the token before: a slot that is not advanced, as in the "
+        "failure above. Add the step.",
+    ),
+    "swapped": (
+        lambda padded, pad, step: _place(padded, pad, step)[::-1],
+        "Slot and position are swapped: the slot counts padding, the position does not.",
+    ),
+}
+
+
+def _listed(values: Any) -> list[int]:
+    return [int(v) for v in values]
+
+
+def _check_place(answer: Any) -> str | None:
+    if not callable(answer):
+        return "Give a function place(padded, pad, step) that returns (slot [B], position [B])."
+    cases = [
+        (6, torch.tensor([4, 0]), 0),
+        (6, torch.tensor([4, 0]), 3),
+        (5, torch.tensor([0, 2, 1]), 1),
+    ]
+    got = []
+    for padded, pad, step in cases:
+        pair = answer(padded, pad.clone(), step)
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            return "place must return two sequences, (slot [B], position [B])."
+        if any(getattr(p, "ndim", 1) == 0 or not hasattr(p, "__len__") for p in pair):
+            return "Give one slot and one position for each row: two sequences of length B, not single numbers."
+        got.append(tuple(_listed(p) for p in pair))
+
+    def same_as(form: Place) -> bool:
+        return got == [tuple(_listed(p) for p in form(*case)) for case in cases]
+
+    if same_as(_place):
+        return None
+    for name, (form, _) in _PLACES.items():
+        if same_as(form):
+            return name
+    return (
+        f"For prompts padded to 6 with pad = [4, 0], step 0 writes slots [6, 6] at positions [2, 6]; yours are "
+        f"{got[0][0]} and {got[0][1]}."
+    )
+
+
+EXERCISES = (
+    Exercise(
+        id="06.add_rms_norm",
+        notebook="06_eager_finish",
+        title="Three outputs, which two?",
+        minutes=6,
+        difficulty=1,
+        check=_check_norm,
+        wrong=dict(_NORMS),
+        solution="""
+from dsv3_port.ops import dispatch as ops
+
+def add_norm(residual, delta, weight, eps):
+    normalised, _, new_residual = ops.npu_add_rms_norm(residual, delta, weight, eps)
+    return normalised, new_residual
+
+answer = add_norm
+""",
+    ),
+    Exercise(
+        id="06.slot_and_position",
+        notebook="06_eager_finish",
+        title="Slot and position under left padding",
+        minutes=10,
+        difficulty=2,
+        check=_check_place,
+        wrong=dict(_PLACES),
+        solution="""
+import torch
+
+def place(padded, pad, step):
+    slot = torch.full_like(pad, padded + step)   # one slot for all rows: padding is stored too
+    return slot, slot - pad                      # positions count real tokens only
+
+answer = place
+""",
+    ),
+)

@@ -1,0 +1,1 @@
+"""What this machine has and lacks: Python, torch, Ascend's software, a classroom."""

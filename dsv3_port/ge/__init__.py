@@ -1,0 +1,1 @@
+"""Converted GE graphs for people: layers, flow, tables, census."""

@@ -1,2 +1,0 @@
-"""What a notebook cell calls: measuring, comparing, showing, exercises, forecasts, doctor, and the
-tutorial runner."""

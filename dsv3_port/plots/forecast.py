@@ -1,0 +1,209 @@
+"""Pictures of the forecast (forecast/roofline.py). Every one says FORECAST in its headline and its
+alternative text."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+from ..errors import PortError
+from ..forecast.checks import Check
+from ..forecast.roofline import CARDS, FAST, PARTS, SLOW, StepForecast
+from .style import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    LIGHT,
+    ORANGE,
+    PURPLE,
+    SMALL,
+    VERMILLION,
+    LabFigure,
+    figure,
+    finish,
+    styled,
+    title_of,
+)
+
+_COLOURS = dict(zip(PARTS, (BLUE, ORANGE, PURPLE, GREY), strict=True))
+
+
+def assumptions_text() -> str:
+    """Both ends of the range, as a sentence."""
+    return (
+        f"{SLOW.memory:.0%} to {FAST.memory:.0%} of the memory's rate, {SLOW.compute:.0%} to {FAST.compute:.0%} of "
+        f"the matrix units', {SLOW.link:.0%} to {FAST.link:.0%} of the links'; "
+        f"{FAST.matmul_start * 1e6:g} to {SLOW.matmul_start * 1e6:g} µs a matrix kernel, "
+        f"{FAST.other_start * 1e6:g} to {SLOW.other_start * 1e6:g} µs another, "
+        f"{FAST.collective_start * 1e6:g} to {SLOW.collective_start * 1e6:g} µs a collective, "
+        f"{FAST.host * 1e6:g} to {SLOW.host * 1e6:g} µs of the host an operator in eager mode"
+    )
+
+
+def _shape(f: StepForecast) -> str:
+    w = f.work
+    size = f"{w.tokens} tokens" if f.phase == "prefill" else f"{w.context} cached"
+    return f"{f.phase}, batch {w.batch}, {size}"
+
+
+def _milliseconds(value: float, _: object = None) -> str:
+    return f"{value:.0f}" if value >= 10 else f"{value:.1f}" if value >= 1 else f"{value:.2g}"
+
+
+def _log_ticks(ax: Axes) -> None:
+    ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(FuncFormatter(_milliseconds))
+    ax.grid(axis="x", color=LIGHT, lw=0.8)
+
+
+@styled
+def forecast_ladder(forecasts: Sequence[StepForecast]) -> LabFigure:
+    """Each rung as a bar from the fast to the slow end of its range; prefill and decode apart, one
+    card."""
+    cards = {f.card for f in forecasts}
+    if len(cards) != 1:
+        raise PortError(f"forecast_ladder draws one card, not {', '.join(sorted(cards)) or 'none'}")
+    phases = list(dict.fromkeys(f.phase for f in forecasts))
+    most = max(sum(f.phase == p for f in forecasts) for p in phases)
+    fig, axes = figure(1, len(phases), (4.6 + 3.6 * len(phases), 2.6 + 0.42 * most))
+    said = []
+    for ax, phase in zip(axes, phases, strict=True):
+        rows = [f for f in forecasts if f.phase == phase]
+        for y, f in enumerate(rows):
+            low, high = f.total.low * 1e3, f.total.high * 1e3
+            ax.barh(
+                y,
+                high - low,
+                0.66,
+                left=low,
+                color=BLUE if f.mode == "eager" else GREEN,
+                alpha=0.85,
+            )
+            ax.plot([f.total.middle * 1e3] * 2, [y - 0.33, y + 0.33], color="white", lw=2)
+            text = f"{_milliseconds(low)} – {_milliseconds(high)}"
+            ax.text(high * 1.06, y, text, va="center", fontsize=SMALL)
+            said.append(f"{phase} {title_of(f.rung)} {text} ms")
+        ax.set_yticks(range(len(rows)), [title_of(f.rung) if ax is axes[0] else "" for f in rows])
+        ax.set_ylim(len(rows) - 0.45, -0.55)
+        _log_ticks(ax)
+        ax.set_xlim(
+            min(f.total.low for f in rows) * 1e3 / 1.3, max(f.total.high for f in rows) * 1e3 * 3.2
+        )
+        ax.set_xlabel("ms a step, FORECAST (logarithmic)")
+        ax.set_title(_shape(rows[0]))
+        ax.tick_params(axis="y", length=0)
+    axes[0].legend(
+        handles=[Patch(color=BLUE, label="eager"), Patch(color=GREEN, label="graph")],
+        loc="lower right",
+    )
+    card, world = CARDS[forecasts[0].card], forecasts[0].work.world_size
+    return finish(
+        fig,
+        "FORECAST, nothing measured, ranges of a step's time: " + "; ".join(said) + ".",
+        f"From the fast to the slow end of the assumptions, line: geometric middle. {assumptions_text()}. "
+        f"Rates: {card.source}.",
+        title=f"FORECAST, nothing measured: bfloat16 on {world} × {card.name}",
+    )
+
+
+@styled
+def forecast_parts(forecasts: Sequence[StepForecast]) -> LabFigure:
+    """What the slow and the fast end of each rung are made of. In eager mode host and device run
+    side by side."""
+    if not forecasts or len({(f.card, f.phase) for f in forecasts}) != 1:
+        raise PortError("forecast_parts draws one phase on one card")
+    fig, axes = figure(1, 2, (11.8, 2.6 + 0.42 * len(forecasts)))
+    said = []
+    for ax, end, name in zip(axes, ("low", "high"), ("fast end", "slow end"), strict=True):
+        for y, f in enumerate(forecasts):
+            left = 0.0
+            for part in PARTS[:3]:
+                size = getattr(f.parts[part], end) * 1e3
+                ax.barh(y - 0.18, size, 0.34, left=left, color=_COLOURS[part])
+                left += size
+            ax.barh(y + 0.18, getattr(f.parts["host"], end) * 1e3, 0.34, color=_COLOURS["host"])
+            said.append(
+                f"{name} {title_of(f.rung)}: "
+                + ", ".join(
+                    f"{part} {_milliseconds(getattr(f.parts[part], end) * 1e3)}" for part in PARTS
+                )
+            )
+        ax.set_yticks(
+            range(len(forecasts)), [title_of(f.rung) if ax is axes[0] else "" for f in forecasts]
+        )
+        ax.set_ylim(len(forecasts) - 0.45, -0.55)
+        ax.set_xlabel("ms, FORECAST")
+        ax.set_title(name)
+        ax.grid(axis="x", color=LIGHT, lw=0.8)
+        ax.tick_params(axis="y", length=0)
+    axes[0].legend(handles=[Patch(color=_COLOURS[p], label=p) for p in PARTS], loc="lower right")
+    card, world = CARDS[forecasts[0].card], forecasts[0].work.world_size
+    return finish(
+        fig,
+        "FORECAST, nothing measured, ms of each part: " + "; ".join(said) + ".",
+        "Upper bar: the device, lower bar: the host, which launches ahead of it; the longer one is the step. "
+        "Where the host must wait for a value (the expert loop) they add up.",
+        title=f"FORECAST, nothing measured: {_shape(forecasts[0])}, {world} × {card.name}",
+    )
+
+
+@styled
+def forecast_checks(checks: Sequence[Check]) -> LabFigure:
+    """The forecast's ranges over the cited figures, which are 1: what lies outside was forecast
+    wrongly."""
+    fig, (ax,) = figure(size=(10.5, 2.2 + 0.66 * len(checks)))
+    said = []
+    for y, c in enumerate(checks):
+        low, high = c.forecast.low / c.measured, c.forecast.high / c.measured
+        colour = GREEN if c.inside else VERMILLION
+        ax.barh(
+            y,
+            high - low,
+            0.5,
+            left=low,
+            color=colour,
+            hatch="" if c.inside else "//",
+            edgecolor="white",
+        )
+        text = (
+            f"{_milliseconds(c.forecast.low)} – {_milliseconds(c.forecast.high)} {c.unit} forecast, "
+            f"{_milliseconds(c.measured)} cited: {c.verdict}"
+        )
+        ax.text(
+            0.01,
+            y - 0.4,
+            text,
+            va="center",
+            fontsize=SMALL,
+            color=INK if c.inside else VERMILLION,
+            transform=ax.get_yaxis_transform(),
+        )
+        said.append(f"{c.what}: {text}")
+    ax.axvline(1, color=INK, lw=1.6, ls="--")
+    ax.set_yticks(range(len(checks)), [_wrapped(c.what) for c in checks])
+    ax.set_ylim(len(checks) - 0.5, -0.7)
+    _log_ticks(ax)
+    ax.set_xlim(
+        min(c.forecast.low / c.measured for c in checks) / 1.5,
+        max(4.0, *(1.5 * c.forecast.high / c.measured for c in checks)),
+    )
+    ax.set_xlabel("FORECAST over cited (logarithmic); the dashed line is what was measured")
+    ax.tick_params(axis="y", length=0)
+    sources = "; ".join(dict.fromkeys(c.source for c in checks))
+    return finish(
+        fig,
+        "FORECAST against cited figures: " + "; ".join(said) + ".",
+        f"Cited from {sources}.",
+        title="FORECAST against cited figures, which come from other engines",
+    )
+
+
+def _wrapped(text: str, width: int = 34) -> str:
+    return "\n".join(textwrap.wrap(text, width))

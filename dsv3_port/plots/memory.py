@@ -1,0 +1,267 @@
+"""Pictures of memory, and of what others published: no timing of this machine is in them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from matplotlib.patches import Patch, Rectangle
+
+from ..config import DeepseekV3Config
+from ..errors import PortError
+from ..forecast.planner import GIB, Forecast, kv_bytes_per_token
+from ..steps import PortPlan
+from .style import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    LARGE,
+    NORMAL,
+    ORANGE,
+    PURPLE,
+    SKY,
+    SMALL,
+    VERMILLION,
+    YELLOW,
+    LabFigure,
+    figure,
+    finish,
+    ink_on,
+    styled,
+)
+
+CITED = Path(__file__).resolve().parents[2] / "data" / "recorded" / "cited.json"
+
+
+_COLOURS = {
+    "experts": BLUE,
+    "attention": ORANGE,
+    "shared": GREEN,
+    "dense": YELLOW,
+    "embedding": SKY,
+    "head": SKY,
+    "other": GREY,
+    "KV cache": PURPLE,
+}
+
+
+@styled
+def memory_bars(rows: Sequence[Forecast], hbm: float = 64.0) -> LabFigure:
+    """Forecasts (planner.forecast) as stacked bars against a card's memory of `hbm` GiB; misfits
+    are marked."""
+    if not rows:
+        raise PortError("memory_bars: no forecasts given")
+    fig, (ax,) = figure(size=(10.0, 1.9 + 0.42 * len(rows)))
+    widest = max([f.total_bytes / GIB for f in rows] + [hbm])
+    parts = [
+        c for c in _COLOURS if any(f.weights_bytes.get(c, 0) > 0.004 * widest * GIB for f in rows)
+    ]
+    said = []
+    for y, f in enumerate(rows):
+        left = 0.0
+        sizes = [(c, f.weights_bytes.get(c, 0)) for c in parts]
+        sizes.append(("other", f.weights_total - sum(s for _, s in sizes)))
+        sizes.append(("KV cache", f.total_bytes - f.weights_total))
+        for part, size in sizes:
+            ax.barh(y, size / GIB, 0.72, left=left, color=_COLOURS[part], edgecolor="white", lw=0.8)
+            left += size / GIB
+        text = (
+            f"{left:.0f} GiB"
+            if f.weights_bytes
+            else "this number of cards does not divide the model"
+        )
+        verdict = "fits" if f.fits else "does not fit" if f.weights_bytes else "cannot be cut"
+        ax.text(
+            left + 0.008 * widest,
+            y,
+            f"{text}  {verdict}" if f.weights_bytes else text,
+            va="center",
+            fontsize=SMALL,
+            color=INK if f.fits else VERMILLION,
+            zorder=3,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
+        )
+        said.append(f"{f.world_size} cards {f.dtype}: {left:.0f} GiB, {verdict}")
+    ax.axvline(hbm, color=VERMILLION, lw=2, ls="--")
+    ax.text(hbm, -0.62, f" one card: {hbm:g} GiB", color=VERMILLION, fontsize=SMALL, va="bottom")
+    ax.set_yticks(range(len(rows)), [f"{f.world_size} × {f.dtype}" for f in rows])
+    ax.set_ylim(len(rows) - 0.4, -0.6)
+    ax.set_xlim(0, widest * 1.2)
+    ax.set_xlabel("GiB on each card (forecast)")
+    ax.tick_params(axis="y", length=0)
+    names = [*parts, "other", "KV cache"]
+    fig.legend(
+        handles=[Patch(color=_COLOURS[n], label=n) for n in names],
+        loc="outside upper center",
+        ncols=min(len(names), 7),
+    )
+    return finish(fig, "Stacked bars of forecast memory per card: " + "; ".join(said) + ".")
+
+
+@styled
+def kv_cache_to_scale(
+    config: DeepseekV3Config, context: int = 131072, dtype: str = "bfloat16"
+) -> LabFigure:
+    """The expanded and the latent KV cache of one sequence as areas on one scale."""
+    c = config
+    expanded, latent = (
+        kv_bytes_per_token(c, plan, dtype) * context
+        for plan in (PortPlan.upstream(), PortPlan.full())
+    )
+    fig, (ax,) = figure(size=(9.0, 4.8))
+    side, small = 1.0, math.sqrt(latent / expanded)
+    heads, gap, left = c.num_attention_heads, 0.25, 0.0
+    width = c.qk_head_dim + c.v_head_dim
+    for name, part, colour in (
+        ("keys without position", c.qk_nope_head_dim, BLUE),
+        ("rotary keys", c.qk_rope_head_dim, SKY),
+        ("values", c.v_head_dim, ORANGE),
+    ):
+        name, share = f"{name}\n{heads} heads × {part}", side * part / width
+        ax.add_patch(Rectangle((0, left), side, share, facecolor=colour, edgecolor="white", lw=1.5))
+        ax.text(
+            side / 2,
+            left + share / 2,
+            name,
+            ha="center",
+            va="center",
+            fontsize=SMALL,
+            color=ink_on(colour),
+        )
+        left += share
+    row = c.kv_lora_rank + c.qk_rope_head_dim
+    ax.add_patch(
+        Rectangle((side + gap, 0), small, small, facecolor=VERMILLION, edgecolor="white", lw=1.5)
+    )
+    ax.text(
+        side + gap + small + 0.04,
+        small / 2,
+        f"one latent row for all heads\n{c.kv_lora_rank} + {c.qk_rope_head_dim} = {row} numbers",
+        va="center",
+        fontsize=SMALL,
+    )
+    ax.text(
+        side / 2,
+        side + 0.03,
+        f"expanded: {_size_text(expanded)}",
+        ha="center",
+        fontsize=LARGE,
+        fontweight="bold",
+    )
+    ax.text(
+        side + gap,
+        small + 0.03,
+        f"low rank: {_size_text(latent)}",
+        fontsize=LARGE,
+        fontweight="bold",
+        color=VERMILLION,
+    )
+    ax.text(side + gap, small + 0.15, f"{expanded / latent:.1f} times smaller", fontsize=NORMAL)
+    ax.set_xlim(-0.02, side + gap + 1.05)
+    ax.set_ylim(-0.03, side + 0.12)
+    ax.set_aspect("equal")
+    ax.axis("off")
+    text = f"KV cache of one sequence of {context:,} tokens, {c.num_hidden_layers} layers, {dtype}; areas to scale"
+    return finish(
+        fig,
+        f"Two squares to scale: the expanded cache takes {_size_text(expanded)}, the low-rank cache "
+        f"{_size_text(latent)}, {expanded / latent:.1f} times less.",
+        text,
+    )
+
+
+def _size_text(size: float) -> str:
+    for unit, scale in (("GiB", GIB), ("MiB", 2**20), ("KiB", 2**10)):
+        if size >= scale:
+            return (
+                f"{size / scale:.3g} {unit}"
+                if size < 1000 * scale
+                else f"{size / scale:,.0f} {unit}"
+            )
+    return f"{size:.0f} bytes"
+
+
+# ---- what others published -----------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1)
+def cited() -> dict[str, dict[str, Any]]:
+    """Published figures of other models and machines, each with source, conditions and date."""
+    try:
+        table: dict[str, dict[str, Any]] = json.loads(CITED.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PortError(
+            f"{CITED.name}: the cited figures are not readable ({error}); run inside a checkout"
+        ) from error
+    return table
+
+
+@styled
+def cited_figures(which: str) -> LabFigure:
+    """A published table as bars, marked as somebody else's measurement. `which` is a key of
+    cited()."""
+    table = cited()
+    if which not in table:
+        raise PortError(f"no cited figures {which!r}; there are {', '.join(table)}")
+    entry = table[which]
+    columns, rows = entry["columns"], entry["rows"]
+    across = min(2, len(columns))
+    down = math.ceil(len(columns) / across)
+    fig, axes = figure(
+        down, across, (11.0 if across > 1 else 9.0, 1.9 + down * (0.6 + 0.4 * len(rows)))
+    )
+    said, crossed = [], False
+    for k, (ax, column) in enumerate(zip(axes, columns, strict=False)):
+        values = [r["values"][k] for r in rows]
+        for y, value in enumerate(values):
+            worse = value > 1.005 * values[max(y - 1, 0) if entry["cumulative"] else 0]
+            crossed = crossed or worse
+            ax.barh(
+                y,
+                value,
+                0.72,
+                facecolor="white",
+                edgecolor=VERMILLION if worse else PURPLE,
+                hatch="xx" if worse else "..",
+                lw=1.6,
+            )
+            factor = f"  {values[0] / value:.2f}×" if y else ""
+            ax.text(
+                value + 0.015 * max(values),
+                y,
+                f"{value:g}{factor}",
+                va="center",
+                fontsize=SMALL,
+                color=VERMILLION if worse else INK,
+            )
+        ax.set_yticks(
+            range(len(rows)), [r["label"] for r in rows] if k % across == 0 else [""] * len(rows)
+        )
+        ax.set_ylim(len(rows) - 0.45, -0.55)
+        ax.set_xlim(0, max(values) * 1.28)
+        ax.set_title(f"{column}, {entry['unit']}")
+        ax.tick_params(axis="y", length=0)
+        said.append(
+            f"{column}: "
+            + ", ".join(f"{r['label']} {v:g}" for r, v in zip(rows, values, strict=True))
+        )
+    key = (
+        f"Crossed: slower than the {'row above' if entry['cumulative'] else 'first row'}. "
+        if crossed
+        else ""
+    )
+    text = (
+        f"{key}{entry['model']}; {entry['hardware']}; {entry['conditions']}. {entry['note']} Source: "
+        f"{entry['source']} ({entry['source_date']}), read {entry['read']}."
+    )
+    return finish(
+        fig,
+        "Cited, not measured here: " + "; ".join(said) + f" ({entry['unit']}).",
+        text,
+        title=f"CITED, other model or hardware: {entry['title']}",
+    )

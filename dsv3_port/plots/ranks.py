@@ -1,0 +1,137 @@
+"""Pictures of several ranks: what they send, and where a decode step's time goes."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+
+from ..bench.records import seconds_text
+from ..bench.worlds import WorldTimes, world_name
+from ..count.traffic import Collective, handed_bytes, sent_bytes
+from .style import (
+    BLUE,
+    GREY,
+    INK,
+    LIGHT,
+    ORANGE,
+    SMALL,
+    VERMILLION,
+    LabFigure,
+    caption,
+    figure,
+    finish,
+    styled,
+)
+
+
+@styled
+def traffic_plot(counted: Mapping[int, Sequence[Collective]], what: str = "") -> LabFigure:
+    """World size -> collectives of a decode step: calls left, bytes that a rank hands over and
+    sends right."""
+    worlds = list(counted)
+    fig, (left, right) = figure(1, 2, (10.5, 3.8), width_ratios=[2, 3])
+    calls = [len(counted[w]) for w in worlds]
+    given = [handed_bytes(counted[w]) / 2**20 for w in worlds]
+    sent = [sent_bytes(counted[w], w) / 2**20 for w in worlds]
+    at = range(len(worlds))
+    left.bar(at, calls, 0.6, color=BLUE)
+    for x, n in zip(at, calls, strict=True):
+        left.text(x, n, f"{n}", ha="center", va="bottom", fontsize=SMALL)
+    left.set_title("collectives in a decode step")
+    left.set_ylim(0, max(calls) * 1.15 + 1)
+    for shift, values, colour, name in (
+        (-0.2, given, BLUE, "handed over by a rank (counted)"),
+        (0.2, sent, ORANGE, "sent by a rank, ring (from the count)"),
+    ):
+        right.bar([x + shift for x in at], values, 0.38, color=colour, label=name)
+        for x, v in zip(at, values, strict=True):
+            right.text(
+                x + shift, v, f"{v:.2f}", ha="center", va="bottom", fontsize=SMALL, color=INK
+            )
+    right.set_title("MiB in a decode step")
+    right.set_ylim(0, max([*given, *sent]) * 1.45 + 1e-6)
+    right.legend(loc="upper left")
+    for ax in (left, right):
+        ax.set_xticks(list(at), [str(w) for w in worlds])
+        ax.set_xlabel("ranks W")
+        ax.grid(axis="y", color=LIGHT, lw=0.8)
+        ax.tick_params(axis="x", length=0)
+    said = "; ".join(
+        f"{w} ranks: {n} calls, {g:.2f} MiB handed over, {s:.2f} MiB sent"
+        for w, n, g, s in zip(worlds, calls, given, sent, strict=True)
+    )
+    return finish(fig, f"Bar charts of collectives by world size: {said}.", what)
+
+
+@styled
+def step_split(times: WorldTimes) -> LabFigure:
+    """A decode step of each world size: computing, moving (the collectives back to back), waiting
+    for other ranks.
+
+    Medians of rank 0. Waiting is what remains of the time within collectives, and holds the
+    scheduler's work too.
+    """
+    records = times.results.records
+    note = caption(
+        records, f"batch {records[0].batch}, {records[0].context} tokens cached, rank 0's medians"
+    )
+    fig, (ax,) = figure(1, 1, (9.5, 1.9 + 0.62 * len(times.worlds)))
+    widest = max(statistics.median(s.steps) for s in times.worlds.values()) * 1e3
+    said = []
+    for y, (size, found) in enumerate(times.worlds.items()):
+        step, inside, alone = (
+            statistics.median(v) * 1e3 for v in (found.steps, found.inside, found.alone)
+        )
+        parts = {
+            "computing": max(0.0, step - inside),
+            "moving": min(alone, inside),
+            "waiting": max(0.0, inside - alone),
+        }
+        left = 0.0
+        for (name, width), colour in zip(parts.items(), (BLUE, ORANGE, GREY), strict=True):
+            ax.barh(
+                y,
+                width,
+                0.7,
+                left=left,
+                color=colour,
+                edgecolor="white",
+                lw=0.8,
+                label=name if y == 0 else None,
+            )
+            if width > 0.07 * widest:
+                ax.text(
+                    left + width / 2,
+                    y,
+                    f"{width:.1f}",
+                    ha="center",
+                    va="center",
+                    fontsize=SMALL,
+                    color=INK if colour == ORANGE else "white",
+                )
+            left += width
+        text = (
+            f"{seconds_text(step / 1e3)}, {found.share:.0%} in collectives"
+            if inside
+            else seconds_text(step / 1e3)
+        )
+        slower = step > 1.05 * statistics.median(next(iter(times.worlds.values())).steps) * 1e3
+        ax.text(
+            left + 0.012 * widest,
+            y,
+            text,
+            va="center",
+            fontsize=SMALL,
+            color=VERMILLION if slower else INK,
+        )
+        said.append(
+            f"{world_name(size)} {text}, " + ", ".join(f"{n} {w:.2f} ms" for n, w in parts.items())
+        )
+    ax.set_yticks(range(len(times.worlds)), [world_name(w) for w in times.worlds])
+    ax.set_ylim(len(times.worlds) - 0.5, -0.5)
+    ax.set_xlim(0, widest * 1.4)
+    ax.set_xlabel("time of a decode step, ms (shorter is better)")
+    ax.grid(axis="x", color=LIGHT, lw=0.8)
+    ax.tick_params(axis="y", length=0)
+    fig.legend(loc="outside upper center", ncols=3)
+    return finish(fig, "Stacked bars of a decode step: " + "; ".join(said) + ".", note)

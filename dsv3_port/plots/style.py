@@ -1,0 +1,194 @@
+"""One look for every picture: colour-blind safe (Okabe-Ito), readable on a projector, dark on dark
+pages.
+
+Figures are made without pyplot, so that nothing is drawn twice in a notebook and no global state is
+left behind.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import html
+import io
+import textwrap
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ParamSpec
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image, PngImagePlugin
+
+from ..bench.records import Record, stamp
+from ..errors import PortError
+from ..steps import STEPS
+
+P = ParamSpec("P")
+BLUE, ORANGE, GREEN, SKY, VERMILLION, PURPLE, YELLOW = (
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#56B4E9",
+    "#D55E00",
+    "#CC79A7",
+    "#F0E442",
+)
+INK, GREY, LIGHT, PAPER = "#222222", "#6E6E6E", "#D9D9D9", "#FFFFFF"
+CYCLE = (BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY, YELLOW, GREY)
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+SMALL, NORMAL, LARGE = 11, 12, 14
+# On dark pages the browser turns lightness round and keeps hues: paper becomes #121212, every
+# colour of CYCLE has more contrast than on white, and for red-, green- and blue-blind eyes the
+# colours stay about as far apart as they were.
+CSS_CLASS, ON_DARK = "dsv3-picture", "invert(.94) hue-rotate(180deg) saturate(1.2) brightness(1.15)"
+_JUPYTER_DARK = f'<style>[data-jp-theme-light="false"] .{CSS_CLASS} {{filter: {ON_DARK}}}</style>'
+
+RC: dict[Any, Any] = {
+    "font.size": NORMAL,
+    "axes.titlesize": LARGE,
+    "axes.labelsize": NORMAL,
+    "xtick.labelsize": SMALL,
+    "ytick.labelsize": NORMAL,
+    "legend.fontsize": SMALL,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": GREY,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "figure.facecolor": PAPER,
+    "axes.facecolor": PAPER,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "legend.frameon": False,
+    "hatch.linewidth": 1.2,
+    "axes.axisbelow": True,
+    "svg.hashsalt": "dsv3_port",
+    "savefig.facecolor": PAPER,
+}
+
+
+class LabFigure(Figure):
+    """A Figure that carries its alternative text into the notebook page and the file."""
+
+    alt_text: str = ""
+
+    def png(self, dpi: int = 110) -> bytes:
+        """PNG of 128 colours, a third of the size of full colour, with the alternative text as
+        Description."""
+        raw, small, info = io.BytesIO(), io.BytesIO(), PngImagePlugin.PngInfo()
+        with rc_context(RC):
+            self.savefig(raw, format="png", dpi=dpi)
+        info.add_itxt("Description", self.alt_text)
+        flat = Image.open(raw).convert("RGB").quantize(128, dither=Image.Dither.NONE)
+        flat.save(small, format="png", optimize=True, pnginfo=info, dpi=(dpi, dpi))
+        return small.getvalue()
+
+    def _repr_mimebundle_(
+        self, include: Any = None, exclude: Any = None
+    ) -> tuple[dict[str, str], dict[str, Any]]:
+        """For Jupyter: an <img> with its alternative text (JupyterLab shows a bare PNG without
+        one), and the PNG."""
+        picture = base64.b64encode(self.png()).decode()
+        tag = (
+            f'<img class="{CSS_CLASS}" alt="{html.escape(self.alt_text)}" style="max-width:100%" '
+            f'src="data:image/png;base64,{picture}">'
+        )
+        return (
+            {"text/html": _JUPYTER_DARK + tag, "image/png": picture, "text/plain": self.alt_text},
+            {"image/png": {"alt": self.alt_text}},
+        )
+
+
+def styled(draw: Callable[P, LabFigure]) -> Callable[P, LabFigure]:
+    """Within a plot function titles, legends and ticks follow the house style; outside matplotlib
+    is untouched."""
+
+    @functools.wraps(draw)
+    def call(*args: P.args, **kwargs: P.kwargs) -> LabFigure:
+        with rc_context(RC):
+            return draw(*args, **kwargs)
+
+    return call
+
+
+_TITLES = {s.id: f"{s.number} {s.title}" for s in STEPS}
+
+
+def title_of(variant: str) -> str:
+    """How a variant is written on a picture: a step's id becomes its number and title."""
+    word, _, rest = variant.partition(" ")
+    return (
+        f"{word} {title_of(rest)}" if word in ("only", "without") else _TITLES.get(variant, variant)
+    )
+
+
+def ink_on(colour: str) -> str:
+    """The text colour to read on a filled area."""
+    return "white" if colour in (BLUE, GREEN, VERMILLION, GREY) else INK
+
+
+def figure(
+    rows: int = 1, columns: int = 1, size: tuple[float, float] = (9.0, 4.0), **grid: Any
+) -> tuple[LabFigure, list[Axes]]:
+    """An empty figure in the house style and its axes, row by row."""
+    fig = LabFigure(figsize=size, layout="constrained")
+    axes = fig.subplots(rows, columns, squeeze=False, **grid)
+    return fig, list(axes.flat)
+
+
+def finish(fig: LabFigure, alt: str, caption: str = "", title: str = "") -> LabFigure:
+    """Set the alternative text, a headline, and the small line below that says where the numbers
+    come from."""
+    width = int(fig.get_size_inches()[0] * 11)  # characters of the caption's size on one line
+    if title:
+        fig.suptitle(
+            "\n".join(textwrap.wrap(title, int(width * 0.8))),
+            x=0.01,
+            ha="left",
+            fontsize=LARGE,
+            fontweight="bold",
+        )
+    if caption:
+        fig.supxlabel(
+            "\n".join(textwrap.wrap(caption, width)),
+            x=0.01,
+            ha="left",
+            fontsize=SMALL,
+            color="#555555",
+        )
+    fig.alt_text = " ".join(f"{alt} {caption}".split())
+    return fig
+
+
+def caption(records: Sequence[Record], what: str = "") -> str:
+    """Refuse what may not be shown, then: device, sizes, dtype, versions, date."""
+    if any(r.tier == "host-npu" for r in records):
+        raise PortError(
+            "these timings come from the host stand-in for CANN, which says nothing about an NPU's speed: "
+            "they are never drawn; measure on device cpu, cuda or a real npu"
+        )
+    if not records:
+        raise PortError("there are no records to draw; measure first")
+    parts = [what, stamp(list(records))]
+    if any(r.busy for r in records):
+        parts.append("MACHINE WAS BUSY, times are not to be trusted")
+    return " · ".join(p for p in parts if p)
+
+
+def save(fig: LabFigure, path: str | Path) -> Path:
+    """Write a PNG or SVG, after its suffix, with the alternative text inside; SVG output is the
+    same every time."""
+    file = Path(path)
+    if file.suffix not in (".png", ".svg"):
+        raise PortError(f"{file}: pictures are saved as .png or .svg")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if file.suffix == ".png":
+        file.write_bytes(fig.png())
+    else:
+        with rc_context(RC):
+            fig.savefig(file, metadata={"Description": fig.alt_text, "Date": None})
+    return file

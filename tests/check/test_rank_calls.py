@@ -1,0 +1,124 @@
+"""Real processes: what ranks hold and send, that wrong gathers are wrong, and that worlds are timed
+side by side."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dsv3_port import PortError, PortPlan, load_model
+from dsv3_port.bench.worlds import PHASE, time_worlds, world_name
+from dsv3_port.check.rank_calls import (
+    gathers_of_rank,
+    logits_of_rank,
+    measure_rank,
+    rank_device,
+    tokens_of_rank,
+)
+from dsv3_port.count.traffic import count_traffic
+from dsv3_port.course.session import repo_root
+from dsv3_port.parallel import SINGLE, run_ranks
+from dsv3_port.plots.ranks import step_split
+from dsv3_port.weights.shard import shard_checkpoint
+from dsv3_port.weights.write import write_checkpoint
+from tests.random_models import CONFIG, random_sources
+
+PLAN = PortPlan.full()
+IDS = torch.randint(3, 96, (2, 12), generator=torch.Generator().manual_seed(3))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """World size -> the random model split for it; 0 -> the published form."""
+    at = tmp_path_factory.mktemp("ranks")
+    published = write_checkpoint(at / "published", CONFIG, random_sources().items())
+    for world in (1, 2):
+        shard_checkpoint(published, at / str(world), world, dtype="fp32")
+    return {0: str(published), 1: str(at / "1"), 2: str(at / "2")}
+
+
+def gathers_of_both(parallel, path):
+    """All gathers for two sequences, and the one that mixes rows for one sequence."""
+    return gathers_of_rank(parallel, path, PLAN, IDS) | {
+        "one sequence": logits_of_rank(parallel, path, PLAN, IDS[:1], gather="rows mixed")
+    }
+
+
+def test_two_ranks_with_right_and_wrong_gathers(folders):
+    """The reshape alone is right for one sequence and wrong for two; a gather thrown away is never
+    right."""
+    want = logits_of_rank(SINGLE, folders[1], PLAN, IDS)
+    assert want.shape == (2, 5, CONFIG.vocab_size)
+    got, other = run_ranks(gathers_of_both, 2, folders[2])
+    assert torch.equal(got["right"], other["right"])
+    assert float((got["right"] - want).abs().max() / want.abs().max()) < 1e-5
+    assert got["rows mixed"].shape == want.shape and not torch.equal(
+        got["rows mixed"].argmax(-1), want.argmax(-1)
+    )
+    assert float((got["one sequence"] - want[:1]).abs().max() / want.abs().max()) < 1e-5
+    assert got["thrown away"].shape[-1] == CONFIG.vocab_size // 2
+    assert not torch.equal(got["thrown away"], other["thrown away"])
+
+
+def test_what_ranks_hold_and_send(folders):
+    """Ranks hold the same, sum up to more than the whole (norms, latent projections twice), and
+    send as counted."""
+    whole = measure_rank(SINGLE, folders[1], PLAN, 2, 5)
+    a, b = run_ranks(measure_rank, 2, folders[2], PLAN, 2, 5)
+    assert (
+        (a.rank, b.rank, a.world_size) == (0, 1, 2) and a.process != b.process and a.device == "cpu"
+    )
+    assert a.parameter_bytes == b.parameter_bytes
+    assert whole.parameter_bytes / 2 < a.parameter_bytes < whole.parameter_bytes
+    assert a.cache_bytes == whole.cache_bytes  # the latent row belongs to all heads
+    assert whole.decode == [] and whole.prefill == []
+    said = count_traffic(CONFIG, PLAN, 2, batch=2, dtype=torch.float32)
+    assert [(c.kind, c.nbytes) for c in a.decode] == [(c.kind, c.nbytes) for c in said]
+    said = count_traffic(CONFIG, PLAN, 2, batch=2, tokens=5, dtype=torch.float32)
+    assert [(c.kind, c.nbytes) for c in a.prefill] == [(c.kind, c.nbytes) for c in said]
+
+
+def test_worlds_are_timed_in_one_run(folders):
+    times = time_worlds(
+        {w: folders[w] for w in (1, 2)}, PLAN, batch=2, context=20, rounds=2, label="test"
+    )
+    assert times.results.names == ["1 rank", "2 ranks"] and {r.phase for r in times.results} == {
+        PHASE
+    }
+    assert all(len(r.samples) == 2 and min(r.samples) > 0 for r in times.results)
+    assert times.results.ratio("1 rank", "2 ranks").median > 0
+    one, two = times.worlds[1], times.worlds[2]
+    assert one.collectives == [] and one.share == 0 and 0 < two.share < 1 and min(two.alone) > 0
+    assert two.parameter_bytes < one.parameter_bytes and two.cache_bytes == one.cache_bytes
+    assert len(two.collectives) == 2 * CONFIG.num_hidden_layers + 2
+    assert one.difference == 0 and 0 < two.difference < 1e-5
+    figure = step_split(times)
+    assert (
+        "2 ranks" in figure.alt_text
+        and "in collectives" in figure.alt_text
+        and len(figure.png()) > 3000
+    )
+
+
+def test_worlds_of_different_weights_are_not_timed(folders, tmp_path):
+    other = write_checkpoint(tmp_path / "other", CONFIG, random_sources(seed=1).items())
+    with pytest.raises(PortError, match="nothing was timed"):
+        time_worlds({1: folders[1], 2: other}, PLAN, context=8, rounds=1)
+
+
+def test_worlds_need_a_folder():
+    with pytest.raises(PortError, match="world sizes"):
+        time_worlds({})
+
+
+def test_greedy_tokens_of_ranks_equal_those_of_one_model():
+    tiny = str(repo_root() / "data" / "tiny-dsv3")
+    prompts = ["Once upon a time", "The"]
+    want = tokens_of_rank(SINGLE, tiny, PLAN, prompts, 16)
+    assert all(got == want for got in run_ranks(tokens_of_rank, 2, tiny, PLAN, prompts, 16))
+    assert load_model(tiny, device="cpu").config.vocab_size > max(map(max, want))
+
+
+def test_names_and_places():
+    assert world_name(1) == "1 rank" and world_name(4) == "4 ranks"
+    assert rank_device("cpu", 64) == "cpu"

@@ -1,0 +1,315 @@
+"""The rules of the notebooks: one good notebook, and one for each way to break a rule."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+CI = Path(__file__).parents[2] / "ci"
+_spec = importlib.util.spec_from_file_location("check_notebooks", CI / "check_notebooks.py")
+rules = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(rules)
+CODE = ("map", "parameters", "imports", "measure", "failure", "plot", "exercise", "equivalence")
+SETTINGS = 'profile = "tiny"\ndevice = "auto"\nresults_dir = "results"\nseed = 0\n'
+
+
+def cell(tag: str, kind: str, text: str, name: str = "") -> dict:
+    made = {
+        "cell_type": kind,
+        "id": name or f"x-{tag}",
+        "metadata": {"tags": [tag] if tag else []},
+        "source": text,
+    }
+    return made | ({"outputs": [], "execution_count": None} if kind == "code" else {})
+
+
+def good() -> dict:
+    cells = [
+        cell(
+            tag,
+            "code" if tag in CODE else "markdown",
+            SETTINGS if tag == "parameters" else f"# {tag}",
+        )
+        for tag in rules.ANATOMY
+    ]
+    cells[-1:-1] = [
+        cell("exercise", "code", "check()", "x-exercise-2"),
+        cell("solution", "markdown", "so", "x-solution-2"),
+    ]
+    cells.insert(8, cell("", "markdown", "a part of its own, see https://example.org/", "x-free"))
+    return {
+        "nbformat": 4,
+        "nbformat_minor": 5,
+        "metadata": {"kernelspec": {"name": "python3"}},
+        "cells": cells,
+    }
+
+
+def find(nb: dict, tag: str) -> dict:
+    return next(c for c in nb["cells"] if tag in c["metadata"]["tags"])
+
+
+def test_a_good_notebook_has_no_findings():
+    assert rules.check_notebook(good(), "02_mla_low_rank") == []
+
+
+def test_sources_as_lists_of_lines():
+    nb = good()
+    for c in nb["cells"]:
+        c["source"] = c["source"].splitlines(keepends=True)
+    assert rules.check_notebook(nb, "02_mla_low_rank") == []
+
+
+CARD = """| | |
+|---|---|
+| Reading 阅读 | 3 minutes, by word count |
+| Exercises 练习 | none |
+| Run 运行 | about 30 seconds, measured on two CPU cores |
+| Difficulty 难度 | ●○○ |
+| Prerequisites 前置 | 00 |
+| Tiers 设备 | cpu |"""
+
+
+@pytest.mark.parametrize(
+    ("change", "finding"),
+    [
+        (("3 minutes", "30 minutes"), "30 minutes of reading, the word count 2"),
+        ((", by word count", ""), "by word count"),
+        ((", measured on two CPU cores", ""), "measured"),
+        (("| Difficulty", "| Difficult"), "no row 'Difficulty'"),
+        (("", ""), ""),
+    ],
+)
+def test_cards_are_held_to_the_text(change, finding):
+    nb = good()
+    find(nb, "card")["source"] = CARD.replace(*change)
+    found = rules.check_notebook(nb, "02_mla_low_rank")
+    assert len(found) == bool(finding) and all(finding in line for line in found), found
+
+
+def test_cards_are_held_to_a_run(tmp_path):
+    nb = good()
+    find(nb, "card")["source"] = CARD
+    (tmp_path / "02_a.ipynb").write_text(json.dumps(nb))
+    for seconds, wrong in ((25, 0), (69, 0), (71, 1)):
+        run = {"name": "02_a", "status": "ok", "seconds": seconds}
+        (tmp_path / "runs.json").write_text(
+            json.dumps([run, {"name": "03_b", "status": "failed", "seconds": 1}])
+        )
+        assert len(rules.cards.against_runs(tmp_path, tmp_path / "runs.json")) == wrong
+
+
+def test_a_slow_machine_is_told_from_a_slow_notebook(tmp_path, monkeypatch, capsys):
+    nb = good()
+    find(nb, "card")["source"] = CARD  # about 30 seconds
+    names = [f"0{k}_a" for k in range(2, 7)]
+    for name in names:
+        (tmp_path / "notebooks").mkdir(exist_ok=True)
+        (tmp_path / "notebooks" / f"{name}.ipynb").write_text(json.dumps(nb))
+    monkeypatch.setattr(rules.cards, "__file__", str(tmp_path / "ci" / "cards.py"))
+    for odd, warned in ((240, []), (559, []), (561, ["02_a"])):
+        runs = [{"name": n, "status": "ok", "seconds": odd if n == "02_a" else 240} for n in names]
+        (tmp_path / "runs.json").write_text(json.dumps(runs))
+        assert rules.cards.main([str(tmp_path / "runs.json")]) == 0
+        first, *lines = capsys.readouterr().out.splitlines()
+        assert "8.00 times" in first and [line.split("/")[1][:4] for line in lines] == warned, lines
+
+
+def _outputs(nb):
+    find(nb, "plot")["outputs"] = [{"output_type": "stream"}]
+
+
+def _count(nb):
+    find(nb, "plot")["execution_count"] = 3
+
+
+def _kernel(nb):
+    nb["metadata"]["kernelspec"]["name"] = "my-env"
+
+
+def _format(nb):
+    nb["nbformat_minor"] = 4
+
+
+def _run_metadata(nb):
+    nb["metadata"]["papermill"] = {}
+
+
+def _no_id(nb):
+    del find(nb, "plot")["id"]
+
+
+def _same_id(nb):
+    find(nb, "plot")["id"] = "x-map"
+
+
+def _random_id(nb):
+    find(nb, "plot")["id"] = "a1b2c3d4-0123-4567-89ab-0123456789ab"
+
+
+def _two_parameters(nb):
+    nb["cells"].insert(5, cell("parameters", "code", SETTINGS, "x-more"))
+
+
+def _no_seed(nb):
+    find(nb, "parameters")["source"] = SETTINGS.replace("seed", "sead")
+
+
+def _broken_parameters(nb):
+    find(nb, "parameters")["source"] = "profile = = 1"
+
+
+def _two_imports(nb):
+    nb["cells"].insert(6, cell("imports", "code", "import os", "x-more"))
+
+
+def _many_cells(nb):
+    nb["cells"][8:8] = [cell("", "markdown", "more", f"x-{i}") for i in range(30)]
+
+
+def _long_cell(nb):
+    find(nb, "plot")["source"] = "x = 1\n" * 21
+
+
+def _wide_line(nb):
+    find(nb, "plot")["source"] = "x = '" + "a" * 100 + "'"
+
+
+def _remote_picture(nb):
+    find(nb, "card")["source"] = "![a](https://example.org/a.png)"
+
+
+def _remote_tag(nb):
+    find(nb, "card")["source"] = '<img alt="a" src="//example.org/a.png">'
+
+
+def _missing_picture(nb):
+    find(nb, "card")["source"] = "![a](figures/none.svg)"
+
+
+def _home(nb):
+    find(nb, "plot")["source"] = "open('/home/me/x')"
+
+
+def _windows(nb):
+    find(nb, "card")["source"] = "see C:\\Users\\me"
+
+
+def _missing_part(nb):
+    nb["cells"].remove(find(nb, "failure"))
+
+
+def _wrong_order(nb):
+    measure, plot = find(nb, "measure"), find(nb, "equivalence")
+    i, j = nb["cells"].index(measure), nb["cells"].index(plot)
+    nb["cells"][i], nb["cells"][j] = plot, measure
+
+
+def _two_parts(nb):
+    find(nb, "plot")["metadata"]["tags"] = ["plot", "measure"]
+
+
+def _unknown_tag(nb):
+    find(nb, "plot")["metadata"]["tags"].append("hid-input")
+
+
+def _unsolved(nb):
+    nb["cells"].remove(next(c for c in nb["cells"] if c["id"] == "x-solution-2"))
+
+
+def _may_raise(nb):
+    find(nb, "plot")["metadata"]["tags"].append("raises-exception")
+
+
+BAD = {
+    _outputs: "has outputs",
+    _count: "execution count",
+    _kernel: "'my-env'",
+    _format: "format 4.4",
+    _run_metadata: "papermill",
+    _no_id: "has no id",
+    _same_id: "used twice",
+    _random_id: "random one",
+    _two_parameters: "2 cells tagged 'parameters'",
+    _no_seed: "does not set seed",
+    _broken_parameters: "does not set device",
+    _two_imports: "2 code cells tagged 'imports'",
+    _many_cells: "at most 40",
+    _long_cell: "21 lines",
+    _wide_line: "106 characters",
+    _remote_picture: "picture from the net",
+    _remote_tag: "picture from the net",
+    _missing_picture: "figures/none.svg, which does not exist",
+    _home: "/home/me",
+    _windows: "C:\\Users",
+    _missing_part: "no cell tagged 'failure'",
+    _wrong_order: "the order is fixed",
+    _two_parts: "one part only",
+    _unknown_tag: "unknown tag 'hid-input'",
+    _unsolved: "2 exercises and 1 solutions",
+    _may_raise: "may raise",
+}
+
+
+@pytest.mark.parametrize("damage", BAD, ids=lambda f: f.__name__.strip("_"))
+def test_each_kind_of_damage_is_found(damage):
+    nb = copy.deepcopy(good())
+    damage(nb)
+    lines = rules.check_notebook(nb, "02_mla_low_rank")
+    assert any(BAD[damage] in line for line in lines), lines
+    assert all(line.startswith("02_mla_low_rank: ") for line in lines)
+
+
+def test_the_frame_is_enough_where_no_step_is_taken():
+    nb = good()
+    nb["cells"] = [
+        c
+        for c in nb["cells"]
+        if not c["metadata"]["tags"] or c["metadata"]["tags"][0] in rules.FRAME
+    ]
+    assert rules.check_notebook(nb, "10_results") == []
+    assert rules.check_notebook(nb, "02_mla_low_rank")
+
+
+def test_a_failing_cell_belongs_to_the_failure_part():
+    nb = good()
+    find(nb, "failure")["metadata"]["tags"].append("raises-exception")
+    assert rules.check_notebook(nb, "02_mla_low_rank") == []
+
+
+def test_pictures_beside_the_notebook_are_found(tmp_path):
+    nb = good()
+    find(nb, "card")["source"] = '![a](a.svg) <img src="a.svg"> ![b](attachment:b.png)'
+    (tmp_path / "a.svg").write_text("<svg/>")
+    assert rules.check_notebook(nb, "02_mla_low_rank", tmp_path) == []
+
+
+def test_addresses_and_documented_folders_are_no_machine_paths():
+    nb = good()
+    find(nb, "card")["source"] = (
+        "https://example.org/home/x, /usr/local/Ascend/latest, `./tmp/x`, a/data/b, "
+        "{root}/data/x and 1/work"
+    )
+    assert rules.check_notebook(nb, "02_mla_low_rank") == []
+
+
+def test_names_and_order():
+    expected = rules.expected_names()
+    assert len(expected) == 11
+    assert expected == sorted(expected)
+    assert rules.check_names(expected, expected) == []
+    lines = rules.check_names([*expected[1:], "11_more"], expected)
+    assert [line.split(":")[0] for line in lines] == ["00_start_here", "11_more"]
+
+
+def test_files_from_the_command_line(tmp_path, capsys):
+    file = tmp_path / "02_mla_low_rank.ipynb"
+    file.write_text(json.dumps(good()))
+    assert rules.main([str(file)]) == 0
+    file.write_text("{}")
+    assert rules.main([str(file)]) == 1
+    assert "not a notebook" in capsys.readouterr().out

@@ -1,0 +1,117 @@
+"""pyproject.toml, the pins, both conda files and what the doctor and the set-up ask for are in
+step."""
+
+from __future__ import annotations
+
+import re
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+from dsv3_port.doctor import machine as doctor
+from dsv3_port.doctor import versions
+
+from .test_ci_run import setup_venv
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+CONDA = {"environment.yml": ["dev"], "environment-npu.yml": ["dev", "npu"]}
+PYTHONS = [
+    f"3.{minor}" for minor in range(setup_venv.SUPPORTED[0][1], setup_venv.SUPPORTED[1][1] + 1)
+]
+
+
+def requirements(*extras: str) -> list[Requirement]:
+    optional = PROJECT["optional-dependencies"]
+    return [
+        Requirement(text)
+        for text in PROJECT["dependencies"] + [r for e in extras for r in optional[e]]
+    ]
+
+
+def pins(python: str) -> dict[str, Version]:
+    lines = (ROOT / "ci" / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    found = {}
+    for r in (Requirement(line) for line in lines if line and not line.startswith("#")):
+        if r.marker is None or r.marker.evaluate(
+            {"python_version": python, "python_full_version": f"{python}.9"}
+        ):
+            (only,) = r.specifier
+            found[canonicalize_name(r.name)] = Version(only.version)
+    return found
+
+
+def conda(name: str) -> tuple[dict[str, str], list[str]]:
+    """(conda packages -> version, pip's lines)."""
+    content: dict[str, Any] = yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))
+    assert content["channels"] == ["conda-forge"]
+    packages = dict(
+        (d.split("=") + [""])[:2] for d in content["dependencies"] if isinstance(d, str)
+    )
+    (pip,) = [d["pip"] for d in content["dependencies"] if isinstance(d, dict)]
+    return packages, pip
+
+
+@pytest.mark.parametrize(("name", "extras"), CONDA.items())
+def test_conda_files_install_what_pyproject_names(name: str, extras: list[str]) -> None:
+    packages, pip = conda(name)
+    own = {canonicalize_name(r.name) for r in requirements(*extras)}
+    assert not own & packages.keys(), "named twice: pip installs it from pyproject.toml"
+    assert {"python", "pip", "cxx-compiler"} <= packages.keys()
+    assert SpecifierSet(PROJECT["requires-python"]).contains(packages["python"])
+    assert "-c ci/constraints.txt" in pip and f"-e .[{','.join(extras)}]" in pip
+    rest = [line for line in pip if not line.startswith(("-c ", "-e ", "--extra-index-url "))]
+    assert not rest, "packages belong into pyproject.toml"
+
+
+def test_the_npu_pair_is_one_and_the_pins_allow_it() -> None:
+    optional = {r.name: r for r in map(Requirement, PROJECT["optional-dependencies"]["npu"])}
+    assert str(optional["torch"].specifier) == f"=={versions.TORCH}"
+    assert str(optional["torch-npu"].specifier) == f"=={versions.TORCH_NPU}"
+    assert all(pins(python)["torch"] == Version(versions.TORCH) for python in PYTHONS)
+
+
+def test_one_range_of_python_everywhere() -> None:
+    wanted = SpecifierSet(PROJECT["requires-python"])
+    assert [p for p in (f"3.{minor}" for minor in range(7, 20)) if wanted.contains(p)] == PYTHONS
+    assert doctor.PYTHONS == setup_venv.SUPPORTED
+    workflow = yaml.safe_load(
+        (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    )
+    assert workflow["jobs"]["test"]["strategy"]["matrix"]["python"] == PYTHONS
+
+
+def test_the_doctor_asks_for_the_ranges_of_pyproject() -> None:
+    found = {r.name: r.specifier for r in requirements()}
+    low, high = (".".join(map(str, v)) for v in doctor.TRANSFORMERS)
+    assert found["transformers"] == SpecifierSet(f">={low},<{high.removesuffix('.0')}")
+    assert found["torch"] == SpecifierSet(f">={'.'.join(map(str, doctor.TORCH))}")
+
+
+def test_this_environment_is_the_one_that_is_described() -> None:
+    wrong = [
+        f"{r}: {metadata.version(r.name)}"
+        for r in requirements("dev")
+        if (r.marker is None or r.marker.evaluate())
+        and not r.specifier.contains(metadata.version(r.name))
+    ]
+    assert not wrong
+
+
+def test_mindspeed_is_named_where_it_can_be_had_and_never_required() -> None:
+    text = (ROOT / "environment-npu.yml").read_text(encoding="utf-8")
+    assert re.search(r"# - git\+https://\S+/MindSpeed", text)
+    assert "mindspeed" not in {r.name.lower() for r in requirements("dev", "npu")}

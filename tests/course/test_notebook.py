@@ -1,0 +1,52 @@
+"""What a notebook says about itself, and which of its cells make which slide."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_markdown_cell, new_notebook
+
+from dsv3_port.course.notebook import FIELDS, read_notebook
+from dsv3_port.course.slides import deck
+
+NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+
+
+@pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda f: f.stem)
+def test_every_notebook_describes_itself_in_both_languages(file):
+    found = read_notebook(file)
+    assert found.title.startswith(file.stem[:2]) and any(
+        "\u4e00" <= c <= "\u9fff" for c in found.title_zh
+    )
+    assert found.summary.endswith(".") and len(found.summary) > 20
+    assert set(FIELDS) <= set(found.card) and found.reading_minutes >= 10 and found.run_seconds >= 5
+    cells = nbformat.read(file, as_version=4).cells
+    objectives = next(c.source for c in cells if "objectives" in c.metadata.get("tags", []))
+    assert (
+        3
+        <= sum(line[:2] in ("1.", "2.", "3.", "4.", "5.") for line in objectives.splitlines())
+        <= 5
+    )
+    assert sum("\u4e00" <= c <= "\u9fff" for c in objectives) > 40
+
+
+def test_slides_begin_where_the_metadata_says():
+    kinds = ["slide", "fragment", "notes", "skip", "subslide", "-", "slide"]
+    nb = new_notebook(
+        cells=[new_markdown_cell(k, metadata={"slideshow": {"slide_type": k}}) for k in kinds]
+    )
+    made = [
+        (c.source, c.metadata.deck.start, c.metadata.deck.end, c.metadata.deck.note)
+        for c in deck(nb).cells
+    ]
+    assert made == [
+        ("slide", True, False, False),
+        ("fragment", False, False, False),
+        ("notes", False, True, True),
+        ("subslide", True, False, False),
+        ("-", False, True, False),
+        ("slide", True, True, False),
+    ]
+    assert "deck" not in nb.cells[0].metadata

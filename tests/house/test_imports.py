@@ -1,0 +1,210 @@
+"""The house's contracts: which room may import which, who may import what from outside, and how
+long a file, a function and a room may be. docs/architecture.md draws LAYERS."""
+
+from __future__ import annotations
+
+import ast
+import functools
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import dsv3_port
+
+ROOT = Path(dsv3_port.__file__).parent
+# highest first; rooms of one floor may not import each other; a floor may be skipped downwards
+LAYERS = (
+    ("__init__", "__main__"),
+    ("cli",),
+    ("lab",),
+    ("course",),
+    ("plots",),
+    ("bench", "forecast"),
+    ("ge", "doctor", "check"),
+    ("count",),
+    ("engine",),
+    ("hostnpu", "weights"),
+    ("model",),
+    ("ops", "parallel"),
+    ("plan",),
+    ("steps", "config"),
+    ("presets", "files", "paths", "version"),
+    ("errors",),
+)
+FLOOR = {room: floor for floor, rooms in enumerate(reversed(LAYERS)) for room in rooms}
+# arrows that break this today, file -> room; a commit may only shorten this
+KNOWN = {
+    ("bench/profiler.py", "plots"),
+    ("bench/record.py", "course"),
+    ("bench/speed_tables.py", "plots"),
+    ("check/rank_calls.py", "bench"),
+    ("check/sides.py", "bench"),
+    ("cli/main.py", "__init__"),
+    ("count/traffic.py", "bench"),
+    ("course/pages.py", "__init__"),
+    ("doctor/classroom.py", "course"),
+    ("doctor/machine.py", "course"),
+    ("ge/census.py", "course"),
+    ("ge/census.py", "plots"),
+    ("parallel.py", "hostnpu"),
+    ("weights/manifest.py", "__init__"),
+}
+# packages that only these places import; a trailing slash names a room
+ONLY = {
+    "torch_npu": {"ops/dispatch.py", "hostnpu/"},
+    "mindspeed": {"ops/dispatch.py"},
+    "torchair": {"engine/graph.py", "hostnpu/"},
+    "matplotlib": {"plots/"},
+    "PIL": {"plots/"},
+    "nbformat": {"course/"},
+    "nbconvert": {"course/"},
+    "nbclient": {"course/"},
+    "papermill": {"course/"},
+    "jupyter_client": {"course/", "doctor/classroom.py"},
+    "jinja2": {"course/"},
+    "pygments": {"course/"},
+    "pydantic": {"bench/"},
+}
+MAX_FILE = 300
+MAX_FUNCTION = 60
+MAX_SHARE = 0.25  # of the package's lines, a room
+
+
+def files() -> list[Path]:
+    return sorted(ROOT.rglob("*.py"))
+
+
+@functools.cache
+def tree(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+def name(file: Path) -> str:
+    return file.relative_to(ROOT).as_posix()
+
+
+def room(path: str) -> str:
+    """`model/gate.py` -> `model`, `steps.py` -> `steps`."""
+    return path.partition("/")[0].removesuffix(".py")
+
+
+def imported(file: Path) -> Iterator[str]:
+    """Absolute names of what a file imports, inside functions too: `dsv3_port.model.gate`."""
+    package = ("dsv3_port", *file.relative_to(ROOT).parent.parts)
+    for node in ast.walk(tree(file)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) + 1 - node.level] if node.level else ()
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def arrows() -> Iterator[tuple[str, str]]:
+    """(file, room that it imports from), within the package."""
+    for file in files():
+        for target in imported(file):
+            first, _, rest = target.partition(".")
+            if first == "dsv3_port":
+                to = rest.partition(".")[0]
+                yield name(file), to if to in FLOOR else "__init__"
+
+
+def test_every_room_stands_on_a_floor():
+    assert {room(name(file)) for file in files()} <= set(FLOOR)
+
+
+def test_imports_lead_downwards():
+    up = {
+        (file, to) for file, to in arrows() if room(file) != to and FLOOR[room(file)] <= FLOOR[to]
+    }
+    assert up == KNOWN, f"new: {sorted(up - KNOWN)}, gone: {sorted(KNOWN - up)}"
+
+
+def test_the_rule_sees_an_arrow_upwards():
+    assert FLOOR["model"] > FLOOR["ops"] and FLOOR["bench"] == FLOOR["forecast"]
+    assert ("course/show.py", "steps") in set(arrows())
+
+
+@pytest.mark.parametrize("package", ONLY)
+def test_a_package_is_imported_where_it_belongs(package):
+    users = {name(f) for f in files() if any(t.partition(".")[0] == package for t in imported(f))}
+    strays = {u for u in users if u not in ONLY[package] and f"{room(u)}/" not in ONLY[package]}
+    assert not strays, f"{package} is imported in {sorted(strays)}"
+
+
+def test_no_file_is_too_long():
+    long = {name(f): n for f in files() if (n := len(f.read_text("utf-8").splitlines())) > MAX_FILE}
+    assert set(long) <= LONG_FILES, {k: v for k, v in long.items() if k not in LONG_FILES}
+
+
+def test_no_function_is_too_long():
+    long = {
+        f"{name(file)}:{node.name}"
+        for file in files()
+        for node in ast.walk(tree(file))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (node.end_lineno or 0) - node.lineno + 1 > MAX_FUNCTION
+    }
+    assert long <= LONG_FUNCTIONS, f"new: {sorted(long - LONG_FUNCTIONS)}"
+
+
+def test_no_room_is_too_large():
+    lines: Counter[str] = Counter()
+    for file in ROOT.rglob("*"):
+        if file.suffix in {".py", ".c", ".html", ".j2", ".css", ".js"}:
+            lines[room(name(file))] += len(file.read_text(encoding="utf-8").splitlines())
+    largest, most = lines.most_common(1)[0]
+    assert most <= MAX_SHARE * lines.total(), f"{largest}: {most / lines.total():.0%}"
+
+
+# only shrink
+LONG_FILES: set[str] = {
+    "bench/ladder.py",
+    "bench/measure.py",
+    "bench/parts.py",
+    "bench/records.py",
+    "cli/commands.py",
+    "cli/main.py",
+    "config.py",
+    "count/step_work.py",
+    "course/show.py",
+    "course/tutorial.py",
+    "engine/graph.py",
+    "engine/runner.py",
+    "ge/census.py",
+    "hostnpu/ge.py",
+    "hostnpu/kernels.py",
+    "ops/contracts.py",
+    "ops/contracts_moe.py",
+    "ops/reference_moe.py",
+    "parallel.py",
+    "plots/anatomy.py",
+    "plots/measured.py",
+    "steps.py",
+    "weights/layout.py",
+}
+LONG_FUNCTIONS: set[str] = {
+    "bench/ladder.py:bench_ladder",
+    "bench/measure.py:measure",
+    "bench/parts.py:peer_case",
+    "bench/record.py:make_record",
+    "cli/commands.py:plan",
+    "engine/graph.py:export_graph",
+    "ops/contracts.py:scatter_update_",
+    "ops/contracts_moe.py:npu_moe_finalize_routing",
+    "ops/reference_attention.py:npu_fused_infer_attention_score",
+    "ops/reference_moe.py:npu_grouped_matmul",
+    "ops/reference_moe.py:npu_moe_init_routing_v2",
+    "plots/anatomy.py:_boxes",
+    "plots/memory.py:cited_figures",
+    "plots/memory.py:kv_cache_to_scale",
+    "plots/mla.py:absorb_picture",
+    "plots/mla.py:kv_b_split",
+    "plots/operators.py:_census",
+    "plots/ranks.py:step_split",
+    "plots/routing.py:routing_picture",
+    "weights/shard.py:shard_checkpoint",
+}
