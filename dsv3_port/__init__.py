@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .config import DeepseekV3Config
 from .errors import PortError
 from .steps import STEPS, PortPlan
-
-__version__ = "0.1.0"
+from .version import __version__
 
 if TYPE_CHECKING:
     from .engine.runner import generate, load_model
@@ -22,6 +21,7 @@ __all__ = [
     "DeepseekV3Config",
     "PortError",
     "PortPlan",
+    "__version__",
     "build",
     "generate",
     "load_model",

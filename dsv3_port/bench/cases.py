@@ -9,7 +9,6 @@ reason.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from ..errors import PortError
+from ..files import write_atomic
 from .measure import device_info
 from .record import Host, this_host
 from .records import Record, Results
@@ -138,9 +138,7 @@ def save(folder: str | Path, part: Part, device: str, cases: Mapping[str, Case])
     whole = asdict(old) | {"cases": [asdict(kept[k]) for k in sorted(kept)]}
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        part_file = file.with_name(file.name + ".part")
-        part_file.write_text(_text(whole), encoding="utf-8")
-        os.replace(part_file, file)
+        write_atomic(file, _text(whole))
     except OSError as error:
         raise PortError(f"{file}: cannot be written: {error.strerror or error}") from error
     return file

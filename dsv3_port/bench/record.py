@@ -22,11 +22,11 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from ..check.greedy import check_greedy
 from ..check.peer import peer_model
-from ..course.session import repo_root
 from ..engine.runner import load_model, pick_device, pick_dtype
 from ..engine.settings import TABLE, environment
 from ..engine.tokenizer import load_tokenizer
 from ..errors import PortError
+from ..paths import tiny
 from ..steps import TOLERANCE, PortPlan
 from .ladder import bench_ladder, ladder_plans
 from .measure import device_info
@@ -169,7 +169,7 @@ def make_record(
 def _same_text(device: str) -> tuple[list[str], int]:
     """The embedded model writes the same greedy tokens upstream, ported, and in transformers, in
     float32."""
-    folder = repo_root() / "data" / "tiny-dsv3"
+    folder = tiny()
     upstream = load_model(folder, PortPlan.upstream(), device, "float32")
     models = {
         UPSTREAM: upstream,

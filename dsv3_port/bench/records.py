@@ -8,7 +8,6 @@ file.
 from __future__ import annotations
 
 import json
-import os
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields
@@ -19,6 +18,7 @@ from filelock import FileLock
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from ..errors import PortError
+from ..files import write_atomic
 
 Tier = Literal["cpu", "cuda", "host-npu", "npu"]
 # names of the ladder's variants that are not steps
@@ -338,9 +338,7 @@ def save(results: Results, path: str | Path) -> Path:
                 asdict(r) | {name: getattr(r, name) for name in _DERIVED}
                 for r in old + results.records
             ]
-            part = file.with_name(file.name + ".part")
-            part.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-            os.replace(part, file)
+            write_atomic(file, json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
     except OSError as error:
         raise PortError(f"{file}: cannot be written: {error}") from error
     return file

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import PortError
+from ..files import write_atomic
 from ..steps import STEPS
 from .words import (
     check_positive,
@@ -269,9 +270,7 @@ def _print_text(text: str) -> None:
 
 def _write_json(path: str, value: Any) -> None:
     try:
-        Path(path).write_text(
-            json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+        write_atomic(Path(path), json.dumps(value, indent=1, ensure_ascii=False) + "\n")
     except OSError as error:
         raise PortError(f"{path}: cannot be written: {error.strerror or error}") from error
 

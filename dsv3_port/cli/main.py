@@ -13,10 +13,10 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from .. import __version__
 from ..doctor.machine import import_torch
 from ..engine.settings import TABLE
 from ..errors import PortError
+from ..version import __version__
 from . import commands
 from . import ge as commands_ge
 

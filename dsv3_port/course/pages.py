@@ -28,9 +28,9 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell, new_notebook
 from traitlets.config import Config
 
-from .. import __version__
 from ..plots.style import CSS_CLASS, ON_DARK
 from ..steps import STEPS
+from ..version import __version__
 from .notebook import Notebook
 from .translations import LANGUAGES, of_notebook, translated
 

@@ -13,6 +13,7 @@ from ..bench.records import Results, load, save
 from ..config import DeepseekV3Config
 from ..engine.runner import pick_device
 from ..errors import PortError
+from ..paths import repo_root
 
 
 @dataclass(frozen=True)
@@ -34,18 +35,6 @@ PROFILES = {
     "medium": Timing("w2", rounds=9, context=2048, prefill=512, batches=(1, 8)),
     "large": Timing("l", rounds=9, context=2048, prefill=512, batches=(1, 8)),
 }
-
-
-def repo_root() -> Path:
-    """The checkout: the first folder, upwards from here or from the package, that holds
-    data/tiny-dsv3."""
-    for start in (Path.cwd(), Path(__file__).resolve()):
-        for folder in (start, *start.parents):
-            if (folder / "data" / "tiny-dsv3" / "config.json").is_file():
-                return folder
-    raise PortError(
-        "data/tiny-dsv3 was not found above this folder: run the notebooks inside a checkout"
-    )
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ from tqdm import tqdm
 from ..bench.measure import device_info
 from ..engine.runner import pick_device
 from ..errors import PortError
+from ..files import write_atomic
 from .notebook import read_notebook
 from .pages import write_guide, write_index, write_pages
 from .slides import write_slides
@@ -79,7 +80,7 @@ class ThisPython(AsyncKernelManager):
 
 def find_notebooks() -> Path:
     """The notebooks' folder of this checkout."""
-    from .session import repo_root
+    from ..paths import repo_root
 
     folder = repo_root() / "notebooks"
     if not any(folder.glob("[0-9][0-9]_*.ipynb")):
@@ -205,12 +206,8 @@ def _prepare(out: Path, fresh: bool) -> dict[str, NotebookRun]:
 
 
 def _write_runs(out: Path, runs: Mapping[str, NotebookRun]) -> None:
-    new = out / "runs.json.new"
-    new.write_text(
-        json.dumps([asdict(run) for run in runs.values()], indent=1, ensure_ascii=False),
-        encoding="utf-8",
-    )
-    os.replace(new, out / "runs.json")
+    rows = [asdict(run) for run in runs.values()]
+    write_atomic(out / "runs.json", json.dumps(rows, indent=1, ensure_ascii=False))
 
 
 def run_notebook(

@@ -44,12 +44,12 @@ def memory_and_cores() -> Check:
 
 def text() -> Check:
     """The embedded model in the full port continues a prompt; nothing of it is downloaded."""
-    from ..course.session import repo_root
     from ..engine.runner import generate, load_model
     from ..engine.tokenizer import load_tokenizer
+    from ..paths import tiny
     from ..steps import PortPlan
 
-    folder = repo_root() / "data" / "tiny-dsv3"
+    folder = tiny()
     model = load_model(folder, PortPlan.full(), "cpu", "float32")
     said = generate(model, load_tokenizer(folder), ["Once upon a time"], 24)[0].text
     if "." not in said:
@@ -89,12 +89,12 @@ def compiled() -> Check:
     08 and 10."""
     import torch
 
-    from ..course.session import repo_root
     from ..engine.graph import compile_steps
     from ..engine.runner import load_model
+    from ..paths import tiny
     from ..steps import PortPlan
 
-    model = load_model(repo_root() / "data" / "tiny-dsv3", PortPlan.full(), "cpu", "float32")
+    model = load_model(tiny(), PortPlan.full(), "cpu", "float32")
     ids, start = torch.tensor([[5]]), time.perf_counter()
     want = model(ids, cache=model.new_cache(1, 8))
     got = compile_steps(model)(ids, cache=model.new_cache(1, 8))

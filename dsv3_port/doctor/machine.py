@@ -194,10 +194,10 @@ def _embedded_model(torch: Any) -> Check:
     if torch is None:
         return Check("embedded model", NA, "not looked for: reading it needs torch")
     try:
-        from ..course.session import repo_root
+        from ..paths import tiny
         from ..weights.checkpoint import Checkpoint
 
-        folder = repo_root() / "data" / "tiny-dsv3"
+        folder = tiny()
         config = Checkpoint.open(folder).config
         size = sum(f.stat().st_size for f in folder.iterdir()) / 1e6
         return Check(

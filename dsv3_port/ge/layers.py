@@ -12,14 +12,14 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from ..errors import PortError
 from ..hostnpu.ge_cost import MATMULS, kernels_of
+from ..paths import recorded_file
 from ..steps import step
 
-RECORDED = Path(__file__).resolve().parents[2] / "data" / "recorded" / "ge_layers.json"
+RECORDED = "ge_layers.json"
 # what GE's passes may take out: it folds constants, and fuses casts and transposes into their
 # neighbours
 FUSIBLE = frozenset(("Cast", "Transpose", "Identity", "Fill", "Range", "BroadcastTo"))
@@ -34,10 +34,10 @@ Layers = dict[
 def recorded() -> dict[str, Any]:
     """The file: {"torch_npu": version, "rungs": {step id: {"prefill" or "decode": Layers}}}."""
     try:
-        found: dict[str, Any] = json.loads(RECORDED.read_text(encoding="utf-8"))
+        found: dict[str, Any] = json.loads(recorded_file(RECORDED).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise PortError(
-            f"{RECORDED.name}: the recorded operator counts are not readable ({error}); run inside a "
+            f"{RECORDED}: the recorded operator counts are not readable ({error}); run inside a "
             "checkout"
         ) from error
     return found

@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from matplotlib.patches import Patch, Rectangle
@@ -14,6 +13,7 @@ from matplotlib.patches import Patch, Rectangle
 from ..config import DeepseekV3Config
 from ..errors import PortError
 from ..forecast.planner import GIB, Forecast, kv_bytes_per_token
+from ..paths import recorded_file
 from ..steps import PortPlan
 from .style import (
     BLUE,
@@ -35,9 +35,7 @@ from .style import (
     styled,
 )
 
-CITED = Path(__file__).resolve().parents[2] / "data" / "recorded" / "cited.json"
-
-
+CITED = "cited.json"
 _COLOURS = {
     "experts": BLUE,
     "attention": ORANGE,
@@ -193,10 +191,12 @@ def _size_text(size: float) -> str:
 def cited() -> dict[str, dict[str, Any]]:
     """Published figures of other models and machines, each with source, conditions and date."""
     try:
-        table: dict[str, dict[str, Any]] = json.loads(CITED.read_text(encoding="utf-8"))
+        table: dict[str, dict[str, Any]] = json.loads(
+            recorded_file(CITED).read_text(encoding="utf-8")
+        )
     except (OSError, ValueError) as error:
         raise PortError(
-            f"{CITED.name}: the cited figures are not readable ({error}); run inside a checkout"
+            f"{CITED}: the cited figures are not readable ({error}); run inside a checkout"
         ) from error
     return table
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +21,9 @@ from typing import Any
 from filelock import FileLock
 
 from ..errors import PortError
+from ..files import write_atomic, write_json
 from ..steps import PortPlan
+from ..version import __version__
 from .checkpoint import Checkpoint
 
 MANIFEST = "manifest.json"
@@ -83,35 +84,6 @@ def differences(found: dict[str, Any], job: dict[str, Any]) -> str:
         "source checkpoint" if n == "source" else f"{n} ({found.get(n)}, not {job[n]})"
         for n in names
     )
-
-
-def write_json(path: Path, value: Any) -> bytes:
-    """Complete or not at all, also when the machine stops; returns what was written."""
-    text = (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
-    replace_file(path, text)
-    return text
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    new = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with new.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(new, path)
-    finally:
-        new.unlink(missing_ok=True)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """New names in a folder survive a power cut only after this."""
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def read_manifest(path: str | Path) -> dict[str, Any]:
@@ -194,13 +166,12 @@ def finish(
     Several machines may end at the same time: the last one finds the others' ranks and completes
     the manifest.
     """
-    from .. import __version__
 
     work = output / WORK
     with _locked(work / "manifest.lock"):
         for name in _COPIED:
             if (checkpoint.path / name).is_file():
-                replace_file(output / name, (checkpoint.path / name).read_bytes())
+                write_atomic(output / name, (checkpoint.path / name).read_bytes())
         ranks = {}
         for rank in range(job["world_size"]):
             file = output / rank_folder(rank, job["world_size"]) / MANIFEST

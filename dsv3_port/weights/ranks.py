@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import PortError
+from ..files import sync_folder, write_json
 from .estimate import require_room
 from .journal import Journal, lock_rank
 from .manifest import (
@@ -24,8 +25,6 @@ from .manifest import (
     differences,
     rank_folder,
     read_rank_manifest,
-    sync_folder,
-    write_json,
 )
 from .rank_files import CODES, INDEX, RankPlan, RankWriter
 

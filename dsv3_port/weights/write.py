@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from torch import Tensor
 
 from ..config import DeepseekV3Config
 from ..errors import PortError
+from ..files import appearing
 from .checkpoint import INDEX, SCALE
 from .fp8 import quantize_blocks, stored_as_fp8
 
@@ -50,9 +49,7 @@ def write_stored(
     target = Path(path)
     if target.exists() and any(target.iterdir()):
         raise PortError(f"{target}: is there and not empty; remove it or give another folder")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
+    with appearing(target) as work:
         shards: list[list[str]] = []
         total = 0
         for held in _grouped(tensors, shard_bytes):
@@ -70,12 +67,6 @@ def write_stored(
             {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))},
         )
         _json(work / "config.json", config.to_dict())
-        work.chmod(0o755)
-        if target.exists():
-            target.rmdir()
-        os.replace(work, target)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     return target
 
 

@@ -21,8 +21,8 @@ from dsv3_port.bench import parts as bench_parts
 from dsv3_port.bench import peer_forms
 from dsv3_port.bench import speed_tables as bench_tables
 from dsv3_port.bench.records import FAIR, UPSTREAM
-from dsv3_port.course.session import repo_root
 from dsv3_port.errors import PortError
+from dsv3_port.paths import repo_root
 from dsv3_port.weights.synthetic import synthetic_checkpoint
 from tests.random_models import CONFIG
 

@@ -11,9 +11,9 @@ import pytest
 
 from dsv3_port import cli
 from dsv3_port.bench import record
-from dsv3_port.course.session import repo_root
 from dsv3_port.doctor import npu_smi
 from dsv3_port.errors import PortError
+from dsv3_port.paths import repo_root, tiny
 from dsv3_port.steps import TOLERANCE
 
 RECORDED = repo_root() / "data" / "recorded"
@@ -23,9 +23,7 @@ SMALL = {"context": 24, "prefill": 12, "rounds": 2, "compiled": False, "busy": T
 @pytest.fixture(scope="module")
 def made() -> record.Recorded:
     """What a run leaves. `busy`: other tests may run beside this one."""
-    return record.make_record(
-        "cpu", str(repo_root() / "data" / "tiny-dsv3"), **SMALL, command=["dsv3-port", "record"]
-    )
+    return record.make_record("cpu", str(tiny()), **SMALL, command=["dsv3-port", "record"])
 
 
 def test_a_record_is_signed_off_by_the_checks_of_its_run(made):

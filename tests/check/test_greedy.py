@@ -8,10 +8,10 @@ from dsv3_port import PortPlan, load_model, load_tokenizer
 from dsv3_port.check.broken import up_before_gate
 from dsv3_port.check.greedy import check_greedy
 from dsv3_port.check.peer import peer_model
-from dsv3_port.course.session import repo_root
 from dsv3_port.errors import PortError
+from dsv3_port.paths import tiny
 
-TINY = repo_root() / "data" / "tiny-dsv3"
+TINY = tiny()
 PROMPTS = ["Once upon a time Mira lived near the river.", "7 plus 5 is"]
 
 

@@ -16,8 +16,8 @@ from dsv3_port.check.rank_calls import (
     tokens_of_rank,
 )
 from dsv3_port.count.traffic import count_traffic
-from dsv3_port.course.session import repo_root
 from dsv3_port.parallel import SINGLE, run_ranks
+from dsv3_port.paths import tiny
 from dsv3_port.plots.ranks import step_split
 from dsv3_port.weights.shard import shard_checkpoint
 from dsv3_port.weights.write import write_checkpoint
@@ -112,11 +112,11 @@ def test_worlds_need_a_folder():
 
 
 def test_greedy_tokens_of_ranks_equal_those_of_one_model():
-    tiny = str(repo_root() / "data" / "tiny-dsv3")
+    folder = str(tiny())
     prompts = ["Once upon a time", "The"]
-    want = tokens_of_rank(SINGLE, tiny, PLAN, prompts, 16)
-    assert all(got == want for got in run_ranks(tokens_of_rank, 2, tiny, PLAN, prompts, 16))
-    assert load_model(tiny, device="cpu").config.vocab_size > max(map(max, want))
+    want = tokens_of_rank(SINGLE, folder, PLAN, prompts, 16)
+    assert all(got == want for got in run_ranks(tokens_of_rank, 2, folder, PLAN, prompts, 16))
+    assert load_model(folder, device="cpu").config.vocab_size > max(map(max, want))
 
 
 def test_names_and_places():

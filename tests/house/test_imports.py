@@ -37,19 +37,13 @@ FLOOR = {room: floor for floor, rooms in enumerate(reversed(LAYERS)) for room in
 # arrows that break this today, file -> room; a commit may only shorten this
 KNOWN = {
     ("bench/profiler.py", "plots"),
-    ("bench/record.py", "course"),
     ("bench/speed_tables.py", "plots"),
     ("check/rank_calls.py", "bench"),
     ("check/sides.py", "bench"),
-    ("cli/main.py", "__init__"),
     ("count/traffic.py", "bench"),
-    ("course/pages.py", "__init__"),
-    ("doctor/classroom.py", "course"),
-    ("doctor/machine.py", "course"),
     ("ge/census.py", "course"),
     ("ge/census.py", "plots"),
     ("parallel.py", "hostnpu"),
-    ("weights/manifest.py", "__init__"),
 }
 # packages that only these places import; a trailing slash names a room
 ONLY = {

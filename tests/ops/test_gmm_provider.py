@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from dsv3_port.config import DeepseekV3Config
-from dsv3_port.course.session import repo_root
 from dsv3_port.engine import runner
 from dsv3_port.engine.settings import TABLE, Settings
 from dsv3_port.errors import PortError
 from dsv3_port.model.decoder import build
 from dsv3_port.ops import dispatch, reference
+from dsv3_port.paths import tiny
 from dsv3_port.steps import PortPlan
 
 from .mindspeed_stand_in import Gmm, install
@@ -170,7 +170,7 @@ def test_a_model_for_the_npu_is_loaded_with_the_provider_of_the_environment(
     monkeypatch.setattr(runner, "pick_device", lambda name: SimpleNamespace(type=device))
     monkeypatch.setattr(runner, "build", build)
     with pytest.raises(Stop):
-        runner.load_model(repo_root() / "data" / "tiny-dsv3", device=device)
+        runner.load_model(tiny(), device=device)
     assert dispatch._gmm_provider == want
 
 

@@ -18,6 +18,7 @@ from dsv3_port.engine.graph import graph_blockers
 from dsv3_port.ge import census as npu_graphs
 from dsv3_port.ge import layers as ge_layers
 from dsv3_port.hostnpu import kernels
+from dsv3_port.paths import recorded_file
 from dsv3_port.weights.synthetic import synthetic_checkpoint
 
 TINY = Path(__file__).parents[3] / "data" / "tiny-dsv3"
@@ -69,7 +70,7 @@ def write() -> None:
             if not graph_blockers(plan)
         }
     text = json.dumps({"torch_npu": hostnpu.status().torch_npu, "rungs": rungs}, indent=1)
-    ge_layers.RECORDED.write_text(text + "\n", encoding="utf-8")
+    recorded_file(ge_layers.RECORDED).write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

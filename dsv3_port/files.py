@@ -1,0 +1,65 @@
+"""Files and folders that are complete or not there, also when the machine stops."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+def write_json(path: Path, value: Any) -> bytes:
+    """Sorted keys, one a line; returns what was written."""
+    text = (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
+    write_atomic(path, text)
+    return text
+
+
+def write_atomic(path: Path, content: bytes | str) -> None:
+    """The whole content under its name, or what stood there before. Raises OSError."""
+    data = content.encode() if isinstance(content, str) else content
+    if path.exists() and not path.is_file():  # /dev/stdout has no name to take
+        path.write_bytes(data)
+        return
+    new = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with new.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(new, path)
+    finally:
+        new.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """New names in a folder survive a power cut only after this."""
+    if os.name == "nt":  # folders cannot be opened there
+        return
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def appearing(target: Path) -> Iterator[Path]:
+    """A folder to fill, which takes its name (free, or an empty folder's) when the block ends
+    without an exception; otherwise nothing stays."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield work
+        work.chmod(0o755)
+        if target.exists():
+            target.rmdir()
+        os.replace(work, target)
+        sync_folder(target.parent)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
