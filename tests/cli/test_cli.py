@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -152,7 +153,8 @@ def test_a_defect_of_our_own_is_not_hidden(monkeypatch):
 
 
 def test_a_torch_that_cannot_be_imported_is_told(monkeypatch, capsys):
-    monkeypatch.setattr(cli, "import_torch", lambda: (None, "ImportError: libascendcl.so"))
+    main = importlib.import_module("dsv3_port.cli.main")  # cli.main is the function
+    monkeypatch.setattr(main, "import_torch", lambda: (None, "ImportError: libascendcl.so"))
     assert run("plan") == 2
     assert "libascendcl.so" in capsys.readouterr().err
     assert run("plan", "--steps") == 0  # needs none
