@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..engine.settings import environment
+from ..hostnpu import allocator_keys
 from ..hostnpu.library import ascendcl, cann_home, cann_library
 from .findings import FAIL, NA, OK, WARN, Check, numbers, version_of
 from .versions import TORCH, install_command, newest_for_cann, pair_of
@@ -112,6 +113,12 @@ def is_ascend() -> bool:
     return bool(cann_home() or device_files() or shutil.which("npu-smi") or version_of("torch-npu"))
 
 
+def clash() -> str:
+    """Why the torch_npu of this environment aborts the process when torch loads it, or ""."""
+    spec = importlib.util.find_spec("torch_npu") if version_of("torch-npu") else None
+    return allocator_keys.clash(Path(spec.origin).parent) if spec and spec.origin else ""
+
+
 # ---- checks --------------------------------------------------------------------------------------
 
 
@@ -131,6 +138,9 @@ def torch_npu() -> Check:
             f"{version} belongs to torch {own}, and torch is {torch}",
             f"{install_command()}{keep}",
         )
+    if problem := clash():
+        remedy = f"use the CPU build, {allocator_keys.cpu_build()}"
+        return Check("torch_npu", FAIL, f"{version}: {problem}", remedy)
     if ascendcl() is None:
         return Check(
             "torch_npu",

@@ -33,6 +33,10 @@ NEED_GIB = 1.0  # random-weight checkpoints, executed notebooks and pages
 
 def import_torch() -> tuple[Any, str]:
     """(torch, "") or (None, why it cannot be imported)."""
+    if "torch" not in sys.modules and environment("TORCH_DEVICE_BACKEND_AUTOLOAD", "1") != "0":
+        problem = ascend.clash()  # that import would end the process, and no except would help
+        if problem:
+            return None, problem
     try:
         return importlib.import_module("torch"), ""
     except Exception as error:  # a backend that fails to load raises whatever its loader raises

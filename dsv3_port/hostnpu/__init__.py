@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import PortError
-from . import library
+from . import allocator_keys, library
 from .install import FOLDER_VARIABLE, find, wanted_version
 
 __all__ = [
@@ -122,6 +122,9 @@ def _folder() -> Path:
             "no C compiler (CC, cc, gcc or clang), which the stand-in for CANN is built with: install gcc "
             "(Debian, Ubuntu: apt install gcc)"
         )
+    reason = allocator_keys.why_not(folder / "torch_npu")
+    if reason:
+        raise PortError(reason)
     return folder
 
 
@@ -156,9 +159,10 @@ def enable(devices: int = CARDS) -> None:
                 "this torch sees a GPU, and torch_npu refuses a second kind of accelerator: start the "
                 "process with CUDA_VISIBLE_DEVICES= (empty) to use the host NPU"
             )
+        beside_torch = allocator_keys.prepare(folder / "torch_npu")
         library.preload(folder / "torch_npu").hostcann_set_devices(devices)
         try:
-            _import(folder)
+            _import(folder, beside_torch)
         except BaseException as error:
             _failure = (
                 f"torch_npu in {folder} could not be enabled ({type(error).__name__}: {error}); start a new "
@@ -170,7 +174,7 @@ def enable(devices: int = CARDS) -> None:
         _devices = devices
 
 
-def _import(folder: Path) -> None:
+def _import(folder: Path, beside_torch: contextlib.AbstractContextManager[object]) -> None:
     # The folder is on the path during the import only: multiprocessing and inductor hand the path
     # to their children, where `import torch` would find torch_npu without the stand-in and fail.
     sys.path.append(str(folder))
@@ -179,7 +183,8 @@ def _import(folder: Path) -> None:
         # TASK_QUEUE_ENABLE that enable() set
         with own_signals(), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*TASK_QUEUE_ENABLE")
-            import torch_npu  # noqa: F401
+            with beside_torch:
+                import torch_npu  # noqa: F401
     finally:
         sys.path.remove(str(folder))
     from . import collectives, graphs, kernels, launched, on_import, operators

@@ -18,6 +18,7 @@ import shutil
 import struct
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from platformdirs import user_cache_path
@@ -168,10 +169,13 @@ def cache_folder(torch_npu: Path) -> Path:
     digest = hashlib.sha256(stamp.encode())
     for file in (SOURCE, Path(__file__)):
         digest.update(file.read_bytes())
+    return cache() / digest.hexdigest()[:16]
+
+
+def cache() -> Path:
+    """The folder of everything compiled here."""
     base = os.environ.get("DSV3_HOSTNPU_CACHE")
-    return (Path(base) if base else user_cache_path("dsv3-port") / "hostnpu") / digest.hexdigest()[
-        :16
-    ]
+    return Path(base) if base else user_cache_path("dsv3-port") / "hostnpu"
 
 
 def is_built(torch_npu: Path) -> bool:
@@ -179,17 +183,25 @@ def is_built(torch_npu: Path) -> bool:
 
 
 def build(torch_npu: Path) -> Path:
-    """Compile into the cache unless that is done; returns the folder. Safe for several processes at
-    once: each works in a folder of its own, and the first one to rename it wins."""
-    target = cache_folder(torch_npu)
+    """Compile into the cache unless that is done; returns the folder."""
+
+    def make(folder: Path) -> None:
+        cc = compiler()
+        if cc is None:
+            raise PortError(
+                "no C compiler (CC, cc, gcc or clang), which the stand-in for CANN is built with: install gcc "
+                "(Debian, Ubuntu: apt install gcc)"
+            )
+        _compile(cc, folder, generate(torch_npu))
+
+    return once(cache_folder(torch_npu), make)
+
+
+def once(target: Path, make: Callable[[Path], None]) -> Path:
+    """`target`, a folder of the cache, filled by `make` unless it is there. Safe for several
+    processes at once: each works in a folder of its own, and the first one to rename it wins."""
     if target.is_dir():
         return target
-    cc = compiler()
-    if cc is None:
-        raise PortError(
-            "no C compiler (CC, cc, gcc or clang), which the stand-in for CANN is built with: install gcc "
-            "(Debian, Ubuntu: apt install gcc)"
-        )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(dir=target.parent, prefix="building-"))
@@ -199,7 +211,7 @@ def build(torch_npu: Path) -> Path:
             "folder for the compiled stand-in"
         ) from error
     try:
-        _compile(cc, work, generate(torch_npu))
+        make(work)
         work.rename(target)
     except OSError:
         if not target.is_dir():  # another process was first: that is fine
@@ -209,10 +221,20 @@ def build(torch_npu: Path) -> Path:
     return target
 
 
+def compile_shared(compiler: list[str], source: Path, target: Path, *options: str) -> None:
+    """One shared library; PortError with the compiler's words where it does not compile."""
+    command = [*compiler, "-shared", "-fPIC", "-O1", "-w", "-o", str(target), str(source), *options]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        message = " ".join(done.stderr.split())[:500]
+        raise PortError(
+            f"{source.name} of the host NPU does not compile: {' '.join(command[:3])} ... says: {message}"
+        )
+
+
 def _compile(cc: str, folder: Path, source: str) -> None:
     (folder / "cann.c").write_text(source, encoding="utf-8")
     (folder / "empty.c").write_text("", encoding="utf-8")
-    common = [*cc.split(), "-shared", "-fPIC", "-O1", "-w"]
     for name in SONAMES:
         own = name == SONAMES[0]
         depends = (
@@ -220,20 +242,13 @@ def _compile(cc: str, folder: Path, source: str) -> None:
             if own
             else ["-Wl,--no-as-needed", f"-L{folder}", f"-l{SONAMES[0]}", "-Wl,-rpath,$ORIGIN"]
         )
-        command = [
-            *common,
-            "-o",
-            str(folder / f"lib{name}.so"),
-            str(folder / ("cann.c" if own else "empty.c")),
+        compile_shared(
+            cc.split(),
+            folder / ("cann.c" if own else "empty.c"),
+            folder / f"lib{name}.so",
             f"-Wl,-soname,lib{name}.so",
             *depends,
-        ]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode != 0:
-            message = " ".join(done.stderr.split())[:500]
-            raise PortError(
-                f"the stand-in for CANN does not compile: {' '.join(command[:3])} ... says: {message}"
-            )
+        )
 
 
 def preload(torch_npu: Path) -> ctypes.CDLL:

@@ -358,3 +358,22 @@ def test_every_pair_has_its_reason_and_the_tested_one_is_in_it():
     assert "tests" in versions.pair_of(versions.TORCH_NPU).verified
     assert versions.pair_of("0.0.0") is None and versions.newest_for_cann((7, 0)) is None
     assert versions.markdown().count("\n") == len(versions.PAIRS) + 1
+
+
+def test_a_cuda_build_of_torch_beside_a_card(machine, monkeypatch, tmp_path):
+    """torch_npu aborts the process there: the doctor says so and does not import torch."""
+    spec = types.SimpleNamespace(origin=str(tmp_path / "torch_npu" / "__init__.py"))
+    monkeypatch.setattr(ascend.importlib.util, "find_spec", lambda name: spec)
+    monkeypatch.setattr(ascend.allocator_keys, "other_device", lambda: "cuda")
+    monkeypatch.setattr(ascend.allocator_keys, "_registers", lambda folder: True)
+    found = ascend.torch_npu()
+    assert found.status == FAIL
+    assert "this torch is a build for cuda" in found.detail and "aborts" in found.detail
+    assert "--index-url https://download.pytorch.org/whl/cpu torch==" in found.remedy
+    monkeypatch.delitem(doctor.sys.modules, "torch")
+    monkeypatch.setattr(doctor.importlib, "import_module", lambda name: pytest.fail("imported"))
+    monkeypatch.setattr(doctor, "environment", lambda name, default=None: default)
+    assert doctor.import_torch() == (None, ascend.clash())
+    monkeypatch.setattr(doctor, "environment", lambda name, default=None: "0")  # no autoload
+    monkeypatch.setattr(doctor.importlib, "import_module", lambda name: name)
+    assert doctor.import_torch() == ("torch", "")

@@ -156,8 +156,8 @@ def test_two_processes_at_once_with_an_empty_cache(tmp_path: Path) -> None:
     for child in children:
         out, err = child.communicate(timeout=300)
         assert child.returncode == 0 and out.strip() == "3.0", err
-    built = [p.name for p in tmp_path.iterdir()]
-    assert len(built) == 1 and not built[0].startswith("building")
+    built = [p.name.split("-")[0] for p in tmp_path.iterdir()]  # the stand-in, and maybe keys-...
+    assert len(built) == len(set(built)) and "building" not in built
 
 
 def test_device_host_npu_needs_no_call() -> None:
