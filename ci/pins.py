@@ -18,12 +18,14 @@ from pathlib import Path
 CI = Path(__file__).resolve().parent
 CUDA = re.compile(r"(?:nvidia|cuda|triton)\b")
 HASHES = re.compile(r"\s*\\?\n?\s*--hash=\S+")
+MADE = "ci/pins.py makes this file, never edit it.\n"
 FILES = {
-    "constraints.txt": "# What ci/run.py installs: every package with the hashes of its files on PyPI. ci/pins.py makes this file, "
-    "never edit it.\n# Python 3.10 gets the last releases that still support it. For `pip install -c`: ci/pins.txt.\n",
-    "constraints-cuda.txt": "# What PyPI's build of torch for Linux asks for besides ci/constraints.txt. ci/pins.py makes this file.\n",
-    "pins.txt": "# ci/constraints.txt without hashes, for `pip install -c ci/pins.txt -e .[dev]` (pip takes no editable install "
-    "together\n# with hashes). ci/pins.py makes this file.\n",
+    "constraints.txt": "# What ci/run.py installs: every package with the hashes of its files on PyPI. Python 3.10 "
+    f"gets the last\n# releases that still support it. For `pip install -c`: ci/pins.txt. {MADE}",
+    "constraints-cuda.txt": "# What PyPI's build of torch for Linux asks for besides ci/constraints.txt.\n"
+    f"# {MADE}",
+    "pins.txt": "# ci/constraints.txt without hashes, for `pip install -c ci/pins.txt -e .[dev]`: pip takes no "
+    f"editable install\n# together with hashes. {MADE}",
 }
 
 
