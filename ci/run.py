@@ -1,12 +1,13 @@
-"""Set up and run: `python3 ci/run.py {tutorial,test,lab,check,setup} [arguments passed on]`.
+"""Set up and run: `python3 ci/run.py {tutorial,test,lab,check,setup,matrix} [arguments passed on]`.
 
 tutorial  executes every notebook and builds the pages (arguments of `dsv3-port tutorial`)
 test      passes the tests (arguments of pytest)
 lab       opens JupyterLab on the notebooks (arguments of jupyter lab)
 check     lint, types, spelling, rules of the notebooks, tables of the README
 setup     only makes the environment
+matrix    both commands in a clean clone for each Python and build of torch, as a table (`matrix --help`)
 
-Needs Python 3.10 to 3.13 and nothing else: makes .venv beside the README with the tested versions
+Needs Python 3.10 to 3.14 and nothing else: makes .venv beside the README with the tested versions
 of ci/constraints.txt, or re-uses it. Exit code 2 and a sentence where that is not possible.
 """
 
@@ -22,10 +23,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import matrix
 import setup_venv
-from setup_venv import Problem, Terminated
+from venv_checks import Problem, check_version
+from venv_phase import Terminated
 
-COMMANDS = ("tutorial", "test", "lab", "check", "setup")
+COMMANDS = ("tutorial", "test", "lab", "check", "setup", "matrix")
 
 
 def call(command: "list[str]") -> int:
@@ -80,7 +83,9 @@ def main(argv: "list[str]") -> int:
     python = str(setup_venv.venv_python())
     signal.signal(signal.SIGTERM, stop)
     try:
-        setup_venv.check_version(sys.version_info[:2])
+        check_version(sys.version_info[:2])
+        if args.command == "matrix":
+            return matrix.main(setup_venv.ROOT, args.rest)
         setup_venv.setup()
         if args.command == "setup":
             print(f"ready: {python}")

@@ -9,73 +9,25 @@ removed before anything is changed and written last.
 # ruff: noqa: B904
 import contextlib
 import hashlib
-import importlib.util
 import json
 import os
 import platform
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
+
+import locked
+import torch_build
+import venv_checks
+import venv_phase
+from venv_checks import Problem, check_version
 
 if False:  # for type checkers only
     from typing import Iterator, Mapping  # noqa: UP035
 
 ROOT = Path(__file__).resolve().parents[1]
-SUPPORTED = ((3, 10), (3, 13))
-NEED_GIB = 3.0  # packages with a CPU build of torch, and pip's own temporary files
-# what pip's log says -> what to do
-HINTS = (
-    (
-        ("No space left", "Errno 28"),
-        "the disk is full: free some space (a CUDA build of torch takes 7 GB; README says "
-        "how to use the CPU build)",
-    ),
-    (
-        (
-            "name resolution",
-            "Failed to establish",
-            "Connection refused",
-            "ProxyError",
-            "Network is unreachable",
-            "NewConnectionError",
-            "Read timed out",
-            "ConnectTimeout",
-            "SSLError",
-            "CERTIFICATE_VERIFY_FAILED",
-        ),
-        "no package index was reached: check the network and proxy, or set PIP_INDEX_URL to a mirror",
-    ),
-    (
-        ("(from versions: none)",),
-        "no package index answered, or it has nothing for this Python or machine: check the network, the proxy and "
-        "PIP_INDEX_URL",
-    ),
-    (
-        ("No matching distribution", "Could not find a version"),
-        "the package index has no build of that package for this Python or machine: try Python 3.11 or 3.12",
-    ),
-    (
-        ("ResolutionImpossible", "conflicting dependencies"),
-        "versions collide: a constraint of your pip configuration may be in the way (`pip config list`)",
-    ),
-    (
-        ("Failed to build", "Failed building wheel", "error: command 'gcc'"),
-        "a package had to be compiled and was not: install a C compiler and Python's headers",
-    ),
-    (("Permission denied",), "a file cannot be written: check who owns the folder"),
-)
-
-
-class Problem(Exception):
-    """What stands in the way, in a sentence with what to do."""
-
-
-class Terminated(BaseException):
-    """A SIGTERM came; by default it would leave pip running behind us."""
 
 
 # ---- where things are ----------------------------------------------------------------------------
@@ -93,28 +45,19 @@ def stamp_file() -> "Path":
     return venv_dir() / "dsv3-port-setup.json"
 
 
-def dotted(version: "tuple[int, int]") -> str:
-    return f"{version[0]}.{version[1]}"
-
-
 def log_file() -> "Path":
     return venv_dir() / "setup.log"
-
-
-def check_version(version: "tuple[int, int]", whose: str = "this Python") -> None:
-    low, high = (dotted(v) for v in SUPPORTED)
-    if not SUPPORTED[0] <= version <= SUPPORTED[1]:
-        raise Problem(
-            f"{whose} is {dotted(version)}; Python {low} to {high} is needed, as in "
-            "`python3.12 ci/run.py ...`"
-        )
 
 
 def setup_key(version: str) -> str:
     """Changes with whatever the environment depends on: requirements, pins, its Python, and where
     it stands."""
     digest = hashlib.sha256()
-    for part in (ROOT / "pyproject.toml", ROOT / "ci" / "constraints.txt"):
+    for part in (
+        ROOT / "pyproject.toml",
+        ROOT / "ci" / locked.PINS,
+        ROOT / "ci" / locked.CUDA_PINS,
+    ):
         digest.update(part.read_bytes())
     digest.update(f"{version} {sys.platform} {ROOT}".encode())
     return digest.hexdigest()
@@ -171,103 +114,14 @@ def clean_environment(inherited: "Mapping[str, str]") -> "dict[str, str]":
     return env
 
 
-def check_room() -> None:
-    try:
-        with tempfile.NamedTemporaryFile(dir=str(ROOT)):
-            pass
-    except OSError as error:
-        raise Problem(
-            f"{ROOT} cannot be written ({error.strerror}): clone the repository to a folder of your own"
-        )
-    free = shutil.disk_usage(str(ROOT)).free / 2.0**30
-    if free < NEED_GIB:
-        raise Problem(
-            f"{free:.1f} GiB are free on the disk of {ROOT}, about {NEED_GIB:.1f} are needed"
-        )
-
-
-def check_venv_module() -> None:
-    if importlib.util.find_spec("venv") is None or importlib.util.find_spec("ensurepip") is None:
-        raise Problem(
-            "this Python has no working venv module; install it (Debian, Ubuntu: apt install python3-venv) "
-            "or use another Python, then call again"
-        )
-
-
 # ---- set-up --------------------------------------------------------------------------------------
 
 
-def last_line(log: "Path") -> str:
-    """The last thing that was logged, short enough for a line that is overwritten."""
-    try:
-        with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - 2000))
-            lines = file.read().decode("utf-8", "replace").split("\n")
-    except OSError:
-        return ""
-    return next((line.strip()[:70] for line in reversed(lines) if line.strip()), "")
-
-
-def end(child: "subprocess.Popen[bytes]") -> None:
-    """End a child and the processes it started: pip runs others."""
-    if hasattr(os, "killpg"):
-        with contextlib.suppress(OSError):
-            os.killpg(child.pid, signal.SIGKILL)
-    child.kill()
-    child.wait()
-
-
 def phase(title: str, command: "list[str]", log: "Path") -> None:
-    """Run a command with its output in `log` and one line on the screen; Problem with the log's
-    tail if it fails."""
-    print(f"  {title:<24}", end="", flush=True)
-    terminal, start, shown = sys.stdout.isatty(), time.time(), 0.0
-    begin = log.stat().st_size if log.exists() else 0
-    with log.open("ab") as file:
-        file.write(f"$ {' '.join(command)}\n".encode())
-        file.flush()
-        child = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            cwd=str(ROOT),
-            env=clean_environment(os.environ),
-            start_new_session=True,
-        )
-        try:
-            while child.poll() is None:
-                time.sleep(0.1)
-                seconds = time.time() - start
-                if terminal and seconds - shown > 1:
-                    shown = seconds
-                    print(
-                        f"\r  {title:<24}{seconds:4.0f} s  {last_line(log):<70}", end="", flush=True
-                    )
-                elif not terminal and seconds - shown > 30:
-                    shown = seconds
-                    print(f" ... {seconds:.0f} s", end="", flush=True)
-        except BaseException:
-            end(child)
-            raise
-    seconds, word = time.time() - start, "" if child.returncode == 0 else "failed"
-    print(
-        f"\r  {title:<24}{seconds:4.0f} s  {word:<70}" if terminal else f" {seconds:.0f} s {word}",
-        flush=True,
-    )
-    if child.returncode != 0:
-        with log.open("rb") as file:
-            file.seek(begin)
-            raise Problem(failure_text(title, file.read().decode("utf-8", "replace")))
-
-
-def failure_text(title: str, output: str) -> str:
-    tail = "\n".join("    | " + line for line in output.rstrip().split("\n")[-15:])
-    hint = next(
-        (todo for words, todo in HINTS if any(w in output for w in words)),
-        "the lines above say why",
-    )
-    return f"{title} failed: {hint}. Call again afterwards; what is there is re-used. Whole log: {log_file()}\n{tail}"
+    """Run one part of the set-up, or raise Problem with the log's tail."""
+    output = venv_phase.run(title, command, log, ROOT, clean_environment(os.environ))
+    if output:
+        raise Problem(venv_checks.failure_text(title, output, log_file()))
 
 
 def make_venv(log: "Path") -> str:
@@ -283,7 +137,7 @@ def make_venv(log: "Path") -> str:
                 f"{venv_dir()} is there and is no virtual environment: move it away and call again"
             )
         check_version(sys.version_info[:2])
-        check_venv_module()
+        venv_checks.check_venv_module()
         phase("making .venv", [sys.executable, "-m", "venv", "--clear", str(venv_dir())], log)
         version = python_version(venv_python())
         if version is None:
@@ -319,9 +173,13 @@ def one_at_a_time() -> "Iterator[None]":
 
 def setup() -> None:
     """Make the environment complete, or raise Problem; nothing is done where it is."""
+    word = torch_build.wanted(os.environ)
     if is_ready():
+        other = torch_build.differs(word, torch_build.installed(venv_dir()))
+        if other:
+            print(other, flush=True)
         return
-    check_room()
+    venv_checks.check_writable(ROOT)
     with one_at_a_time(), tempfile.TemporaryDirectory() as folder:
         if is_ready():  # the other set-up has made it meanwhile
             return
@@ -342,44 +200,40 @@ def fill(log: "Path") -> None:
         stamp_file().unlink()
     version = make_venv(log)
     python = str(venv_python())
-    pins = str(ROOT / "ci" / "constraints.txt")
-    phase(
-        "installing packages",
-        [
-            python,
-            "-m",
-            "pip",
-            "install",
-            "--no-input",
-            "--disable-pip-version-check",
-            "-c",
-            pins,
-            "-e",
-            ".[dev]",
-        ],
-        log,
-    )
-    phase(
-        "registering the kernel",
-        [
-            python,
-            "-m",
-            "ipykernel",
-            "install",
-            "--sys-prefix",
-            "--name",
-            "python3",
-            "--display-name",
-            "Python 3 (ipykernel)",
-        ],
-        log,
-    )
+    build = choose_torch(python)
+    if not build.kept:
+        phase(
+            "torch", pip_install(python, *locked.torch_words(build, ROOT / "ci", log.parent)), log
+        )
+    rest = locked.rest_words(build, ROOT / "ci", log.parent)
+    phase("the other packages", pip_install(python, *rest), log)
+    own = ("--no-deps", "--no-build-isolation", "-e", ".")  # setuptools is among the pins
+    phase("dsv3-port itself", pip_install(python, *own), log)
+    kernel = ["--sys-prefix", "--name", "python3", "--display-name", "Python 3 (ipykernel)"]
+    phase("registering the kernel", [python, "-m", "ipykernel", "install"] + kernel, log)
     wanted = "import torch, transformers, papermill, nbconvert, dsv3_port.course.session"
     phase("first import", [python, "-c", wanted], log)
     add_host_npu(python, log)
     new = stamp_file().with_name(stamp_file().name + ".new")
     new.write_text(json.dumps({"python": version, "key": setup_key(version)}), encoding="utf-8")
     os.replace(str(new), str(stamp_file()))
+
+
+def pip_install(python: str, *words: str) -> "list[str]":
+    return [python, "-m", "pip", "install", "--no-input", "--disable-pip-version-check", *words]
+
+
+def choose_torch(python: str) -> "torch_build.Build":
+    """The build for this machine: said, and its room looked for."""
+    pin, environ = locked.pinned_torch(ROOT / "ci"), clean_environment(os.environ)
+    build = torch_build.choose(python, venv_dir(), pin, environ)
+    print(f"  {torch_build.sentence(build, pin)}", flush=True)
+    other = torch_build.differs(torch_build.wanted(environ), torch_build.installed(venv_dir()))
+    if other:
+        print(f"  {other}", flush=True)
+    installed, wheels = torch_build.need(build)
+    venv_checks.check_room(ROOT, installed, wheels, environ)
+    return build
 
 
 def host_npu_is_possible() -> bool:

@@ -25,7 +25,7 @@ from . import ascend, npu_smi
 from .findings import FAIL, NA, OK, WARN, Check, numbers, version_of
 from .versions import TORCH as TESTED_TORCH
 
-PYTHONS = ((3, 10), (3, 13))
+PYTHONS = ((3, 10), (3, 14))
 TORCH = (2, 9)
 TRANSFORMERS = ((5, 20), (6, 0))
 NEED_GIB = 1.0  # random-weight checkpoints, executed notebooks and pages

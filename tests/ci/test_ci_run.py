@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import signal
@@ -16,16 +15,24 @@ import pytest
 CI = Path(__file__).parents[2] / "ci"
 
 
-def load(name: str):
-    spec = importlib.util.spec_from_file_location(name, CI / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
+sys.path.insert(0, str(CI))
 
+import locked  # noqa: E402
+import run  # noqa: E402
+import setup_venv  # noqa: E402
+import torch_build  # noqa: E402
+import venv_checks  # noqa: E402
+from venv_phase import Terminated  # noqa: E402
 
-setup_venv = load("setup_venv")
-run = load("run")
+PYPIS = torch_build.Build("cuda", "torch===2.13.0", [], "PyPI", False)
+LOCK = """\
+# pins
+numpy==2.4.6 \\
+    --hash=sha256:aa \\
+    --hash=sha256:bb
+torch==2.13.0 \\
+    --hash=sha256:cc
+"""
 
 
 @pytest.fixture
@@ -33,9 +40,12 @@ def repo(tmp_path, monkeypatch):
     """A repository of two files whose set-up runs no pip: `commands` collects what would have run."""
     (tmp_path / "ci").mkdir()
     (tmp_path / "pyproject.toml").write_text("[project]\n")
-    (tmp_path / "ci" / "constraints.txt").write_text("torch==2.13.0\n")
+    (tmp_path / "ci" / "constraints.txt").write_text(LOCK)
+    (tmp_path / "ci" / "constraints-cuda.txt").write_text("triton==3.7.1 --hash=sha256:dd\n")
     monkeypatch.setattr(setup_venv, "ROOT", tmp_path)
-    monkeypatch.setattr(setup_venv, "check_room", lambda: None)
+    monkeypatch.setattr(venv_checks, "check_room", lambda *words: None)
+    monkeypatch.setattr(torch_build, "choose", lambda *words: PYPIS)
+    monkeypatch.delenv(torch_build.VARIABLE, raising=False)
     return tmp_path
 
 
@@ -63,17 +73,18 @@ def commands(repo, monkeypatch):
 def test_set_up_once_and_again_when_something_changed(repo, commands, capsys):
     assert not setup_venv.is_ready()
     setup_venv.setup()
-    later = ["installing packages", "registering the kernel", "first import", "torch_npu, apart"]
+    later = ["torch", "the other packages", "dsv3-port itself", "registering the kernel"]
+    later += ["first import", "torch_npu, apart"]
     assert commands == ["making .venv", *later]
     assert setup_venv.is_ready()
     assert (repo / ".venv" / "setup.log").exists()
-    capsys.readouterr()
+    assert "torch 2.13.0, the CUDA build: PyPI" in capsys.readouterr().out
     setup_venv.setup()
-    assert len(commands) == 5
+    assert len(commands) == 7
     assert capsys.readouterr().out == ""
     (repo / "ci" / "constraints.txt").write_text("torch==2.14.0\n")
     setup_venv.setup()
-    assert commands[5:] == later  # the venv is re-used
+    assert commands[7:] == later  # the venv is re-used
 
 
 def test_without_the_host_npu_the_set_up_is_complete_all_the_same(
@@ -119,11 +130,13 @@ def test_key_depends_on_requirements_pins_python_and_place(repo, monkeypatch):
     keys.add(setup_venv.setup_key("3.11.7"))
     other = repo / "copy"
     (other / "ci").mkdir(parents=True)
-    for name in ("pyproject.toml", "ci/constraints.txt"):
+    for name in ("pyproject.toml", "ci/constraints.txt", "ci/constraints-cuda.txt"):
         (other / name).write_bytes((repo / name).read_bytes())
     monkeypatch.setattr(setup_venv, "ROOT", other)
     keys.add(setup_venv.setup_key("3.11.7"))
-    assert len(keys) == 4
+    (other / "ci" / "constraints-cuda.txt").write_text("")
+    keys.add(setup_venv.setup_key("3.11.7"))
+    assert len(keys) == 5
 
 
 @pytest.mark.parametrize("stamp", ["", "[]", "{}", '{"python": "3.11.7", "key": "other"}'])
@@ -149,34 +162,42 @@ def test_an_environment_of_another_python_is_told(repo, commands, monkeypatch):
 
 
 def test_versions():
-    for good in ((3, 10), (3, 11), (3, 13)):
-        setup_venv.check_version(good)
-    for bad in ((3, 9), (3, 14), (2, 7), (4, 0)):
-        with pytest.raises(setup_venv.Problem, match=r"Python 3\.10 to 3\.13 is needed"):
-            setup_venv.check_version(bad)
+    for good in ((3, 10), (3, 11), (3, 13), (3, 14)):
+        venv_checks.check_version(good)
+    for bad in ((3, 9), (3, 15), (2, 7), (4, 0)):
+        with pytest.raises(setup_venv.Problem, match=r"Python 3\.10 to 3\.14 is needed"):
+            venv_checks.check_version(bad)
 
 
 def test_versions_are_those_of_pyproject():
     text = (CI.parent / "pyproject.toml").read_text(encoding="utf-8")
-    low, high = setup_venv.SUPPORTED
+    low, high = venv_checks.SUPPORTED
     assert f'requires-python = ">={low[0]}.{low[1]},<{high[0]}.{high[1] + 1}"' in text
 
 
 def test_missing_venv_module(monkeypatch):
-    monkeypatch.setattr(setup_venv.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(venv_checks.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(setup_venv.Problem, match="python3-venv"):
-        setup_venv.check_venv_module()
+        venv_checks.check_venv_module()
 
 
-def test_full_disk_and_read_only_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(setup_venv, "ROOT", tmp_path)
-    usage = type("usage", (), {"free": 2**30})
-    monkeypatch.setattr(setup_venv.shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(setup_venv.Problem, match=r"1\.0 GiB are free"):
-        setup_venv.check_room()
-    monkeypatch.setattr(setup_venv, "ROOT", tmp_path / "gone")
+def test_full_disk(tmp_path, monkeypatch):
+    """What is installed, and the wheels in pip's temporary folder and cache, add up on one disk."""
+    usage = type("usage", (), {"free": 3e9})
+    monkeypatch.setattr(venv_checks.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(venv_checks.tempfile, "gettempdir", lambda: str(tmp_path / "not" / "yet"))
+    cache = {"PIP_CACHE_DIR": str(tmp_path / "cache")}
+    venv_checks.check_room(tmp_path, 2.0, 0.4, cache)
+    with pytest.raises(setup_venv.Problem, match=r"3\.0 GB are free .* about 3\.2 are needed"):
+        venv_checks.check_room(tmp_path, 2.0, 0.6, cache)
+    venv_checks.check_room(tmp_path, 2.0, 0.6, {**cache, "PIP_NO_CACHE_DIR": "1"})
+    with pytest.raises(setup_venv.Problem, match=r"about 11\.7 are needed"):
+        venv_checks.check_room(tmp_path, *torch_build.need(PYPIS), cache)
+
+
+def test_read_only_folder(tmp_path):
     with pytest.raises(setup_venv.Problem, match="cannot be written"):
-        setup_venv.check_room()
+        venv_checks.check_writable(tmp_path / "gone")
 
 
 def test_environment_of_children(repo):
@@ -208,13 +229,13 @@ def test_environment_of_children(repo):
         ),
         ("ERROR: Could not find a version that satisfies x (from versions: 1.0)", "no build"),
         ("ERROR: ResolutionImpossible", "pip config list"),
+        ("ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM ...", "ci/pins.txt"),
         ("something new", "the lines above say why"),
     ],
 )
 def test_hints(repo, output, hint):
-    text = setup_venv.failure_text(
-        "installing packages", "\n".join(map(str, range(99))) + "\n" + output
-    )
+    lines = [*map(str, range(99)), output]
+    text = venv_checks.failure_text("the other packages", "\n".join(lines), setup_venv.log_file())
     assert hint in text
     assert output in text
     assert "| 80\n" not in text
@@ -244,12 +265,12 @@ def test_an_interrupted_phase_leaves_no_process(repo, tmp_path):
     pid_file = tmp_path / "pid"
 
     def interrupt(number, frame):
-        raise setup_venv.Terminated
+        raise Terminated
 
     previous = signal.signal(signal.SIGALRM, interrupt)
     try:
         signal.setitimer(signal.ITIMER_REAL, 1.5)
-        with pytest.raises(setup_venv.Terminated):
+        with pytest.raises(Terminated):
             setup_venv.phase("long", [sys.executable, "-c", code, str(pid_file)], tmp_path / "log")
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -296,12 +317,12 @@ def test_arguments_are_passed_on(called, words, command):
 
 def test_check_runs_every_check_and_fails_with_any(called, monkeypatch, capsys):
     assert run.main(["check"]) == 0
-    assert len(called) == 5
+    assert len(called) == 6
     monkeypatch.setattr(run, "call", lambda command: int("mypy" in command))
     assert run.main(["check"]) == 1
     out = capsys.readouterr().out
     assert out.count("FAILED") == 1
-    assert out.count(" ok ") == 9
+    assert out.count(" ok ") == 11
 
 
 def test_problems_are_told(called, monkeypatch, capsys):
@@ -331,9 +352,9 @@ def test_pins_cover_what_the_project_asks_for():
     except ModuleNotFoundError:
         import tomli as tomllib
     project = tomllib.loads((CI.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    lines = (CI / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
-    for python in ("3.10.13", "3.11.7", "3.12.1", "3.13.0"):
+    lines = locked.requirement_lines(CI / "pins.txt")
+    pins = [Requirement(line) for line in lines]
+    for python in ("3.10.13", "3.11.7", "3.12.1", "3.13.0", "3.14.0"):
         env = {
             "python_full_version": python,
             "python_version": ".".join(python.split(".")[:2]),

@@ -19,7 +19,9 @@ from packaging.version import Version
 from dsv3_port.doctor import machine as doctor
 from dsv3_port.doctor import versions
 
-from .test_ci_run import setup_venv
+from .test_ci_run import locked, venv_checks
+
+import matrix  # isort: skip  (ci/ is on the path from test_ci_run on)
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -30,7 +32,7 @@ ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 CONDA = {"environment.yml": ["dev"], "environment-npu.yml": ["dev", "npu"]}
 PYTHONS = [
-    f"3.{minor}" for minor in range(setup_venv.SUPPORTED[0][1], setup_venv.SUPPORTED[1][1] + 1)
+    f"3.{minor}" for minor in range(venv_checks.SUPPORTED[0][1], venv_checks.SUPPORTED[1][1] + 1)
 ]
 
 
@@ -43,9 +45,8 @@ def requirements(*extras: str) -> list[Requirement]:
 
 
 def pins(python: str) -> dict[str, Version]:
-    lines = (ROOT / "ci" / "constraints.txt").read_text(encoding="utf-8").splitlines()
     found = {}
-    for r in (Requirement(line) for line in lines if line and not line.startswith("#")):
+    for r in map(Requirement, locked.requirement_lines(ROOT / "ci" / "pins.txt")):
         if r.marker is None or r.marker.evaluate(
             {"python_version": python, "python_full_version": f"{python}.9"}
         ):
@@ -72,7 +73,7 @@ def test_conda_files_install_what_pyproject_names(name: str, extras: list[str]) 
     assert not own & packages.keys(), "named twice: pip installs it from pyproject.toml"
     assert {"python", "pip", "cxx-compiler"} <= packages.keys()
     assert SpecifierSet(PROJECT["requires-python"]).contains(packages["python"])
-    assert "-c ci/constraints.txt" in pip and f"-e .[{','.join(extras)}]" in pip
+    assert "-c ci/pins.txt" in pip and f"-e .[{','.join(extras)}]" in pip
     rest = [line for line in pip if not line.startswith(("-c ", "-e ", "--extra-index-url "))]
     assert not rest, "packages belong into pyproject.toml"
 
@@ -87,11 +88,16 @@ def test_the_npu_pair_is_one_and_the_pins_allow_it() -> None:
 def test_one_range_of_python_everywhere() -> None:
     wanted = SpecifierSet(PROJECT["requires-python"])
     assert [p for p in (f"3.{minor}" for minor in range(7, 20)) if wanted.contains(p)] == PYTHONS
-    assert doctor.PYTHONS == setup_venv.SUPPORTED
+    assert doctor.PYTHONS == venv_checks.SUPPORTED
     workflow = yaml.safe_load(
         (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
     )
-    assert workflow["jobs"]["test"]["strategy"]["matrix"]["python"] == PYTHONS
+    for job in ("test", "matrix"):
+        assert workflow["jobs"][job]["strategy"]["matrix"]["python"] == PYTHONS
+    assert {f"Programming Language :: Python :: {p}" for p in PYTHONS} <= set(
+        PROJECT["classifiers"]
+    )
+    assert PYTHONS == matrix.every_python()
 
 
 def test_the_doctor_asks_for_the_ranges_of_pyproject() -> None:
