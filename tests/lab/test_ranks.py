@@ -19,7 +19,7 @@ from dsv3_port.lab.session import repo_root
 from dsv3_port.lab.traffic import count_traffic
 from dsv3_port.lab.worlds import PHASE, time_worlds, world_name
 from dsv3_port.parallel import SINGLE, run_ranks
-from dsv3_port.weights.shard import shard_checkpoint
+from dsv3_port.weights.sharding import shard_checkpoint
 from dsv3_port.weights.write import write_checkpoint
 from tests.lab.random_models import CONFIG, random_sources
 
