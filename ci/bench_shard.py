@@ -41,7 +41,7 @@ def child(kind: str, source: Path, target: Path) -> None:
     process)."""
     import torch  # noqa: F401  imported before the clock starts
 
-    import dsv3_port.weights.shard  # noqa: F401
+    import dsv3_port.weights.sharding  # noqa: F401
 
     peak, ended = {"RssAnon": 0, "VmRSS": 0}, threading.Event()
 
@@ -102,8 +102,8 @@ def prepare(work: Path, experts: int, fp8: bool) -> Path:
     from dsv3_port.parallel import TensorParallel
     from dsv3_port.steps import PortPlan
     from dsv3_port.weights.layout import targets
-    from dsv3_port.weights.rank_files import target_bytes
-    from dsv3_port.weights.shard import DTYPES
+    from dsv3_port.weights.sharding import DTYPES
+    from dsv3_port.weights.sharding.plan import target_bytes
     from dsv3_port.weights.synthetic import random_codes_checkpoint, real_size_config
 
     config = real_size_config(experts)

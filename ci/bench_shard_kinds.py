@@ -15,7 +15,7 @@ BUFFER = 8 << 20
 
 
 def split(source: Path, target: Path) -> int:
-    from dsv3_port.weights.shard import shard_checkpoint
+    from dsv3_port.weights.sharding import shard_checkpoint
 
     report = shard_checkpoint(source, target, RANKS)
     return report.bytes_read + report.bytes_per_rank * RANKS

@@ -20,7 +20,7 @@ from ..engine.runner import load_model, pick_dtype
 from ..errors import PortError
 from ..parallel import TensorParallel, run_ranks
 from ..steps import TOLERANCE, PortPlan
-from ..weights.shard import is_sharded, read_manifest
+from ..weights.sharding import is_sharded, read_manifest
 from .compare import Report, compare_stages, stages_of
 from .peer import peer_model
 from .rank_calls import own_device, rank_device

@@ -211,7 +211,7 @@ def _plan_times(args: argparse.Namespace, config: Any) -> int:
 
 def shard(args: argparse.Namespace) -> int:
     check_positive(args, "world_size")
-    from ..weights.shard import shard_checkpoint
+    from ..weights.sharding import shard_checkpoint
 
     report = shard_checkpoint(
         args.model_path,

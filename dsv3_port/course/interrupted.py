@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 
 from ..errors import PortError
-from ..weights.manifest import WORK, rank_folder
+from ..weights.sharding.manifest import WORK, rank_folder
 
 _SPLIT = (
-    "import sys; from dsv3_port.weights.shard import shard_checkpoint; "
+    "import sys; from dsv3_port.weights.sharding import shard_checkpoint; "
     "shard_checkpoint(sys.argv[1], sys.argv[2], int(sys.argv[3]), jobs=1, commit_bytes=1 << 18)"
 )
 
@@ -41,6 +41,6 @@ def killed_split(
         _, said = run.communicate()
     if not begun:
         raise PortError(
-            f"{output}: the split ended before it could be killed: {said.strip()[-300:] or 'no error'}"
+            f"{output}: the split ended before it could be killed: {(said.splitlines() or ['no error'])[-1][-300:]}"
         )
     return sorted(p.name for p in output.iterdir())

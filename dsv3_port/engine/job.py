@@ -25,7 +25,7 @@ from ..model.decoder import DeepseekV3
 from ..parallel import SINGLE, Address, TensorParallel, joined, run_ranks
 from ..steps import PortPlan
 from ..weights.layout import targets
-from ..weights.manifest import check_fits, is_sharded, read_manifest
+from ..weights.sharding.manifest import check_fits, is_sharded, read_manifest
 from .report import JobReport, RankMemory, rank_memory
 from .runner import Caches, Generation, generate, load_model, pick_device, warm_up
 from .settings import Settings

@@ -92,7 +92,7 @@ def load_model(
     a folder that `dsv3-port shard` wrote must have been written for the same world size and forms.
     plan.graph other than eager compiles the step.
     """
-    from ..weights.shard import is_sharded, load_shard
+    from ..weights.sharding import is_sharded, load_shard
 
     plan = plan or PortPlan.full()
     where = pick_device(device)

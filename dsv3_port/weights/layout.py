@@ -1,6 +1,6 @@
 """Which published tensor goes where: the mapping from checkpoint to model, as data.
 
-One list of targets serves the in-memory loader (load.py), the on-disk splitter (shard.py) and the
+One list of targets serves the in-memory loader (load.py), the on-disk splitter (sharding) and the
 memory forecast. A target is a parameter of one rank's model. It is filled by pieces; a piece is a
 cut of one published tensor along one dimension, brought into the target's form by a pure function,
 and placed in a block of leading rows of the target.

@@ -19,7 +19,7 @@ from dsv3_port.count.traffic import count_traffic
 from dsv3_port.parallel import SINGLE, run_ranks
 from dsv3_port.paths import tiny
 from dsv3_port.plots.ranks import step_split
-from dsv3_port.weights.shard import shard_checkpoint
+from dsv3_port.weights.sharding import shard_checkpoint
 from dsv3_port.weights.write import write_checkpoint
 from tests.random_models import CONFIG, random_sources
 

@@ -7,7 +7,7 @@ import torch
 
 from dsv3_port import PortError, PortPlan
 from dsv3_port.check.sides import Side, compare_sides
-from dsv3_port.weights.shard import shard_checkpoint
+from dsv3_port.weights.sharding import shard_checkpoint
 from dsv3_port.weights.write import write_checkpoint
 from tests.random_models import CONFIG, random_sources
 

@@ -8,7 +8,7 @@ import pytest
 
 from dsv3_port import DeepseekV3Config, PortError
 from dsv3_port.course.interrupted import killed_split
-from dsv3_port.weights.shard import is_sharded, shard_checkpoint
+from dsv3_port.weights.sharding import is_sharded, shard_checkpoint
 from dsv3_port.weights.synthetic import synthetic_checkpoint
 
 

@@ -20,7 +20,7 @@ from dsv3_port.engine.report import JobReport
 from dsv3_port.engine.settings import Settings
 from dsv3_port.engine.tokenizer import encode
 from dsv3_port.parallel import TensorParallel, run_ranks
-from dsv3_port.weights.shard import shard_checkpoint
+from dsv3_port.weights.sharding import shard_checkpoint
 from dsv3_port.weights.write import write_checkpoint
 from tests.oracle import hf_model
 from tests.random_models import random_sources

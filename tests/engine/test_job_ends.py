@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dsv3_port.weights.shard import rank_folder, shard_checkpoint
+from dsv3_port.weights.sharding import rank_folder, shard_checkpoint
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "data" / "tiny-dsv3"

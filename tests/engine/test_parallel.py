@@ -14,7 +14,7 @@ import torch
 
 from dsv3_port import PortError, PortPlan, load_model
 from dsv3_port.parallel import TensorParallel, run_ranks
-from dsv3_port.weights.shard import shard_checkpoint
+from dsv3_port.weights.sharding import shard_checkpoint
 
 TINY = Path(__file__).parents[2] / "data" / "tiny-dsv3"
 IDS = torch.randint(3, 900, (3, 12), generator=torch.Generator().manual_seed(5))

@@ -200,5 +200,5 @@ LONG_FUNCTIONS: set[str] = {
     "plots/operators.py:_census",
     "plots/ranks.py:step_split",
     "plots/routing.py:routing_picture",
-    "weights/shard.py:shard_checkpoint",
+    "weights/sharding/split.py:shard_checkpoint",
 }

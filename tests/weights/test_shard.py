@@ -17,13 +17,17 @@ from safetensors.torch import load_file
 
 from dsv3_port import DeepseekV3Config, PortError, PortPlan, load_model
 from dsv3_port.parallel import TensorParallel
-from dsv3_port.weights import estimate, shard, stream
+from dsv3_port.weights import sharding
+from dsv3_port.weights.checkpoint import Checkpoint
 from dsv3_port.weights.layout import left_out, targets
-from dsv3_port.weights.shard import (
+from dsv3_port.weights.sharding import (
+    estimate,
     is_sharded,
     load_shard,
     rank_folder,
     shard_checkpoint,
+    source,
+    split,
     verify_shards,
 )
 from dsv3_port.weights.synthetic import synthetic_checkpoint
@@ -110,7 +114,7 @@ def test_round_trip(plan, world, tmp_path):
         kept = (
             torch.float32
             if name.endswith(("mlp.gate.weight", "correction_bias"))
-            else shard.DTYPES[dtype]
+            else sharding.DTYPES[dtype]
         )
         assert torch.equal(back[name], value.float().to(kept).to(back[name].dtype)), name
 
@@ -141,16 +145,16 @@ def test_any_shape_in_any_tiles(data, tmp_path_factory):
     )
     plan, fp8 = data.draw(st.sampled_from(LAYOUTS)), data.draw(st.booleans())
     root = tmp_path_factory.mktemp("shapes")
-    source = synthetic_checkpoint(config, fp8=fp8, cache_dir=root)
+    published = synthetic_checkpoint(config, fp8=fp8, cache_dir=root)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stream, "TILE", data.draw(st.sampled_from([1, 1 << 14])))
+        patch.setattr(source, "TILE", data.draw(st.sampled_from([1, 1 << 14])))
         shard_checkpoint(
-            source, root / "out", world, plan=plan, dtype="fp32", jobs=2, file_bytes=1 << 17
+            published, root / "out", world, plan=plan, dtype="fp32", jobs=2, file_bytes=1 << 17
         )
     for rank in range(world):
         place = TensorParallel(rank, world)
         got = parameters(load_model(root / "out", plan, "cpu", parallel=place))
-        for key, value in parameters(load_model(source, plan, "cpu", parallel=place)).items():
+        for key, value in parameters(load_model(published, plan, "cpu", parallel=place)).items():
             assert torch.equal(got[key], value), key
 
 
@@ -344,6 +348,19 @@ def test_one_flipped_bit_is_found(tmp_path):
             )
         file.write_bytes(whole)
     assert verify_shards(out) > 0
+
+
+def test_after_the_plan_nobody_asks_the_checkpoint(tmp_path, monkeypatch):
+    real = split.stream
+
+    def stream(*args):
+        monkeypatch.setattr(
+            Checkpoint, "_entry", lambda self, name: pytest.fail(f"asked of {name}")
+        )
+        return real(*args)
+
+    monkeypatch.setattr(split, "stream", stream)
+    assert shard_checkpoint(TINY, tmp_path / "out", 2, verify=True).complete
 
 
 def test_progress_is_quiet_off_a_terminal(tmp_path, capfd):

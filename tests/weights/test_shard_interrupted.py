@@ -18,14 +18,14 @@ import pytest
 
 from dsv3_port import DeepseekV3Config, PortError, load_model
 from dsv3_port.parallel import TensorParallel
-from dsv3_port.weights import ranks, stream
-from dsv3_port.weights.journal import lock_rank
-from dsv3_port.weights.shard import rank_folder, shard_checkpoint
+from dsv3_port.weights.sharding import rank_folder, ranks, shard_checkpoint
+from dsv3_port.weights.sharding import source as stream
+from dsv3_port.weights.sharding.journal import lock_rank
 from dsv3_port.weights.synthetic import synthetic_checkpoint
 
 TINY = Path(__file__).parents[2] / "data" / "tiny-dsv3"
 RUN = (
-    "import sys; from dsv3_port.weights.shard import shard_checkpoint; "
+    "import sys; from dsv3_port.weights.sharding import shard_checkpoint; "
     "print('begin', flush=True); shard_checkpoint(sys.argv[1], sys.argv[2], 2, jobs=2, commit_bytes=1 << 16)"
 )
 
@@ -97,7 +97,7 @@ def test_going_on_reads_only_what_is_missing(after, whole, tmp_path, monkeypatch
             raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr("dsv3_port.weights.pipeline.split_source", split)
+    monkeypatch.setattr("dsv3_port.weights.sharding.workers.split_source", split)
     if after < 1000:
         with pytest.raises(KeyboardInterrupt):
             shard_checkpoint(TINY, out, 2, jobs=1)
@@ -121,7 +121,7 @@ def test_a_torn_journal_and_a_lost_file(whole, tmp_path, monkeypatch):
             return real(*args)
 
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr("dsv3_port.weights.pipeline.split_source", split)
+            patch.setattr("dsv3_port.weights.sharding.workers.split_source", split)
             shard_checkpoint(TINY, out, 2, jobs=1)
 
     interrupt()
@@ -137,7 +137,7 @@ def test_a_torn_journal_and_a_lost_file(whole, tmp_path, monkeypatch):
 def test_begin_anew(whole, tmp_path, monkeypatch):
     out = tmp_path / "out"
     monkeypatch.setattr(
-        "dsv3_port.weights.pipeline.split_source",
+        "dsv3_port.weights.sharding.workers.split_source",
         lambda *_: (_ for _ in ()).throw(KeyboardInterrupt),
     )
     with pytest.raises(KeyboardInterrupt):
@@ -210,7 +210,7 @@ def test_no_space_in_the_middle(whole, tmp_path, monkeypatch):
             raise OSError(28, "No space left on device")
         return real(fd, data, place)
 
-    monkeypatch.setattr("dsv3_port.weights.rank_files.os.pwrite", write)
+    monkeypatch.setattr("dsv3_port.weights.sharding.ranks.os.pwrite", write)
     with pytest.raises(PortError, match="No space left on device; the same command goes on"):
         shard_checkpoint(TINY, out, 2, jobs=2)
     monkeypatch.undo()
@@ -231,7 +231,7 @@ def test_a_source_that_shrinks_while_it_is_read(whole, tmp_path, monkeypatch):
             os.truncate(last, 1 << 16)
         return real(*args)
 
-    monkeypatch.setattr("dsv3_port.weights.pipeline.split_source", split)
+    monkeypatch.setattr("dsv3_port.weights.sharding.workers.split_source", split)
     with pytest.raises(PortError, match=f"{last.name}: ends inside .*cut short while it was read"):
         shard_checkpoint(source, out, 2, jobs=1)
     monkeypatch.undo()

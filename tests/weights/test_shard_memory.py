@@ -16,7 +16,8 @@ ALLOWED = 64 << 20  # anonymous memory above what the process has before it begi
 WATCHED = """
 import json, sys, threading
 from pathlib import Path
-from dsv3_port.weights import shard, stream
+from dsv3_port.weights import sharding
+from dsv3_port.weights.sharding import source as stream
 
 def anonymous():
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -32,7 +33,7 @@ def watch():
 
 watcher = threading.Thread(target=watch)
 watcher.start()
-report = shard.shard_checkpoint(sys.argv[1], sys.argv[2], int(sys.argv[3]), jobs=2)
+report = sharding.shard_checkpoint(sys.argv[1], sys.argv[2], int(sys.argv[3]), jobs=2)
 ended.set()
 watcher.join()
 print(json.dumps([peak - begin, report.bytes_read, report.bytes_per_rank, report.estimate.memory_bytes - begin]))
@@ -72,8 +73,8 @@ def test_tables_stay_small_for_the_whole_model():
     from dsv3_port import PortPlan
     from dsv3_port.parallel import TensorParallel
     from dsv3_port.weights.layout import targets
-    from dsv3_port.weights.rank_files import RankPlan
-    from dsv3_port.weights.shard import DTYPES
+    from dsv3_port.weights.sharding import DTYPES
+    from dsv3_port.weights.sharding.plan import RankPlan
 
     config = DeepseekV3Config.preset("v3-671b")
     plan = PortPlan.with_steps(

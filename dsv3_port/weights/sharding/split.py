@@ -2,7 +2,7 @@
 tensor.
 
 Every source tensor is read once, cut for all ranks by the pieces of layout.py and written straight
-to its place, so memory holds a few tiles whatever the size of the model (stream.py). What is safely
+to its place, so memory holds a few tiles whatever the size of the model (source.py). What is safely
 written stands in a journal, and the next run goes on from there (journal.py). A rank folder gets
 its name only when everything in it is on the disk.
 """
@@ -15,41 +15,18 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from ..errors import PortError
-from ..parallel import TensorParallel
-from ..steps import PortPlan
-from .checkpoint import Checkpoint
+from ...errors import PortError
+from ...parallel import TensorParallel
+from ...steps import PortPlan
+from ..checkpoint import Checkpoint
+from ..layout import targets
+from ..load import by_source, check_sources
 from .estimate import Estimate, estimate, require_room
-from .layout import targets
-from .load import by_source, check_sources
-from .manifest import (
-    fingerprint,
-    finish,
-    identity,
-    is_sharded,
-    layout_of,
-    rank_folder,
-    read_manifest,
-    read_rank_manifest,
-)
-from .pipeline import stream
-from .rank_files import DTYPES, RankPlan
-from .rank_load import load_shard, verify_shards
+from .manifest import finish
+from .plan import DTYPES, RankPlan, identity, sources
 from .ranks import open_ranks
-
-__all__ = [
-    "DTYPES",
-    "ShardReport",
-    "fingerprint",
-    "is_sharded",
-    "layout_of",
-    "load_shard",
-    "rank_folder",
-    "read_manifest",
-    "read_rank_manifest",
-    "shard_checkpoint",
-    "verify_shards",
-]
+from .read import verify_shards
+from .workers import stream
 
 FILE_BYTES = 4 << 30
 COMMIT_BYTES = (
@@ -135,10 +112,7 @@ def shard_checkpoint(
     wanted = list(targets(checkpoint.config, plan, TensorParallel(0, world_size)))
     left_out = check_sources(checkpoint, by_source(wanted))
     rank_plan = RankPlan(wanted, DTYPES[dtype], file_bytes)
-    table = rank_plan.by_source()
-    order = sorted(
-        table, key=lambda name: checkpoint.place(name)[:2]
-    )  # the source is read from front to back
+    to_read = sources(checkpoint, rank_plan)
     job = identity(checkpoint, world_size, plan, dtype, file_bytes)
     report = ShardReport(
         str(output),
@@ -147,11 +121,11 @@ def shard_checkpoint(
         dtype,
         rank_plan.nbytes,
         0,
-        len(order),
+        len(to_read),
         0,
         len(left_out),
         len(wanted),
-        estimate(checkpoint, rank_plan, output, len(chosen), jobs, probe=dry_run),
+        estimate(to_read, rank_plan, output, len(chosen), jobs, probe=dry_run),
         0.0,
         dry_run,
         False,
@@ -160,13 +134,10 @@ def shard_checkpoint(
     if dry_run:
         require_room(output, rank_plan.nbytes * len(chosen))
         return replace(report, seconds=time.perf_counter() - start)
-    blocks = {name: [b.number for b in table[name]] for name in order}
     with ExitStack() as stack:
         try:
-            todo = open_ranks(stack, output, chosen, job, rank_plan, blocks, resume)
-            read, resumed = stream(
-                checkpoint, order, table, todo, jobs, progress, commit_bytes * len(todo)
-            )
+            todo = open_ranks(stack, output, chosen, job, rank_plan, to_read, resume)
+            read, resumed = stream(to_read, todo, jobs, progress, commit_bytes * len(todo))
             for rank in todo:
                 rank.finish()
             shapes = {t.name: list(t.shape) for t in wanted}

@@ -11,22 +11,58 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import threading
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from ..errors import PortError
-from ..files import sync_folder, write_json
+from ...errors import PortError
+from ...files import sync_folder, write_json
 from .estimate import require_room
 from .journal import Journal, lock_rank
-from .manifest import (
-    MANIFEST,
-    WORK,
-    differences,
-    rank_folder,
-    read_rank_manifest,
-)
-from .rank_files import CODES, INDEX, RankPlan, RankWriter
+from .manifest import MANIFEST, WORK, rank_folder, read_rank_manifest
+from .plan import CODES, INDEX, FilePlan, RankPlan, Source, differences
+
+
+class RankWriter:
+    """The open files of one rank, at their full size from the start (a sparse file takes no room
+    before its values)."""
+
+    def __init__(self, folder: Path, files: list[FilePlan]) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._fds: list[int] = []
+        self._guard, self._unsynced = threading.Lock(), set(range(len(files)))
+        try:
+            for file in files:
+                fd = os.open(folder / file.name, os.O_RDWR | os.O_CREAT, 0o644)
+                self._fds.append(fd)
+                if os.fstat(fd).st_size != file.size:
+                    os.ftruncate(fd, file.size)
+                os.pwrite(fd, file.head, 0)
+        except OSError:
+            self.close()
+            raise
+
+    def write(self, file: int, offset: int, values: memoryview) -> None:
+        while len(values):
+            done = os.pwrite(self._fds[file], values, offset)
+            values, offset = values[done:], offset + done
+        with self._guard:
+            self._unsynced.add(file)
+
+    def sync(self) -> None:
+        """Everything whose write has returned is on the disk afterwards; other threads may go on
+        writing."""
+        with self._guard:
+            files, self._unsynced = self._unsynced, set()
+        for file in sorted(files):
+            os.fsync(self._fds[file])
+
+    def close(self) -> None:
+        for fd in self._fds:
+            os.close(fd)
+        self._fds = []
 
 
 class RankJob:
@@ -38,7 +74,7 @@ class RankJob:
         output: Path,
         job: dict[str, Any],
         plan: RankPlan,
-        sources: dict[str, list[int]],
+        sources: list[Source],
         resume: bool,
     ) -> None:
         name = rank_folder(rank, job["world_size"])
@@ -117,7 +153,7 @@ def open_ranks(
     chosen: list[int],
     job: dict[str, Any],
     plan: RankPlan,
-    sources: dict[str, list[int]],
+    sources: list[Source],
     resume: bool,
 ) -> list[RankJob]:
     """Lock the ranks, refuse what belongs to another job, and open those that are not complete."""

@@ -1,17 +1,16 @@
-"""The safetensors files of a rank: their content is known before the first value is, so values go
-straight to it.
+"""What a split will read and write, known before the first value is: the job's identity, a rank's
+files, and every source tensor with its place and the blocks it fills.
 
 All ranks have the same files, names and shapes; only the values differ. One plan of the files
-serves them all.
+serves them all. After `sources` nobody asks the checkpoint again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-import os
 import struct
-import threading
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,19 @@ from typing import Any
 
 import torch
 
-from .layout import Piece, Target
+from ...steps import PortPlan
+from ..checkpoint import SCALE, Checkpoint
+from ..fp8 import FP8
+from ..layout import Piece, Target, same
 
+FORMAT = 2
+LAYOUT_FIELDS = (
+    "tensor_parallel",
+    "attention",
+    "experts",
+    "mlp",
+)  # what of a plan decides names and shapes
+_JOB = ("format", "source", "world_size", "layout", "dtype", "file_bytes")
 DTYPES = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
@@ -101,6 +111,42 @@ class RankPlan:
         return {"metadata": {"total_size": self.nbytes}, "weight_map": names}
 
 
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A published tensor as it lies in the checkpoint, and the blocks of a rank that it fills."""
+
+    name: str
+    file: Path
+    offset: int  # of its first byte in the file
+    shape: tuple[int, ...]
+    dtype: torch.dtype  # as stored
+    blocks: tuple[Block, ...] = ()
+    scale: Source | None = None  # of FP8 blocks
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def at_once(self) -> bool:
+        """Whether a transform of its blocks wants all rows."""
+        return any(b.piece.transform is not same for b in self.blocks)
+
+
+def sources(checkpoint: Checkpoint, plan: RankPlan) -> list[Source]:
+    """Every published tensor that the plan needs, in the order of the files: they are read from
+    front to back."""
+
+    def stored(name: str, blocks: tuple[Block, ...] = ()) -> Source:
+        file, offset, _ = checkpoint.place(name)
+        dtype = checkpoint.stored_dtype(name)
+        scale = stored(name + SCALE) if dtype == FP8 else None
+        return Source(name, file, offset, checkpoint.shape(name), dtype, blocks, scale)
+
+    found = [stored(name, tuple(blocks)) for name, blocks in plan.by_source().items()]
+    return sorted(found, key=lambda source: (source.file, source.offset))
+
+
 def target_bytes(target: Target, dtype: torch.dtype) -> int:
     return math.prod(target.shape) * target.dtype(dtype).itemsize
 
@@ -160,42 +206,32 @@ def _head(group: list[Target], dtype: torch.dtype) -> tuple[bytes, int]:
     return struct.pack("<Q", len(text)) + text, at
 
 
-class RankWriter:
-    """The open files of one rank, at their full size from the start (a sparse file takes no room
-    before its values)."""
+def layout_of(plan: PortPlan) -> dict[str, Any]:
+    return {name: getattr(plan, name) for name in LAYOUT_FIELDS}
 
-    def __init__(self, folder: Path, files: list[FilePlan]) -> None:
-        self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-        self._fds: list[int] = []
-        self._guard, self._unsynced = threading.Lock(), set(range(len(files)))
-        try:
-            for file in files:
-                fd = os.open(folder / file.name, os.O_RDWR | os.O_CREAT, 0o644)
-                self._fds.append(fd)
-                if os.fstat(fd).st_size != file.size:
-                    os.ftruncate(fd, file.size)
-                os.pwrite(fd, file.head, 0)
-        except OSError:
-            self.close()
-            raise
 
-    def write(self, file: int, offset: int, values: memoryview) -> None:
-        while len(values):
-            done = os.pwrite(self._fds[file], values, offset)
-            values, offset = values[done:], offset + done
-        with self._guard:
-            self._unsynced.add(file)
+def fingerprint(checkpoint: Checkpoint) -> str:
+    """sha256 over config.json and the name, size and header of every weight file: what tells two
+    checkpoints apart without reading their values."""
+    text = hashlib.sha256((checkpoint.path / "config.json").read_bytes())
+    for file in checkpoint.files:
+        text.update(f"{file.name}:{file.stat().st_size}:".encode())
+        text.update(json.dumps(checkpoint.header(file), sort_keys=True).encode())
+    return text.hexdigest()
 
-    def sync(self) -> None:
-        """Everything whose write has returned is on the disk afterwards; other threads may go on
-        writing."""
-        with self._guard:
-            files, self._unsynced = self._unsynced, set()
-        for file in sorted(files):
-            os.fsync(self._fds[file])
 
-    def close(self) -> None:
-        for fd in self._fds:
-            os.close(fd)
-        self._fds = []
+def identity(
+    checkpoint: Checkpoint, world_size: int, plan: PortPlan, dtype: str, file_bytes: int
+) -> dict[str, Any]:
+    """What must agree for two runs to be parts of one job."""
+    values = (FORMAT, fingerprint(checkpoint), world_size, layout_of(plan), dtype, file_bytes)
+    return dict(zip(_JOB, values, strict=True))
+
+
+def differences(found: dict[str, Any], job: dict[str, Any]) -> str:
+    """In what two jobs differ, as words; empty where they are the same."""
+    names = [n for n in _JOB if found.get(n) != job[n]]
+    return ", ".join(
+        "source checkpoint" if n == "source" else f"{n} ({found.get(n)}, not {job[n]})"
+        for n in names
+    )

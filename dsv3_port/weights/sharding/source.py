@@ -15,16 +15,18 @@ import threading
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ..errors import PortError
-from .checkpoint import SCALE, Checkpoint
-from .fp8 import BLOCK, FP8, dequantize_blocks
-from .layout import same
-from .rank_files import Block, RankWriter
+from ...errors import PortError
+from ..fp8 import BLOCK, dequantize_blocks
+from ..layout import same
+from .plan import Block, Source
+
+if TYPE_CHECKING:
+    from .ranks import RankWriter
 
 TILE = 8 << 20  # values in a tile
 
@@ -37,8 +39,7 @@ class Reader:
     """Reads parts of stored tensors into this thread's buffers, without mapping files: a file that
     shrinks meanwhile is an error, not a bus error."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self.checkpoint = checkpoint
+    def __init__(self) -> None:
         self._fds: dict[Path, int] = {}
         self._guard, self._mine = threading.Lock(), threading.local()
 
@@ -57,14 +58,13 @@ class Reader:
             setattr(self._mine, what, held)
         return held[:nbytes]
 
-    def rows(self, name: str, first: int, count: int) -> Tensor:
-        """`count` rows from `first` as stored; the memory is used again by the next call of this
-        thread."""
-        shape, dtype = self.checkpoint.shape(name), self.checkpoint.stored_dtype(name)
-        file, at, _ = self.checkpoint.place(name)
-        row = math.prod(shape[1:]) * dtype.itemsize
-        into = self.buffer("scale" if name.endswith(SCALE) else "stored", count * row)
-        view, at = memoryview(into.numpy().data), at + first * row
+    def rows(self, source: Source, first: int, count: int, what: str = "stored") -> Tensor:
+        """`count` rows from `first` as stored; the memory, called `what`, is used again by the next
+        call of this thread."""
+        file, name, shape = source.file, source.name, source.shape
+        row = math.prod(shape[1:]) * source.dtype.itemsize
+        into = self.buffer(what, count * row)
+        view, at = memoryview(into.numpy().data), source.offset + first * row
         while len(view):
             try:
                 done = os.preadv(self._fd(file), [view], at)
@@ -78,21 +78,21 @@ class Reader:
                     "and run the same command, what is written stays"
                 )
             view, at = view[done:], at + done
-        return into.view(dtype).view(count, *shape[1:])
+        return into.view(source.dtype).view(count, *shape[1:])
 
-    def values(self, name: str, first: int, count: int, dtype: torch.dtype) -> Tensor:
+    def values(self, source: Source, first: int, count: int, dtype: torch.dtype) -> Tensor:
         """The same in `dtype`, FP8 blocks dequantised; `first` is then a multiple of 128."""
-        stored = self.rows(name, first, count)
+        stored = self.rows(source, first, count)
         if stored.dtype == dtype:
             return stored
         out = self.buffer("values", stored.numel() * dtype.itemsize).view(dtype).view(stored.shape)
-        if stored.dtype != FP8:
+        if source.scale is None:
             return out.copy_(stored)
-        scale = self.rows(name + SCALE, first // BLOCK, -(-count // BLOCK))
+        scale = self.rows(source.scale, first // BLOCK, -(-count // BLOCK), "scale")
         try:
             return dequantize_blocks(stored, scale, dtype, out)
         except PortError as error:
-            raise PortError(f"{self.checkpoint.path}: {name}: {error}") from error
+            raise PortError(f"{source.file}: {source.name}: {error}") from error
 
     def close(self) -> None:
         for fd in self._fds.values():
@@ -102,23 +102,22 @@ class Reader:
 
 def split_source(
     reader: Reader,
-    source: str,
-    blocks: list[Block],
+    source: Source,
     writers: dict[int, RankWriter],
     stop: threading.Event,
 ) -> dict[int, bytes]:
     """Write every block of `source` for every rank of `writers`; returns each rank's digests, in
-    order of `blocks`."""
-    shape = reader.checkpoint.shape(source)
+    order of its blocks."""
+    blocks = source.blocks
     dtype = torch.float32 if any(b.dtype == torch.float32 for b in blocks) else blocks[0].dtype
     hashes: list[dict[int, Any]] = [{r: hashlib.sha256() for r in writers} for _ in blocks]
     for k, block in enumerate(blocks):
         if _whole(block):  # the same bytes on every rank: hashed once
             hashes[k] = dict.fromkeys(writers, hashlib.sha256())
     written = [dict.fromkeys(writers, 0) for _ in blocks]
-    turn = zlib.crc32(source.encode()) % len(writers)
+    turn = zlib.crc32(source.name.encode()) % len(writers)
     ranks = [*writers][turn:] + [*writers][:turn]  # two workers seldom write the same file at once
-    for first, count in tiles(shape, any(b.piece.transform is not same for b in blocks)):
+    for first, count in tiles(source.shape, source.at_once):
         if stop.is_set():
             raise Stopped
         values = reader.values(source, first, count, dtype)
@@ -139,7 +138,7 @@ def split_source(
         for rank, count in written[k].items():
             if count != block.nbytes:
                 raise AssertionError(
-                    f"{block.target.name} of rank {rank}: {count} bytes of {source}, "
+                    f"{block.target.name} of rank {rank}: {count} bytes of {source.name}, "
                     f"not {block.nbytes}"
                 )
     return {r: b"".join(h[r].digest() for h in hashes) for r in writers}

@@ -12,21 +12,14 @@ import torch
 from safetensors import safe_open
 from tqdm import tqdm
 
-from ..config import DeepseekV3Config
-from ..errors import PortError
-from ..model.decoder import DeepseekV3, build
-from ..parallel import TensorParallel
-from ..steps import PortPlan
-from .layout import Target, targets
-from .manifest import (
-    MANIFEST,
-    check_fits,
-    differences,
-    rank_folder,
-    read_manifest,
-    read_rank_manifest,
-)
-from .rank_files import DTYPES, Block, RankPlan
+from ...config import DeepseekV3Config
+from ...errors import PortError
+from ...model.decoder import DeepseekV3, build
+from ...parallel import TensorParallel
+from ...steps import PortPlan
+from ..layout import Target, targets
+from .manifest import MANIFEST, check_fits, rank_folder, read_manifest, read_rank_manifest
+from .plan import DTYPES, Block, RankPlan, differences
 from .ranks import tensor_hash
 
 _CHUNK = 8 << 20

@@ -13,12 +13,10 @@ from pathlib import Path
 
 import torch
 
-from ..errors import PortError
-from .checkpoint import Checkpoint
-from .fp8 import FP8, dequantize_blocks, scale_shape
-from .layout import same
-from .rank_files import RankPlan
-from .stream import TILE
+from ...errors import PortError
+from ..fp8 import FP8, dequantize_blocks, scale_shape
+from .plan import RankPlan, Source
+from .source import TILE
 
 _BASE = 250 << 20  # Python and torch, before any work
 _PROBE = 64 << 20  # bytes written and flushed to see how fast the disk is
@@ -36,16 +34,12 @@ class Estimate:
 
 
 def estimate(
-    checkpoint: Checkpoint, plan: RankPlan, output: Path, ranks: int, jobs: int, probe: bool
+    sources: list[Source], plan: RankPlan, output: Path, ranks: int, jobs: int, probe: bool
 ) -> Estimate:
     """For `ranks` ranks. The probe writes a nameless file of 64 MiB beside `output` and dequantises
     8 MiB."""
-    sources = plan.by_source()
-    largest = max(math.prod(checkpoint.shape(name)) for name in sources)
-    at_once = max(
-        (math.prod(b.piece.source_shape) for b in plan.blocks if b.piece.transform is not same),
-        default=0,
-    )
+    largest = max(math.prod(s.shape) for s in sources)
+    at_once = max((math.prod(s.shape) for s in sources if s.at_once), default=0)
     tile = max(min(TILE, largest), at_once)
     # a worker holds the stored tile, its values and one rank's cut; dequantising adds 128 rows in
     # float32
@@ -56,24 +50,20 @@ def estimate(
         _BASE + jobs * worker + tables,
         disk,
         _free(output),
-        _seconds(checkpoint, list(sources), output, disk, jobs) if probe else 0.0,
+        _seconds(sources, output, disk, jobs) if probe else 0.0,
         jobs,
     )
 
 
-def _seconds(
-    checkpoint: Checkpoint, sources: list[str], output: Path, disk: int, jobs: int
-) -> float:
-    codes = sum(
-        math.prod(checkpoint.shape(n)) for n in sources if checkpoint.stored_dtype(n) == FP8
-    )
-    read = sum(checkpoint.place(n)[2] for n in sources)
+def _seconds(sources: list[Source], output: Path, disk: int, jobs: int) -> float:
+    codes = sum(math.prod(s.shape) for s in sources if s.dtype == FP8)
+    read = sum(s.nbytes for s in sources)
     start = time.perf_counter()
     dequantize_blocks(
         torch.ones(1024, 8192).to(FP8), torch.ones(scale_shape(1024, 8192)), torch.bfloat16
     )
     dequantise = (time.perf_counter() - start) / (8 << 20)
-    with open(checkpoint.files[0], "rb") as stream:
+    with open(sources[0].file, "rb") as stream:
         start = time.perf_counter()
         part = max(len(stream.read(_PROBE)), 1)
         reading = (time.perf_counter() - start) / part

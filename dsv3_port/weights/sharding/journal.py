@@ -16,8 +16,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ..errors import PortError
-from .manifest import differences
+from ...errors import PortError
+from .plan import Source, differences
 
 DIGEST = 32  # bytes of a sha256
 
@@ -26,12 +26,11 @@ class Journal:
     """`done[s]`: whether source number s is written; `digests`: those of the rank's blocks, 32
     bytes each."""
 
-    def __init__(
-        self, path: Path, job: dict[str, Any], sources: dict[str, list[int]], blocks: int
-    ) -> None:
-        """sources: name -> the numbers of the blocks it fills, in the order of the job."""
-        self.path, self.job, self._sources = path, job, sources
-        self._number = {name: i for i, name in enumerate(sources)}
+    def __init__(self, path: Path, job: dict[str, Any], sources: list[Source], blocks: int) -> None:
+        """sources: in the order of the job. blocks: how many a rank has."""
+        self.path, self.job = path, job
+        self._sources = {s.name: [b.number for b in s.blocks] for s in sources}
+        self._number = {name: i for i, name in enumerate(self._sources)}
         self.done = bytearray(len(sources))
         self.digests = bytearray(DIGEST * blocks)
         self._stream: Any = None

@@ -20,21 +20,15 @@ from typing import Any
 
 from filelock import FileLock
 
-from ..errors import PortError
-from ..files import write_atomic, write_json
-from ..steps import PortPlan
-from ..version import __version__
-from .checkpoint import Checkpoint
+from ...errors import PortError
+from ...files import write_atomic, write_json
+from ...steps import PortPlan
+from ...version import __version__
+from ..checkpoint import Checkpoint
+from .plan import FORMAT, differences, layout_of
 
 MANIFEST = "manifest.json"
 WORK = ".shard"
-FORMAT = 2
-LAYOUT_FIELDS = (
-    "tensor_parallel",
-    "attention",
-    "experts",
-    "mlp",
-)  # what of a plan decides names and shapes
 _COPIED = (
     "config.json",
     "generation_config.json",
@@ -43,11 +37,6 @@ _COPIED = (
     "special_tokens_map.json",
     "chat_template.jinja",
 )
-_JOB = ("format", "source", "world_size", "layout", "dtype", "file_bytes")
-
-
-def layout_of(plan: PortPlan) -> dict[str, Any]:
-    return {name: getattr(plan, name) for name in LAYOUT_FIELDS}
 
 
 def rank_folder(rank: int, world_size: int) -> str:
@@ -57,33 +46,6 @@ def rank_folder(rank: int, world_size: int) -> str:
 def is_sharded(path: str | Path) -> bool:
     """Whether the folder was written (or begun) by `dsv3-port shard`."""
     return (Path(path) / MANIFEST).is_file() or any(Path(path).glob("rank-*-of-*"))
-
-
-def fingerprint(checkpoint: Checkpoint) -> str:
-    """sha256 over config.json and the name, size and header of every weight file: what tells two
-    checkpoints apart without reading their values."""
-    text = hashlib.sha256((checkpoint.path / "config.json").read_bytes())
-    for file in checkpoint.files:
-        text.update(f"{file.name}:{file.stat().st_size}:".encode())
-        text.update(json.dumps(checkpoint.header(file), sort_keys=True).encode())
-    return text.hexdigest()
-
-
-def identity(
-    checkpoint: Checkpoint, world_size: int, plan: PortPlan, dtype: str, file_bytes: int
-) -> dict[str, Any]:
-    """What must agree for two runs to be parts of one job."""
-    values = (FORMAT, fingerprint(checkpoint), world_size, layout_of(plan), dtype, file_bytes)
-    return dict(zip(_JOB, values, strict=True))
-
-
-def differences(found: dict[str, Any], job: dict[str, Any]) -> str:
-    """In what two jobs differ, as words; empty where they are the same."""
-    names = [n for n in _JOB if found.get(n) != job[n]]
-    return ", ".join(
-        "source checkpoint" if n == "source" else f"{n} ({found.get(n)}, not {job[n]})"
-        for n in names
-    )
 
 
 def read_manifest(path: str | Path) -> dict[str, Any]:

@@ -14,10 +14,9 @@ from contextlib import contextmanager, suppress
 import torch
 from tqdm import tqdm
 
-from .checkpoint import Checkpoint
-from .rank_files import Block
+from .plan import Source
 from .ranks import RankJob
-from .stream import Reader, split_source
+from .source import Reader, split_source
 
 
 @contextmanager
@@ -32,9 +31,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def stream(
-    checkpoint: Checkpoint,
-    order: list[str],
-    table: dict[str, list[Block]],
+    sources: list[Source],
     todo: list[RankJob],
     jobs: int,
     progress: bool,
@@ -42,16 +39,16 @@ def stream(
 ) -> tuple[int, int]:
     """Every source tensor through the workers; returns (bytes read, tensors that an earlier run had
     written)."""
-    missing = {name: [r for r in todo if not r.journal.done[i]] for i, name in enumerate(order)}
-    open_names = [name for name in order if missing[name]]
-    sizes = {name: checkpoint.place(name)[2] for name in open_names}
-    reader, stop = Reader(checkpoint), threading.Event()
+    missing = {s.name: [r for r in todo if not r.journal.done[i]] for i, s in enumerate(sources)}
+    unread = [s for s in sources if missing[s.name]]
+    total = sum(s.nbytes for s in unread)
+    reader, stop = Reader(), threading.Event()
     with (
         _one_thread(),
         ThreadPoolExecutor(jobs, "shard") as pool,
         _Commits(commit_bytes) as commits,
         tqdm(
-            total=sum(sizes.values()),
+            total=total,
             desc="shard",
             unit="B",
             unit_scale=True,
@@ -59,15 +56,15 @@ def stream(
             disable=None if progress else True,
         ) as bar,
     ):
-        running: dict[Future[dict[int, bytes]], str] = {}
+        running: dict[Future[dict[int, bytes]], Source] = {}
         try:
-            for name in open_names:
+            for source in unread:
                 if len(running) >= 2 * jobs:
-                    _collect(running, missing, sizes, table, commits, bar)
-                writers = {r.rank: r.writer for r in missing[name]}
-                running[pool.submit(split_source, reader, name, table[name], writers, stop)] = name
+                    _collect(running, missing, commits, bar)
+                writers = {r.rank: r.writer for r in missing[source.name]}
+                running[pool.submit(split_source, reader, source, writers, stop)] = source
             while running:
-                _collect(running, missing, sizes, table, commits, bar)
+                _collect(running, missing, commits, bar)
         except BaseException:
             stop.set()
             for future in running:
@@ -76,20 +73,16 @@ def stream(
         finally:
             wait(running)
             reader.close()
-            for (
-                future,
-                name,
-            ) in running.items():  # where the job ends early: what was whole by then counts
+            # where the job ends early: what was whole by then counts
+            for future, source in running.items():
                 if not future.cancelled() and future.exception() is None:
-                    _add(name, future.result(), missing, table, commits)
-    return sum(sizes.values()), len(order) - len(open_names)
+                    _add(source, future.result(), missing, commits)
+    return total, len(sources) - len(unread)
 
 
 def _collect(
-    running: dict[Future[dict[int, bytes]], str],
+    running: dict[Future[dict[int, bytes]], Source],
     missing: dict[str, list[RankJob]],
-    sizes: dict[str, int],
-    table: dict[str, list[Block]],
     commits: _Commits,
     bar: tqdm,
 ) -> None:
@@ -97,22 +90,21 @@ def _collect(
     for future in sorted(
         ready, key=lambda f: f.exception() is not None
     ):  # what is whole first, then the error
-        name = running.pop(future)
-        _add(name, future.result(), missing, table, commits)
-        bar.update(sizes[name])
+        source = running.pop(future)
+        _add(source, future.result(), missing, commits)
+        bar.update(source.nbytes)
 
 
 def _add(
-    name: str,
+    source: Source,
     digests: dict[int, bytes],
     missing: dict[str, list[RankJob]],
-    table: dict[str, list[Block]],
     commits: _Commits,
 ) -> None:
     commits.add(
-        name,
-        {r: digests[r.rank] for r in missing[name]},
-        sum(b.nbytes for b in table[name]) * len(digests),
+        source.name,
+        {r: digests[r.rank] for r in missing[source.name]},
+        sum(b.nbytes for b in source.blocks) * len(digests),
     )
 
 
