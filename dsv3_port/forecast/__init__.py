@@ -1,0 +1,1 @@
+"""What to expect of cards that are not here: memory, roofline, kernels that others measured."""
