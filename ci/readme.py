@@ -89,7 +89,42 @@ def speed_tables() -> str:
     return bench_tables.markdown(bench.load_all(ROOT / "data" / "recorded"))
 
 
+def npu_points() -> str:
+    from dsv3_port.forecast import kernel_tables
+
+    return kernel_tables.markdown(kernel_tables.point_rows())
+
+
+def npu_gaps() -> str:
+    from dsv3_port.forecast import kernel_tables
+
+    return kernel_tables.markdown(kernel_tables.gap_rows())
+
+
+def npu_fits() -> str:
+    from dsv3_port.forecast import kernel_tables
+
+    return kernel_tables.markdown(kernel_tables.fit_rows())
+
+
+def npu_decode() -> str:
+    from dsv3_port.forecast import kernel_tables
+
+    return kernel_tables.markdown(kernel_tables.heldout_rows("decode"))
+
+
+def npu_prefill() -> str:
+    from dsv3_port.forecast import kernel_tables
+
+    return kernel_tables.markdown(kernel_tables.heldout_rows("prefill"))
+
+
 TABLES = {
+    "npu-points": npu_points,
+    "npu-gaps": npu_gaps,
+    "npu-fits": npu_fits,
+    "npu-decode": npu_decode,
+    "npu-prefill": npu_prefill,
     "steps": steps_table,
     "settings": settings_table,
     "versions": versions_table,
@@ -102,6 +137,7 @@ FILES = {
     "README.md": ("steps", "settings", "speed", "versions", "signatures"),
     "README.zh-CN.md": ("steps-zh",),
     "notebooks/workshop/instructor.md": ("exercises",),
+    "docs/npu-kernels.md": ("npu-points", "npu-gaps", "npu-fits", "npu-decode", "npu-prefill"),
 }
 
 
