@@ -187,9 +187,9 @@ def _import(folder: Path, beside_torch: contextlib.AbstractContextManager[object
                 import torch_npu  # noqa: F401
     finally:
         sys.path.remove(str(folder))
-    from . import collectives, graphs, kernels, launched, on_import, operators
+    from . import aten, collectives, graphs, launched, on_import, operators
 
-    kernels.install()
+    aten.install()
     operators.install()
     launched.install()
     collectives.install()

@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #define API __attribute__((visibility("default")))
 #define OK 0
@@ -52,21 +53,8 @@ API int aclrtSetDevice(int d) {
   current_device = d;
   return OK;
 }
-API const char *aclrtGetSocName(void) { const char *s = getenv("DSV3_HOSTNPU_SOC"); return s ? s : "Ascend910B4"; }
 API int aclrtGetCurrentContext(void **c) { *c = (void *)(intptr_t)(1 + current_device); return OK; }
-API int aclrtGetDeviceInfo(uint32_t d, int attribute, int64_t *v) { *v = 20; return OK; } /* cores, as a 910B4 has */
-API int aclrtGetMemInfo(int attribute, size_t *unused, size_t *total) {
-  *unused = (size_t)60 << 30; *total = (size_t)64 << 30;
-  return OK;
-}
-static int version(char *v, size_t n) { /* none: every "at least version x" is false */
-  const char *s = getenv("DSV3_HOSTNPU_CANN");
-  if (!s) return 100000;
-  memset(v, 0, n); snprintf(v, 128, "%s", s);
-  return OK;
-}
-API int aclsysGetCANNVersion(int package, char *v) { return version(v, 512); } /* char version[128], major[64], ... */
-API int aclsysGetVersionStr(const char *package, char *v) { return version(v, 128); }
+API int aclrtGetPrimaryCtxState(int d, uint32_t *flags, int32_t *active) { *flags = 0; *active = 1; return OK; }
 
 /* ---- memory ---- */
 static int host_alloc(void **p, size_t n) {
@@ -241,54 +229,6 @@ API int aclGetCompileopt(int opt, char *v, size_t n) { /* the only option asked 
   return OK;
 }
 API int aclGetCannAttributeList(const int **list, size_t *n) { *list = NULL; *n = 0; return OK; }
-
-/* ---- HCCL: a communicator is a name that its ranks share; the data moves in Python (collectives.py) ---- */
-struct comm { char name[128]; uint32_t size, rank; };
-typedef int (*collective_cb)(int kind, const char *name, uint32_t size, uint32_t rank, const void *send, void *recv,
-                             uint64_t count, int dtype, int argument);
-enum { ALL_REDUCE, BROADCAST, ALL_GATHER, REDUCE_SCATTER, ALL_TO_ALL, BARRIER };
-static collective_cb on_collective;
-API void hostcann_set_collective(collective_cb cb) { on_collective = cb; }
-static int collective(int kind, void *comm, const void *send, void *recv, uint64_t count, int dtype, int argument) {
-  struct comm *c = comm;
-  if (!on_collective) return HCCL_ERROR;
-  return on_collective(kind, c->name, c->size, c->rank, send, recv, count, dtype, argument);
-}
-API int HcclGetRootInfo(char *info) { /* 4108 bytes, made by rank 0; torch_npu's store hands them to the others */
-  struct timespec t;
-  clock_gettime(CLOCK_REALTIME, &t);
-  memset(info, 0, 4108);
-  snprintf(info, 128, "host%lld_%ld_%p", (long long)t.tv_sec, t.tv_nsec, (void *)info);
-  return OK;
-}
-API int HcclCommInitRootInfo(uint32_t size, const char *info, uint32_t rank, void **comm) {
-  struct comm *c = calloc(1, sizeof *c);
-  snprintf(c->name, sizeof c->name, "%s", info); c->size = size; c->rank = rank; *comm = c;
-  return OK;
-}
-API int HcclCommInitRootInfoConfig(uint32_t size, const char *info, uint32_t rank, const void *config, void **comm) {
-  return HcclCommInitRootInfo(size, info, rank, comm);
-}
-API int HcclCommDestroy(void *c) { free(c); return OK; }
-API int HcclGetCommName(void *c, char *name) { strcpy(name, ((struct comm *)c)->name); return OK; }
-API int HcclGetCommAsyncError(void *c, int *error) { *error = 0; return OK; }
-API int HcclAllReduce(void *s, void *r, uint64_t n, int type, int op, void *c, void *stream) {
-  return collective(ALL_REDUCE, c, s, r, n, type, op);
-}
-API int HcclBroadcast(void *b, uint64_t n, int type, uint32_t root, void *c, void *stream) {
-  return collective(BROADCAST, c, b, b, n, type, root);
-}
-API int HcclAllGather(void *s, void *r, uint64_t n, int type, void *c, void *stream) {
-  return collective(ALL_GATHER, c, s, r, n, type, 0);
-}
-API int HcclReduceScatter(void *s, void *r, uint64_t n, int type, int op, void *c, void *stream) {
-  return collective(REDUCE_SCATTER, c, s, r, n, type, op);
-}
-API int HcclAlltoAll(void *s, uint64_t n, int type, void *r, uint64_t rn, int rtype, void *c, void *stream) {
-  return collective(ALL_TO_ALL, c, s, r, n, type, 0);
-}
-API int HcclBarrier(void *c, void *stream) { return collective(BARRIER, c, NULL, NULL, 0, 0, 0); }
-/* Others (point to point, unequal sizes) are not here: torch_npu does not find them and says so. */
 
 /* ---- bounded string functions (libc_sec) ---- */
 API int vsnprintf_s(char *b, size_t n, size_t count, const char *f, va_list a) { return vsnprintf(b, n, f, a); }

@@ -7,7 +7,6 @@ computed: the call goes to the `Recorder` that graphs.py sets, and only shapes a
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -15,10 +14,13 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from . import fallback, generators, placement
+from .memory import alias, at_address, like, to_host
+
+__all__ = ["Kernel", "alias", "at_address", "recorder", "set_recorder", "to_host"]
+
 Function = Callable[..., Any]
 calls = {"kernel": 0}  # kernels run or recorded since the start
-_libraries: dict[str, torch.library.Library] = {}
-_generators: dict[torch.Generator, torch.Generator] = {}
 
 
 class Recorder(Protocol):
@@ -72,39 +74,6 @@ def set_recorder(new: Recorder) -> None:
 # ---- between npu and host ------------------------------------------------------------------------
 
 
-def at_address(
-    address: int, nbytes: int, dtype: torch.dtype, shape: Any, stride: Any, offset: int = 0
-) -> Tensor:
-    """A CPU tensor on existing memory, which it does not own."""
-    storage = torch._C._construct_storage_from_data_pointer(address, torch.device("cpu"), nbytes)
-    return torch.empty(0, dtype=dtype).set_(storage, offset, shape, stride)
-
-
-def alias(x: Tensor) -> Tensor:
-    """The memory of an npu tensor as a CPU tensor."""
-    storage = x.untyped_storage()
-    return at_address(
-        storage.data_ptr(), storage.nbytes(), x.dtype, x.size(), x.stride(), int(x.storage_offset())
-    )
-
-
-def to_host(value: Any) -> Any:
-    """An argument as the CPU operator wants it; lists are walked through."""
-    if isinstance(value, Tensor):
-        return alias(value) if value.device.type == "npu" else value
-    if isinstance(value, torch.device):
-        return torch.device("cpu") if value.type == "npu" else value
-    if isinstance(value, torch.Generator):  # reproducible, though not the device's sequence
-        if value not in _generators:
-            _generators[value] = torch.Generator().manual_seed(value.initial_seed())
-        return _generators[value]
-    return type(value)(to_host(v) for v in value) if isinstance(value, (list, tuple)) else value
-
-
-def _like(x: Tensor, device: str | torch.device) -> Tensor:
-    return torch.empty_strided(x.size(), x.stride(), dtype=x.dtype, device=device)
-
-
 def _copy(out: Tensor, host: Tensor) -> None:
     if host.numel():
         alias(out).copy_(host)
@@ -134,40 +103,55 @@ class Kernel:
 
     def __init__(self, op: Any, fn: Function | None = None) -> None:
         self.op, self.fn = op, fn or op
+        self.check = placement.check_of(op)
+        self.draws = generators.draws(op)
         self.written = [
             (i, a.name)
             for i, a in enumerate(op._schema.arguments)
             if a.alias_info is not None and a.alias_info.is_write
         ]
+        tensors = sum(str(a.type) == "Tensor" for a in op._schema.arguments)
+        self.may_have_numbers = fn is None and tensors > 1 + any(
+            a.is_out for a in op._schema.arguments
+        )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         calls["kernel"] += 1
-        host_args, host_kwargs = (
-            [to_host(a) for a in args],
-            {k: to_host(v) for k, v in kwargs.items()},
-        )
-        self._own_empty(host_args, host_kwargs)
+        if self.check is not None:
+            self.check(args, kwargs)
+        host_args = [to_host(a) for a in args]
+        host_kwargs = {k: to_host(v) for k, v in kwargs.items()}
+        fn = self.fn
+        if self.draws:
+            fn = generators.bound(self.op, fn, _device(args, kwargs), host_args, host_kwargs)
+        elif self.may_have_numbers and fallback.numbers(self.op, host_args):
+            fn = fallback.for_numbers(self.op, host_args)
+        if self.written:
+            self._own_empty(args, kwargs, host_args, host_kwargs)
         if recorder.updating():
-            recorder.update(self.fn, host_args, host_kwargs)
+            recorder.update(fallback.Call(fn, self.op, self.written), host_args, host_kwargs)
             return tuple(
                 torch.empty(0, device="npu") for _ in self.op._schema.returns
             )  # nobody uses it
         if recorder.capturing():
-            return self._capture(args, kwargs, host_args, host_kwargs)
+            return self._capture(fn, args, kwargs, host_args, host_kwargs)
         recorder.flush()
-        result = self.fn(*host_args, **host_kwargs)
+        result = fallback.run(fn, self.op, self.written, host_args, host_kwargs)
+        if self.op is torch.ops.aten._pack_padded_sequence.default:
+            sizes = result[1]  # batch sizes are for the host, on a device too
+            return self._collect(result[0], args, kwargs, host_args, host_kwargs, _copy), sizes
         return self._collect(result, args, kwargs, host_args, host_kwargs, _copy)
 
-    def _own_empty(self, host_args: list[Any], host_kwargs: dict[str, Any]) -> None:
+    def _own_empty(self, args: Any, kwargs: Any, host_args: Any, host_kwargs: Any) -> None:
         """An empty out= argument gets memory of its own: the operator will resize it, which an
         alias does not allow."""
-        for i, name in self.written:
-            where, key = (host_args, i) if i < len(host_args) else (host_kwargs, name)
-            value = where[key] if key in host_kwargs or where is host_args else None  # type: ignore[index]
-            if isinstance(value, Tensor) and value.numel() == 0:
-                where[key] = torch.empty_like(value)  # type: ignore[index]
+        for where, key, _ in self._written(args, kwargs, host_args, host_kwargs):
+            if isinstance(where[key], Tensor) and where[key].numel() == 0:
+                where[key] = torch.empty_like(where[key])
 
-    def _capture(self, args: Any, kwargs: Any, host_args: Any, host_kwargs: Any) -> Any:
+    def _capture(
+        self, fn: Function, args: Any, kwargs: Any, host_args: Any, host_kwargs: Any
+    ) -> Any:
         """As on the device, nothing is computed: static inputs hold garbage now, and caches must
         not change.
 
@@ -175,22 +159,37 @@ class Kernel:
         none.
         """
         self._refuse_wait(args, kwargs)
-        shapes = tree_map_only(Tensor, lambda t: _like(t, "meta"), (host_args, host_kwargs))
+        shapes = tree_map_only(Tensor, lambda t: like(t, "meta"), (host_args, host_kwargs))
+        shape = fn if isinstance(fn, torch._ops.OpOverload) else self.op
         try:
-            result = self.op(*shapes[0], **shapes[1])
+            result = shape(*shapes[0], **shapes[1])
         except NotImplementedError:
             shapes = tree_map_only(
-                Tensor, lambda t: _like(t, "cpu").zero_(), (host_args, host_kwargs)
+                Tensor, lambda t: like(t, "cpu").zero_(), (host_args, host_kwargs)
             )
-            result = self.fn(*shapes[0], **shapes[1])
+            with torch.random.fork_rng(devices=[], enabled=self.draws):
+                result = fallback.run(self.fn, self.op, self.written, *shapes)
         result = self._collect(result, args, kwargs, shapes[0], shapes[1], _leave)
+        for where, key, npu in self._written(args, kwargs, host_args, host_kwargs):
+            if isinstance(npu, Tensor) and npu.device.type == "npu":
+                where[key] = alias(npu)  # it may have been resized, and then lies elsewhere
         outs = [
             alias(t) if t.device.type == "npu" else t
             for t in tree_leaves(result)
             if isinstance(t, Tensor)
         ]
-        recorder.record(self.fn, host_args, host_kwargs, outs)
+        recorder.record(fallback.Call(fn, self.op, self.written), host_args, host_kwargs, outs)
         return result
+
+    def _written(
+        self, args: Any, kwargs: Any, host_args: Any, host_kwargs: Any
+    ) -> Iterator[tuple[Any, Any, Any]]:
+        """(container and key of the host argument, npu argument) of each written argument given."""
+        for i, name in self.written:
+            if i < len(args):
+                yield host_args, i, args[i]
+            elif name in kwargs:
+                yield host_kwargs, name, kwargs[name]
 
     def _refuse_wait(self, args: Any, kwargs: Any) -> None:
         """A blocking copy to the host, as in .cpu() and .tolist(), waits for the device: refused in
@@ -214,88 +213,27 @@ class Kernel:
         """Results in npu memory: a written argument stays the object it was, everything else is
         new."""
         same: dict[int, Tensor] = {}
-        for i, name in self.written:
-            host = host_args[i] if i < len(args) else host_kwargs.get(name)
-            npu = args[i] if i < len(args) else kwargs.get(name)
-            pairs = (
+        for container, key, npu in self._written(args, kwargs, host_args, host_kwargs):
+            host = container[key]
+            for destination, source in (
                 [(npu, host)]
                 if isinstance(npu, Tensor)
-                else list(zip(npu or (), host or (), strict=True))
-            )
-            for destination, source in pairs:
-                if destination.device.type == "npu":
-                    if (
-                        destination.shape != source.shape
-                    ):  # an out= argument that the operator resized
-                        put(destination.resize_(source.shape), source)
-                    same[id(source)] = destination
+                else zip(npu or (), host or (), strict=True)
+            ):
+                if destination.device.type != "npu":
+                    continue
+                same[id(source)] = destination
+                if destination.shape != source.shape:  # an out= argument that the operator resized
+                    put(destination.resize_(source.shape), source)
+                elif source.data_ptr() != destination.data_ptr():  # it was given memory of its own
+                    put(destination, source)
         where = _device(args, kwargs)
 
         def give(host: Tensor) -> Tensor:
             if id(host) in same:
                 return same[id(host)]
-            out = _like(host, where)
+            out = like(host, where)
             put(out, host)
             return out
 
         return tree_map_only(Tensor, give, result)
-
-
-# ---- all of them ---------------------------------------------------------------------------------
-
-# Allocation, views and storage stay torch_npu's own, and out of every capture.
-NATIVE = frozenset(
-    """
-_copy_from_and_resize _has_compatible_shallow_copy_type _lazy_clone _local_scalar_dense _pin_memory _reshape_alias
-_to_copy alias as_strided as_strided_ contiguous detach empty empty_like empty_strided empty_with_format is_pinned
-is_set_to lift_fresh new_empty new_empty_strided pin_memory record_stream resize_ resize_as_ select set_ slice unfold
-unsafe_empty_with_format view view_as_complex view_as_real
-""".split()
-)
-
-
-def full_name(schema: Any) -> str:
-    return schema.name + ("." + schema.overload_name if schema.overload_name else "")
-
-
-def overloads(namespace: str) -> Iterator[Any]:
-    """Every operator overload of a namespace that the dispatcher knows (TorchScript has more)."""
-    for schema in torch._C._jit_get_all_schemas():
-        if schema.name.startswith(namespace + "::") and torch._C._dispatch_has_kernel(
-            full_name(schema)
-        ):
-            packet = getattr(getattr(torch.ops, namespace), schema.name.split("::")[1])
-            yield getattr(packet, schema.overload_name or "default")
-
-
-def has_kernel(op: Any, key: str) -> bool:
-    return torch._C._dispatch_has_kernel_for_dispatch_key(full_name(op._schema), key)
-
-
-def register(op: Any, kernel: Function) -> None:
-    """Put a kernel in the place of torch_npu's, without PyTorch's warning about that."""
-    namespace = op._schema.name.split("::")[0]
-    if namespace not in _libraries:
-        _libraries[namespace] = torch.library.Library(namespace, "IMPL")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        _libraries[namespace].impl(full_name(op._schema), kernel, "PrivateUse1")
-
-
-def install() -> int:
-    """Host kernels for all aten operators that torch_npu has kernels for, or would hand to its CPU
-    fallback, which copies and cannot be captured. Returns how many."""
-    count = 0
-    for op in overloads("aten"):
-        is_view = any(
-            r.alias_info is not None and not r.alias_info.is_write for r in op._schema.returns
-        )
-        covered = (
-            has_kernel(op, "PrivateUse1")
-            or has_kernel(op, "CPU")
-            and not has_kernel(op, "CompositeExplicitAutograd")
-        )
-        if covered and not is_view and op._schema.name.removeprefix("aten::") not in NATIVE:
-            register(op, Kernel(op))
-            count += 1
-    return count

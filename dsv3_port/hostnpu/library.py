@@ -25,7 +25,8 @@ from platformdirs import user_cache_path
 
 from ..errors import PortError
 
-SOURCE = Path(__file__).with_name("cann_host.c")
+# one library of one translation unit, in this order
+SOURCES = [Path(__file__).with_name(f"cann_{part}.c") for part in ("host", "device", "hccl")]
 # libascendcl holds everything. The others are empty and depend on it: dlsym on any of them finds
 # the one copy.
 SONAMES = (
@@ -140,7 +141,7 @@ def undefined_symbols(path: Path) -> set[str]:
 
 def generate(torch_npu: Path) -> str:
     """C source of the whole library for the torch_npu package in this folder."""
-    own = SOURCE.read_text(encoding="utf-8")
+    own = "\n".join(source.read_text(encoding="utf-8") for source in SOURCES)
     written = set(re.findall(r"^API [\w ]+?\*?(\w+)\(", own, re.M))
     names = set(BY_NAME)
     for library in sorted(torch_npu.rglob("*.so")):
@@ -167,7 +168,7 @@ def cache_folder(torch_npu: Path) -> Path:
             f"{error.filename}: missing from torch_npu; install it again with `dsv3-port hostnpu install`"
         ) from error
     digest = hashlib.sha256(stamp.encode())
-    for file in (SOURCE, Path(__file__)):
+    for file in (*SOURCES, Path(__file__)):
         digest.update(file.read_bytes())
     return cache() / digest.hexdigest()[:16]
 

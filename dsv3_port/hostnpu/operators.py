@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from ..ops import contracts, reference
-from . import kernels
-from .kernels import Kernel, alias, full_name, has_kernel, overloads, register
+from . import autograd, fusion_attention, kernels
+from .kernels import Kernel, alias
+from .registry import full_name, has_kernel, overloads, register
 
 # npu operators whose name, arguments and results are those of the function of the same name in
 # ops/reference.py
@@ -88,7 +89,7 @@ def _attention_workspace(*args: Any, **kwargs: Any) -> Tensor:
     return torch.empty(16, dtype=torch.uint8)
 
 
-def _dtype_cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+def _dtype_cast(x: Tensor, dtype: torch.dtype, *dtypes: None, **others: None) -> Tensor:
     """torch_npu's form of x.to(dtype), which its own C++ code calls too."""
     return x.to(dtype)
 
@@ -98,6 +99,9 @@ ADAPTED: dict[str, Callable[..., Any]] = {
     "npu_fused_infer_attention_score.out": _attention_out,
     "_npu_fused_infer_attention_score_get_max_workspace": _attention_workspace,
     "_npu_dtype_cast": _dtype_cast,
+    "npu_dtype_cast": _dtype_cast,
+    **autograd.NPU,
+    **fusion_attention.NPU,
 }
 
 

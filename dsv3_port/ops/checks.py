@@ -11,15 +11,20 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 INDICES = (torch.int32, torch.int64)
 
 
+class ContractError(RuntimeError, ValueError, TypeError):
+    """A wrong argument of an NPU operator. torch_npu raises RuntimeError for all of them, Python
+    says ValueError or TypeError: whoever catches one of the three catches this."""
+
+
 def bad(
-    operator: str, argument: str, got: Any, wants: str, kind: type[Exception] = ValueError
-) -> Exception:
+    operator: str, argument: str, got: Any, wants: str, kind: type[Exception] = ContractError
+) -> ContractError:
     """The exception to raise: operator, argument, what it is, what the operator's document wants."""
     if isinstance(got, Tensor):
         got = f"{str(got.dtype).removeprefix('torch.')} {list(got.shape)}"
     elif isinstance(got, (torch.dtype, torch.Size)):
         got = str(list(got)) if isinstance(got, torch.Size) else str(got).removeprefix("torch.")
-    return kind(f"{operator}: {argument} is {got}; it must be {wants}")
+    return ContractError(f"{operator}: {argument} is {got}; it must be {wants}")
 
 
 def readable(*tensors: Tensor) -> bool:

@@ -12,6 +12,7 @@ from .checks import bad, dtype_of, floating, one_of, same_dtype
 from .reference_attention import COMPRESSED_MASK, LAYOUTS
 
 OTHER_LAYOUTS = ("TND", "NTD", "TND_NTD", "NTD_TND", "NSD")
+TWO_DIM_MASKS = ("BSH", "BSND", "BNSD", "BNSD_BSND")  # without rope inputs
 MLA_HEADS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
@@ -57,11 +58,17 @@ def npu_fused_infer_attention_score(
         raise bad(op, "key_rope", key_rope, "given together with query_rope")
     if block_table is not None and actual_seq_lengths_kv is None:
         raise bad(op, "actual_seq_lengths_kv", None, "given with a block_table")
-    _mask(op, atten_mask, sparse_mode)
-    if input_layout in LAYOUTS and block_table is None:
+    dense = input_layout in LAYOUTS and block_table is None
+    source = LAYOUTS[input_layout][0] if dense else input_layout
+    axis = 2 if source == "BNSD" else 1
+    one_query = dense and query.dim() > axis and query.shape[axis] == 1
+    if one_query:
+        one_of(op, "inner_precise (one query)", inner_precise, 0, 1)
+    _mask(op, atten_mask, 0 if one_query and query_rope is None else sparse_mode)
+    if dense:
         _dense(
             op,
-            LAYOUTS[input_layout][0],
+            source,
             query,
             key,
             value,
@@ -70,7 +77,11 @@ def npu_fused_infer_attention_score(
             num_heads,
             kv_heads,
         )
-        axis = 2 if LAYOUTS[input_layout][0] == "BNSD" else 1
+        two_dims = query_rope is None and input_layout in TWO_DIM_MASKS
+        if atten_mask is not None and sparse_mode in (0, 1):
+            _mask_shape(
+                op, atten_mask, query.shape[0], query.shape[axis], key.shape[axis], two_dims
+            )
         _lengths(op, "actual_seq_lengths", actual_seq_lengths, query.shape[0], query.shape[axis])
         _lengths(
             op, "actual_seq_lengths_kv", actual_seq_lengths_kv, query.shape[0], key.shape[axis]
@@ -92,6 +103,15 @@ def _mask(op: str, mask: Tensor | None, sparse_mode: int) -> None:
             mask.shape,
             f"[2048, 2048], True strictly above the diagonal, with sparse_mode {sparse_mode}",
         )
+
+
+def _mask_shape(op: str, mask: Tensor, batch: int, queries: int, keys: int, two_dims: bool) -> None:
+    lead = ((1,), (batch,), (batch, 1), (1, 1))
+    wanted = [(*dims, queries, keys) for dims in lead]
+    if two_dims:
+        wanted.append((batch, keys) if queries == 1 else (queries, keys))
+    if tuple(mask.shape) not in wanted:
+        raise bad(op, "atten_mask", mask.shape, " or ".join(str(list(w)) for w in wanted))
 
 
 def _dense(
@@ -148,8 +168,13 @@ def _lengths(op: str, name: str, lengths: Sequence[int] | None, batch: int, limi
         return
     if isinstance(lengths, Tensor):
         raise bad(op, name, lengths, "a list of int (host numbers)", TypeError)
-    if len(lengths) not in (1, batch) or not all(0 <= n <= limit for n in lengths):
-        raise bad(op, name, list(lengths), f"{batch} lengths in 0..{limit}, one for each batch row")
+    if 1 < len(lengths) < batch or not all(0 <= n <= limit for n in lengths[:batch]) or not lengths:
+        raise bad(
+            op,
+            name,
+            list(lengths),
+            f"{batch} lengths in 0..{limit}, one for each batch row, or one for all",
+        )
 
 
 def npu_transpose_batchmatmul(

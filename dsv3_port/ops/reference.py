@@ -135,12 +135,13 @@ def _rotate_half(x: Tensor) -> Tensor:
 def npu_rotary_mul(
     input: Tensor, r1: Tensor, r2: Tensor, rotary_mode: str = "half", rotate: Tensor | None = None
 ) -> Tensor:
-    """input * cos + rot(input) * sin with r1 = cos, r2 = sin; one cast.
+    """input * cos + rot(input) * sin with r1 = cos, r2 = sin, both cast to input's dtype first; one
+    cast at the end.
 
     rot is cat(-second half, first half) in mode "half", (-x[2i+1], x[2i]) in mode "interleave"
     (whose result stays interleaved), and input @ rotate where a [D, D] matrix is given.
     """
-    x, cos, sin = wide(input), wide(r1), wide(r2)
+    x, cos, sin = wide(input), wide(r1.to(input.dtype)), wide(r2.to(input.dtype))
     if rotate is not None:
         turned = x @ wide(rotate)
     elif rotary_mode == "half":

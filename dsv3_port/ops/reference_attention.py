@@ -88,7 +88,10 @@ def npu_fused_infer_attention_score(
     query [B, N, S, D], key [B, KV, L, D], value [B, KV, L, Dv] in the order that input_layout
     names; out has query's dtype and value's D. num_key_value_heads 0 means num_heads. atten_mask:
     non-zero = masked out; sparse_mode 0 and 1 use it as given, 2 and 3 are causal, aligned top-left
-    and bottom-right, and take the compressed 2048 x 2048 mask. Lengths count the valid positions of
+    and bottom-right, and take the compressed 2048 x 2048 mask, as does 4. With a mask, pre_tokens
+    and next_tokens bound a band around the diagonal, from the top left in mode 0 and from the bottom
+    right in 4; nowhere else. With one query and no rope inputs they and sparse_mode mean nothing,
+    and the mask may be [B, L]. Lengths count the valid positions of
     each batch row: keys behind are not seen, query rows behind are 0 here. No key at all gives 0; a
     row whose keys are all masked is undefined (NaN here) unless inner_precise 2 or 3 makes it 0.
     lse [B, N, S, 1] float32 with softmax_lse_flag, else empty. Inner precision of the device: not
@@ -114,18 +117,15 @@ def npu_fused_infer_attention_score(
         key_shared_prefix=key_shared_prefix,
         value_shared_prefix=value_shared_prefix,
         actual_shared_prefix_len=actual_shared_prefix_len,
-        key_rope_antiquant_scale=key_rope_antiquant_scale,
         block_size=block_size or None,
         antiquant_mode=antiquant_mode or None,
         key_antiquant_mode=key_antiquant_mode or None,
         value_antiquant_mode=value_antiquant_mode or None,
-        pre_tokens=pre_tokens if sparse_mode == 0 and pre_tokens != INT_MAX else None,
-        next_tokens=next_tokens if sparse_mode == 0 and next_tokens != INT_MAX else None,
     )
-    if input_layout not in LAYOUTS or sparse_mode not in (0, 1, 2, 3):
+    if input_layout not in LAYOUTS or sparse_mode not in (0, 1, 2, 3, 4):
         raise NotImplementedError(
             f"npu_fused_infer_attention_score: input_layout {input_layout!r} with sparse_mode "
-            f"{sparse_mode} has no reference; layouts {', '.join(LAYOUTS)}, modes 0 to 3 have"
+            f"{sparse_mode} has no reference; layouts {', '.join(LAYOUTS)}, modes 0 to 4 have"
         )
     source, target = LAYOUTS[input_layout]
     kv_heads = num_key_value_heads or num_heads
@@ -147,9 +147,11 @@ def npu_fused_infer_attention_score(
         torch.arange(keys, device=q.device),
     )
     absent = (column >= kv_len) | (row >= q_len)  # [B, 1, S, L]
-    hidden = _masked(
-        atten_mask, sparse_mode, row, column, kv_len - q_len, queries == 1 and query_rope is None
-    )
+    one_query = queries == 1 and query_rope is None
+    hidden = _masked(atten_mask, sparse_mode, row, column, kv_len - q_len, one_query)
+    if sparse_mode in (0, 4) and atten_mask is not None and not one_query:
+        corner = row + (kv_len - q_len if sparse_mode == 4 else 0)
+        hidden = hidden | (column > corner + next_tokens) | (column < corner - pre_tokens)
     score = score.masked_fill(absent | hidden, -torch.inf)
     out = score.softmax(-1) @ v
     out = out.masked_fill(absent.all(-1, keepdim=True), 0)
@@ -166,6 +168,7 @@ def npu_fused_infer_attention_score(
 def _lengths(given: Sequence[int] | None, batch: int, full: int, device: torch.device) -> Tensor:
     """[B, 1, 1, 1]: the valid length of each batch row; one number stands for all."""
     values = [full] if given is None else [int(n) for n in given]
+    values = values[:batch]  # more than there are sequences: the first ones count
     return torch.tensor(values, device=device).expand(batch)[:, None, None, None]
 
 
@@ -174,13 +177,17 @@ def _masked(
 ) -> Tensor:
     """True where a key is masked out, broadcastable to [B, N, S, L]; `shift` = valid keys minus
     valid queries."""
-    if mode in (2, 3):
-        if one_query:  # the document: sparse_mode is ignored with one query and no rope inputs
+    if mode in (2, 3, 4):
+        if (
+            one_query or mode == 4
+        ):  # the document: sparse_mode is ignored with one query and no rope inputs
             return torch.zeros_like(column, dtype=torch.bool)
         return column > row + (shift if mode == 3 else 0)
     if mask is None:
         return torch.zeros_like(column, dtype=torch.bool)
     mask = mask.bool()
+    if mask.dim() == 2 and one_query:  # [B, L]: a row of keys for each sequence
+        return mask[:, None, None]
     return mask[:, None] if mask.dim() == 3 else mask
 
 

@@ -12,7 +12,13 @@ from .processes import ROOT, needs_torch_npu
 
 INSIDE = Path(__file__).with_name("inside")
 # importing torch and torch_npu takes longer than most of these files: they share processes
-OPERATORS = ("check_aten.py", "check_operators.py", "check_schemas.py", "check_ge.py")
+OPERATORS = (
+    "check_aten.py",
+    "check_devices.py",
+    "check_operators.py",
+    "check_schemas.py",
+    "check_ge.py",
+)
 MODELS = (
     "check_capture.py",
     "check_graphs.py",

@@ -517,7 +517,6 @@ def test_the_same_calls_with_right_arguments(call: Callable[[], Any]) -> None:
         ),
         ("input_ids", lambda: gate(input_ids=ints([0]))),
         ("block_table", lambda: attend(block_table=ints([[0], [1]]), actual_seq_lengths_kv=[1, 1])),
-        ("pre_tokens", lambda: attend(pre_tokens=4)),
         ("bias", lambda: ops.npu_transpose_batchmatmul(f(2, 3, 4), f(2, 4, 5), bias=f(5))),
     ],
 )

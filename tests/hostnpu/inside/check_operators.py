@@ -356,7 +356,7 @@ def test_past_our_dispatch_the_contracts_hold() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["npu_fusion_attention", "npu_dynamic_quant", "npu_moe_token_permute", "npu_geglu"]
+    "name", ["npu_linear", "npu_dynamic_quant", "npu_moe_token_permute", "npu_geglu"]
 )
 def test_what_nobody_implemented_says_its_name(name: str) -> None:
     op = getattr(torch.ops.npu, name).default

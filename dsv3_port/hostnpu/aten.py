@@ -1,0 +1,118 @@
+"""aten operators that the device has and the CPU has not, or not for these dtypes.
+
+Everything else of aten is the CPU's own operator (kernels.py), with the general remedies of
+fallback.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import autograd
+from .kernels import Kernel
+from .registry import full_name, has_kernel, overloads, register
+
+aten = torch.ops.aten
+# Allocation, views and storage stay torch_npu's own, and out of every capture.
+NATIVE = frozenset(
+    """
+_copy_from_and_resize _has_compatible_shallow_copy_type _lazy_clone _local_scalar_dense _pin_memory _reshape_alias
+_to_copy alias as_strided as_strided_ contiguous detach empty empty_like empty_strided empty_with_format is_pinned
+is_set_to lift_fresh new_empty new_empty_strided pin_memory record_stream resize_ resize_as_ select set_ slice unfold
+unsafe_empty_with_format view view_as_complex view_as_real
+""".split()
+)
+
+
+def histc(self: Tensor, bins: int = 100, min: float = 0, max: float = 0) -> Tensor:
+    """Integers too: they are exact in float64 up to 2^53."""
+    if self.is_floating_point():
+        return aten.histc(self, bins, min, max)
+    return aten.histc(self.double(), bins, min, max).to(self.dtype)
+
+
+def histc_out(
+    self: Tensor, bins: int = 100, min: float = 0, max: float = 0, *, out: Tensor
+) -> Tensor:
+    found = histc(self, bins, min, max)
+    return out.resize_(found.shape).copy_(found) if out.shape != found.shape else out.copy_(found)
+
+
+def softmax(self: Tensor, dim: int, half_to_float: bool) -> Tensor:
+    """half_to_float: float16 in, float32 out (softmax(x, dtype=float32))."""
+    return aten._softmax(self.float() if half_to_float else self, dim, False)
+
+
+def log_softmax(self: Tensor, dim: int, half_to_float: bool) -> Tensor:
+    return aten._log_softmax(self.float() if half_to_float else self, dim, False)
+
+
+def long_indices(op: Any, *names: str) -> Callable[..., Any]:
+    """op with its int32 index arguments as the int64 that the CPU wants."""
+    places = [(i, a.name) for i, a in enumerate(op._schema.arguments) if a.name in names]
+
+    def widen(value: Any) -> Any:
+        return value.long() if isinstance(value, Tensor) and value.dtype == torch.int32 else value
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        given = list(args)
+        for i, name in places:
+            if i < len(given):
+                given[i] = widen(given[i])
+            elif name in kwargs:
+                kwargs[name] = widen(kwargs[name])
+        return op(*given, **kwargs)
+
+    call.__name__ = op._schema.name
+    return call
+
+
+# operators whose targets or indices may be int32 on the device
+INT32 = {
+    "nll_loss_forward": ("target",),
+    "nll_loss_backward": ("target",),
+    "nll_loss2d_forward": ("target",),
+    "nll_loss2d_backward": ("target",),
+    "multilabel_margin_loss_forward": ("target",),
+    "multilabel_margin_loss_backward": ("target",),
+    "multi_margin_loss": ("target",),
+    "multi_margin_loss_backward": ("target",),
+    "put_": ("index",),
+}
+OWN: dict[str, Callable[..., Any]] = {
+    "histc": histc,
+    "histc.out": histc_out,
+    "_softmax": softmax,
+    "_log_softmax": log_softmax,
+    "matmul_backward": autograd.matmul_backward,
+}
+
+
+def function(op: Any) -> Callable[..., Any] | None:
+    """What runs in the place of the CPU's operator; None: the operator itself."""
+    name = full_name(op._schema).removeprefix("aten::")
+    base = name.split(".")[0]
+    return OWN.get(name) or (long_indices(op, *INT32[base]) if base in INT32 else None)
+
+
+def install() -> int:
+    """Host kernels for all aten operators that torch_npu has kernels for, or would hand to its CPU
+    fallback, which copies and cannot be captured. Returns how many."""
+    count = 0
+    for op in overloads("aten"):
+        is_view = any(
+            r.alias_info is not None and not r.alias_info.is_write for r in op._schema.returns
+        )
+        covered = (
+            has_kernel(op, "PrivateUse1")
+            or has_kernel(op, "CPU")
+            and not has_kernel(op, "CompositeExplicitAutograd")
+        )
+        if covered and not is_view and op._schema.name.removeprefix("aten::") not in NATIVE:
+            register(op, Kernel(op, function(op)))
+            count += 1
+    return count
