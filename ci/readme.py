@@ -1,4 +1,4 @@
-"""Write the tables of README and of the instructor guide from the code that they describe.
+"""Write the tables of README, docs/ and the instructor guide from the code that they describe.
 
 `--check` only compares (exit code 1 if they differ).
 """
@@ -16,15 +16,14 @@ def steps_table() -> str:
     from dsv3_port.steps import STEPS
 
     rows = [
-        "| | step | 步骤 | notebook | before → after | stays equal | saves on an NPU |",
-        "|---|---|---|---|---|---|---|",
+        "| | step | notebook | before → after | stays equal | saves on an NPU |",
+        "|---|---|---|---|---|---|",
     ]
     for s in STEPS:
         forms = f"`{s.before.split(':')[1]}` → `{s.after.split(':')[1]}`"
         link = f"[{s.notebook}](notebooks/{s.notebook}.ipynb)"
         rows.append(
-            f"| {s.number} | `{s.id}`: {s.title} | {s.title_zh} | {link} | "
-            f"{forms} | {s.stays_equal} | {s.saves} |"
+            f"| {s.number} | `{s.id}`: {s.title} | {link} | {forms} | {s.stays_equal} | {s.saves} |"
         )
     return "\n".join(rows)
 
@@ -89,6 +88,31 @@ def speed_tables() -> str:
     return bench_tables.markdown(bench.load_all(ROOT / "data" / "recorded"))
 
 
+def layers_table() -> str:
+    """The floors of the house as its test has them, each room with its own first sentence."""
+    import ast
+
+    tree = ast.parse((ROOT / "tests" / "house" / "test_imports.py").read_text(encoding="utf-8"))
+    (layers,) = (
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "LAYERS"
+    )
+
+    def about(room: str) -> str:
+        package = ROOT / "dsv3_port" / room
+        file = package / "__init__.py" if package.is_dir() else package.with_suffix(".py")
+        if not file.is_file():
+            return ""
+        text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+        return " ".join(text.split("\n\n")[0].split()).replace("|", "\\|")
+
+    rows = ["| floor | room | what lives there |", "|---|---|---|"]
+    for number, rooms in enumerate(layers):
+        rows += [f"| {len(layers) - number} | `{room}` | {about(room)} |" for room in rooms]
+    return "\n".join(rows)
+
+
 def npu_points() -> str:
     from dsv3_port.forecast import kernel_tables
 
@@ -129,12 +153,17 @@ TABLES = {
     "settings": settings_table,
     "versions": versions_table,
     "signatures": signatures_table,
+    "layers": layers_table,
     "steps-zh": steps_table_zh,
     "exercises": exercises_table,
     "speed": speed_tables,
 }
 FILES = {
-    "README.md": ("steps", "settings", "speed", "versions", "signatures"),
+    "README.md": ("steps",),
+    "docs/architecture.md": ("layers",),
+    "docs/settings.md": ("settings",),
+    "docs/speed.md": ("speed",),
+    "docs/versions.md": ("versions", "signatures"),
     "README.zh-CN.md": ("steps-zh",),
     "notebooks/workshop/instructor.md": ("exercises",),
     "docs/npu-kernels.md": ("npu-points", "npu-gaps", "npu-fits", "npu-decode", "npu-prefill"),

@@ -156,7 +156,7 @@ STEPS: tuple[Step, ...] = (
         "model.experts:ExpertLoop",
         "model.experts:GroupedExperts",
         "expert indices and logits",
-        "launches: five operators a layer instead of several for each expert; no host sync",
+        "launches: a fixed number a layer instead of several for each expert; no host sync",
     ),
     Step(
         "one_hot_gate",

@@ -65,7 +65,7 @@ SYMPTOMS = (
     Symptom(
         r"undefined symbol: (?:Msprof|acl|rt[A-Z]|Hccl|ge|_ZN2ge)",
         "torch_npu and CANN are of different times",
-        "install the pair of README's version table",
+        "install the pair of the table in docs/versions.md",
         "triton-ascend #328",
     ),
     Symptom(
@@ -184,7 +184,7 @@ def cann() -> Check:
             "CANN",
             WARN,
             f"in {home}, version unknown: no *-linux/ascend_*_install.info",
-            "check by hand that it is the CANN of README's version table",
+            "check by hand that it is the CANN of the table in docs/versions.md",
         )
     pair = pair_of(npu.split("+")[0]) if npu else None
     if pair is None or not pair.cann:

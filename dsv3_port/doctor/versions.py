@@ -1,5 +1,5 @@
-"""Which torch, torch_npu, CANN and Python belong together: README's version table, and what the
-doctor compares with.
+"""Which torch, torch_npu, CANN and Python belong together, and what doctor
+compares with (the table of docs/versions.md).
 
 "cited" rows are Ascend/pytorch COMPATIBILITY.md of 2026-08-21; history is the version table of
 Ascend's own sample.
@@ -67,7 +67,7 @@ def install_command(pair: Pair | None = None) -> str:
 
 
 def markdown() -> str:
-    """README's table."""
+    """The table of docs/versions.md."""
     rows = [
         "| torch_npu | torch | CANN | Python | TorchNPU / TorchAir release | how verified |",
         "|---" * 6 + "|",

@@ -230,7 +230,7 @@ MESSAGES = [
     ),
     (
         "ImportError: libtorch_npu.so: undefined symbol: MsprofSysCycleTime",
-        "README's version table",
+        "the table in docs/versions.md",
     ),
     ("ModuleNotFoundError: No module named 'tbe.common'", "pip install attrs"),
 ]

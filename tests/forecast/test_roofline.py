@@ -137,8 +137,10 @@ def test_errors_are_told(checks):
     assert plots.forecast_checks(checks).alt_text.startswith("FORECAST")
 
 
-def test_readme_tells_the_same_misses(checks):
-    text = " ".join((Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8").split())
+def test_the_page_of_limits_tells_the_same_misses(checks):
+    text = " ".join(
+        (Path(__file__).parents[2] / "docs" / "limits.md").read_text(encoding="utf-8").split()
+    )
     missed = sorted(float(c.verdict.split()[0]) for c in checks if not c.inside)
     assert f"by {missed[0]}, {missed[1]} and {missed[2]} times" in text and len(missed) == 3
 
