@@ -42,7 +42,7 @@ VERSIONS = (
 )
 HISTORY = ("2.1.0.post8",)  # of the time of Ascend's sample: shown, not counted as a failure
 PLATFORMS = ("--platform", "manylinux_2_28_x86_64", "--platform", "manylinux2014_x86_64")
-MINDSPEED = ("npu_gmm", "npu_gmm_v2")  # in dispatch.py beside torch_npu's
+MINDSPEED = ("npu_gmm", "npu_gmm_v2")  # in ops/ beside torch_npu's
 LIBRARY = re.compile(r"torch_npu/lib/lib(torch_npu|op_plugin_atb)\.so")
 CONVERTER = re.compile(r"register_fx_node_ge_converter\(\s*torch\.ops\.npu\.(\w+)")
 SHAPES = re.compile(r"@impl\(\w+, \"(\w+?)(?:\.\w+)?\"")
@@ -103,17 +103,18 @@ def _field(metadata: str, pattern: str) -> str:
 
 
 def operators() -> list[str]:
-    """The torch_npu operators of ops/dispatch.py, by reading it."""
-    tree = ast.parse((ROOT / "dsv3_port/ops/dispatch.py").read_text(encoding="utf-8"))
-    found = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
-    found |= {
-        t.id
-        for node in tree.body
-        if isinstance(node, ast.Assign)
-        for t in node.targets
-        if isinstance(t, ast.Name)
+    """The torch_npu operators of ops/, what `@operator(...)` stands above, by reading it."""
+    found = {
+        node.name
+        for file in (ROOT / "dsv3_port" / "ops").glob("*.py")
+        for node in ast.parse(file.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.FunctionDef)
+        for decorator in node.decorator_list
+        if isinstance(decorator, ast.Call)
+        and isinstance(decorator.func, ast.Name)
+        and decorator.func.id == "operator"
     }
-    return sorted(n for n in found if n.startswith(("npu_", "scatter_")) and n not in MINDSPEED)
+    return sorted(found - set(MINDSPEED))
 
 
 def calls(folder: Path = ROOT / "dsv3_port" / "model") -> dict[str, list[Call]]:

@@ -10,10 +10,10 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+from .. import ops
 from ..model.decoder import DeepseekV3
 from ..model.experts import GroupedExperts
 from ..model.mlp import MergedMLP
-from ..ops import dispatch, reference
 
 
 @contextlib.contextmanager
@@ -22,7 +22,7 @@ def row_major_row_idx() -> Iterator[None]:
     transpose, unchecked.
 
     This is what an NPU would compute: the operator takes any permutation, and values of a device
-    tensor are not read by ops/contracts.py either.
+    tensor are not read by its check either.
     """
 
     def routed(
@@ -31,9 +31,9 @@ def row_major_row_idx() -> Iterator[None]:
         wrong = torch.arange(row_idx.numel(), dtype=torch.int32, device=x.device).view(
             row_idx.shape
         )
-        return reference.npu_moe_init_routing(x, wrong, expert_idx, active_num)
+        return ops.OPERATORS["npu_moe_init_routing"].meaning(x, wrong, expert_idx, active_num)
 
-    with mock.patch.object(dispatch, "npu_moe_init_routing", routed):
+    with mock.patch.object(ops, "npu_moe_init_routing", routed):
         yield
 
 

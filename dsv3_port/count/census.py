@@ -68,9 +68,9 @@ class _Counter(TorchDispatchMode):
 
 @contextlib.contextmanager
 def _npu_operators(counter: _Counter) -> Iterator[None]:
-    """Within it each function of ops/dispatch.py that is named after an NPU operator counts as that
-    one operator."""
-    from ..ops import dispatch, kernels
+    """Within it each operator of `ops` that torch_npu has as one counts as that one operator."""
+    from .. import ops
+    from ..ops.cpu import plain_products
 
     def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
@@ -86,17 +86,13 @@ def _npu_operators(counter: _Counter) -> Iterator[None]:
         return call
 
     names = [
-        n
-        for n, f in vars(dispatch).items()
-        if n.startswith(("npu_", "scatter_update")) and callable(f)
+        n for n, f in vars(ops).items() if n.startswith(("npu_", "scatter_update")) and callable(f)
     ]
     with contextlib.ExitStack() as stack:
         for name in names:
-            stack.enter_context(
-                mock.patch.object(dispatch, name, counted(name, getattr(dispatch, name)))
-            )
+            stack.enter_context(mock.patch.object(ops, name, counted(name, getattr(ops, name))))
         stack.enter_context(
-            kernels.plain_products()
+            plain_products()
         )  # what a CPU does faster in another way is no part of the model
         yield
 
@@ -105,8 +101,8 @@ def count_ops(fn: Callable[[], object], *, as_npu: bool = True) -> dict[str, int
     """Operators that `fn` dispatches, most frequent first; pure views and allocations are left out.
 
     On an accelerator each of them is a kernel launch, give or take. With `as_npu` an operator of
-    ops/dispatch.py that torch_npu has as one (npu_rms_norm, ...) counts as one, although its CPU
-    reference consists of several. `aten._local_scalar_dense` is a wait of the host for the device;
+    `ops` that torch_npu has as one (npu_rms_norm, ...) counts as one, although its meaning on a CPU
+    consists of several. `aten._local_scalar_dense` is a wait of the host for the device;
     a CPU tensor's tolist() waits unseen.
     """
     counter = _Counter()

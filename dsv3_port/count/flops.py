@@ -16,7 +16,7 @@ from ..config import DeepseekV3Config
 from ..errors import PortError
 from ..model.attention import ExpandedAttention, LowRankAttention, attend, make_attention
 from ..model.linear import Context
-from ..ops.kernels import plain_products
+from ..ops.cpu import plain_products
 from ..steps import PortPlan
 
 # what the cache holds, and how the queries meet it

@@ -1,7 +1,7 @@
 """What torch.compile makes of a step: FX graphs, their operators, graph breaks, recompilations,
 generated kernels.
 
-Nothing here times anything. The graphs are recorded with the operators of ops/dispatch.py as single
+Nothing here times anything. The graphs are recorded with the operators of `ops` as single
 nodes, which is how torchair receives them on an NPU (torch_npu's operators are opaque to Dynamo).
 """
 
@@ -21,11 +21,11 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 from torch.fx import GraphModule, Node
 
+from .. import ops
 from ..engine.graph import RECOMPILE_LIMITS
 from ..errors import PortError
 from ..model.cache import Cache
 from ..model.decoder import DeepseekV3
-from ..ops import dispatch
 
 _MATMULS = {"linear", "matmul", "head_matmul", "shared_scores", "bmm", "mm"}
 # no kernel behind them: views and metadata
@@ -84,28 +84,26 @@ class Watched:
 
 @contextlib.contextmanager
 def _opaque_operators() -> Iterator[None]:
-    """Within it Dynamo puts each operator of ops/dispatch.py into the graph as one node and does
+    """Within it Dynamo puts each operator of `ops` into the graph as one node and does
     not look inside."""
     products = ("linear", "head_matmul", "shared_scores", "attention")
     names = [
         n
-        for n, f in vars(dispatch).items()
+        for n, f in vars(ops).items()
         if callable(f)
         and not n.startswith("_")
         and (n.startswith(("npu_", "scatter_update")) or n in products)
     ]
     with contextlib.ExitStack() as stack:
         for name in names:
-            function = getattr(dispatch, name)
+            function = getattr(ops, name)
 
             @functools.wraps(function, updated=())
             def node(*args: Any, _function: Any = function, **kwargs: Any) -> Any:
                 return _function(*args, **kwargs)
 
             del node.__wrapped__  # Dynamo would trace what it finds there
-            stack.enter_context(
-                mock.patch.object(dispatch, name, torch.compiler.allow_in_graph(node))
-            )
+            stack.enter_context(mock.patch.object(ops, name, torch.compiler.allow_in_graph(node)))
         yield
 
 

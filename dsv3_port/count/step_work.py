@@ -21,11 +21,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from .. import ops
 from ..config import DeepseekV3Config
 from ..errors import PortError
 from ..model.cache import FixedCache
 from ..model.decoder import DeepseekV3, build
-from ..ops import dispatch, kernels
+from ..ops import cpu
 from ..parallel import TensorParallel
 from ..steps import PortPlan
 from .census import is_launch, op_name
@@ -216,7 +217,7 @@ class _Counter(TorchDispatchMode):
         return result
 
     def whole(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A function of ops/dispatch.py as the one operator that torch_npu has."""
+        """A function of `ops` as the one operator that torch_npu has."""
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -318,16 +319,14 @@ def _counting(model: DeepseekV3, counter: _Counter) -> Iterator[None]:
                 stack.callback(module.register_forward_hook(leave).remove)
         for name in [
             n
-            for n, f in vars(dispatch).items()
+            for n, f in vars(ops).items()
             if n.startswith(("npu_", "scatter_update")) and callable(f)
         ]:
             stack.enter_context(
-                mock.patch.object(dispatch, name, counter.whole(name, getattr(dispatch, name)))
+                mock.patch.object(ops, name, counter.whole(name, getattr(ops, name)))
             )
-        stack.enter_context(mock.patch.object(kernels, "attention", kernels.plain_attention))
-        stack.enter_context(
-            mock.patch.object(kernels, "_grouped_eager", torch.ops.dsv3.grouped_matmul)
-        )
+        stack.enter_context(mock.patch.object(ops, "attention", cpu.plain_attention))
+        stack.enter_context(mock.patch.object(cpu, "_grouped_eager", torch.ops.dsv3.grouped_matmul))
         stack.enter_context(mock.patch.object(Tensor, "tolist", counter.host_counts))
         stack.enter_context(counter)
         yield

@@ -56,7 +56,7 @@ def host_syncs(fn: Callable[[], object]) -> dict[str, int]:
     On an accelerator each is a synchronisation: the host launches nothing until the device has
     caught up, and a graph cannot contain it. On a CPU it costs nothing, which is why it must be
     counted and not timed. What happens inside an operator that torch_npu has as one
-    (ops/dispatch.py) is left out: its CPU reference may read values, the NPU's does not. Strings
+    (`ops`) is left out: its meaning on a CPU may read values, the NPU's does not. Strings
     made of tensors (print) are not counted.
     """
     operators = _Counter()  # knows whether an NPU operator is running

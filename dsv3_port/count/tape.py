@@ -21,10 +21,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from .. import ops
 from ..errors import PortError
 from ..model.cache import Cache
 from ..model.decoder import DeepseekV3
-from ..ops import dispatch
 
 _READS = {"tolist", "item", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__"}
 _UNFILLED = {
@@ -224,8 +224,8 @@ def _out_form(fn: Any, outputs: list[Tensor]) -> tuple[Any, dict[str, Tensor]] |
 
 @contextlib.contextmanager
 def _opaque(recorder: _Recorder) -> Iterator[None]:
-    """Within it an operator of ops/dispatch.py that torch_npu has as one is recorded as one,
-    reference and all."""
+    """Within it an operator of `ops` that torch_npu has as one is recorded as one,
+    its meaning on a CPU and all."""
 
     def recorded(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
@@ -243,13 +243,9 @@ def _opaque(recorder: _Recorder) -> Iterator[None]:
         return call
 
     names = [
-        n
-        for n, f in vars(dispatch).items()
-        if n.startswith(("npu_", "scatter_update")) and callable(f)
+        n for n, f in vars(ops).items() if n.startswith(("npu_", "scatter_update")) and callable(f)
     ]
     with contextlib.ExitStack() as stack:
         for name in names:
-            stack.enter_context(
-                mock.patch.object(dispatch, name, recorded(getattr(dispatch, name)))
-            )
+            stack.enter_context(mock.patch.object(ops, name, recorded(getattr(ops, name))))
         yield

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..bench.measure import synchronize
 from ..config import DeepseekV3Config
 from ..model.decoder import build
-from ..ops import kernels
+from ..ops import cpu
 from ..parallel import TensorParallel
 from ..steps import PortPlan
 
@@ -96,6 +96,6 @@ def count_traffic(
     ids = torch.zeros(batch, tokens, dtype=torch.int64, device="meta")
     # on meta there are no group borders to read; the compiled form's operator knows its shape
     # without them
-    with mock.patch.object(kernels, "_grouped_eager", torch.ops.dsv3.grouped_matmul):
+    with mock.patch.object(cpu, "_grouped_eager", torch.ops.dsv3.grouped_matmul):
         model(ids)
     return place.log

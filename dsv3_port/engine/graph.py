@@ -24,7 +24,7 @@ from torch import Tensor
 from ..errors import PortError
 from ..model.cache import Cache
 from ..model.decoder import DeepseekV3
-from ..ops import dispatch
+from ..ops.table import torch_npu
 from ..steps import PortPlan, step
 
 # every model compiled in a process shares one code object, and each counts as a recompile of it
@@ -137,7 +137,7 @@ def compile_steps(
     if kind == "npu":
         chosen = npu_backend(mode)
         # now: imported while Dynamo traces, it would make the first graph's guards fail later
-        dispatch.torch_npu()
+        torch_npu()
         if (
             dynamic
         ):  # else epsilons and scales become inputs on the host, which torchair 2.13.0 cannot copy

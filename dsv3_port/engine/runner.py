@@ -16,7 +16,7 @@ from .. import hostnpu
 from ..errors import PortError
 from ..model.cache import Cache
 from ..model.decoder import DeepseekV3, build
-from ..ops.dispatch import use_gmm_provider
+from ..ops.providers import use_gmm_provider
 from ..parallel import SINGLE, TensorParallel
 from ..steps import PortPlan
 from ..weights.checkpoint import Checkpoint

@@ -5,7 +5,7 @@ CANN's C library.
     dsv3_port.hostnpu.enable()          # once per process, at any time; then device="npu" works
 
 torch_npu's Python and C++ are unmodified: schemas, shape functions, graph capture and conversion
-are the real ones. Kernels run on the CPU from ops/reference.py. Results are exact by the operators'
+are the real ones. Kernels run on the CPU from the meanings in ops/. Results are exact by the operators'
 documents; times, memory limits and the device's own rounding are not simulated, and no time taken
 here is a time of an NPU.
 """

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops import reference
+from ..ops import OPERATORS
 
 Reductions = ("none", "mean", "sum")  # at::Reduction
 
@@ -234,7 +234,7 @@ def rotary_mul_backward(
     """All of input's dtype, as the device casts them first."""
     grad, r1, r2 = (t.to(input.dtype) for t in (grad, r1, r2))
     found = gradients(
-        lambda x, cos, sin: reference.npu_rotary_mul(x, cos, sin, rotary_mode),
+        lambda x, cos, sin: OPERATORS["npu_rotary_mul"].meaning(x, cos, sin, rotary_mode),
         (input, r1, r2),
         grad,
     )
@@ -242,7 +242,7 @@ def rotary_mul_backward(
 
 
 def swiglu_backward(grad: Tensor, input: Tensor, dim: int = -1) -> Tensor:
-    return gradients(lambda x: reference.npu_swiglu(x, dim), (input,), grad)[0]
+    return gradients(lambda x: OPERATORS["npu_swiglu"].meaning(x, dim), (input,), grad)[0]
 
 
 NPU: dict[str, Callable[..., Any]] = {

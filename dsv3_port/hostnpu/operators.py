@@ -1,5 +1,5 @@
-"""npu:: operators on the stand-in: those of ops/reference.py, checked by ops/contracts.py; all
-others refuse by name.
+"""npu:: operators on the stand-in: those of ops.OPERATORS, each behind its check; all others refuse
+by name.
 
 The schemas and the meta (shape) functions stay torch_npu's. The operators are registered for the
 npu device only: a tensor that was left on the CPU fails here as it does beside an NPU.
@@ -8,41 +8,16 @@ npu device only: a tensor that was left on the CPU fails here as it does beside 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import wraps
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..ops import contracts, reference
+from ..ops import OPERATORS
 from . import autograd, fusion_attention, kernels
 from .kernels import Kernel, alias
 from .registry import full_name, has_kernel, overloads, register
 
-# npu operators whose name, arguments and results are those of the function of the same name in
-# ops/reference.py
-SAME = (
-    "npu_add_rms_norm",
-    "npu_add_rms_norm_cast",
-    "npu_fused_infer_attention_score",
-    "npu_grouped_matmul",
-    "npu_interleave_rope",
-    "npu_kv_rmsnorm_rope_cache",
-    "npu_moe_compute_expert_tokens",
-    "npu_moe_finalize_routing",
-    "npu_moe_gating_top_k",
-    "npu_moe_init_routing",
-    "npu_moe_init_routing_v2",
-    "npu_prefetch",
-    "npu_rms_norm",
-    "npu_rotary_mul",
-    "npu_scatter_nd_update",
-    "npu_scatter_nd_update_",
-    "npu_swiglu",
-    "npu_transpose_batchmatmul",
-    "scatter_update",
-    "scatter_update_",
-)
 # torch_npu's own code, which needs nothing of the device: storage, formats, events, views
 NATIVE = frozenset(
     """
@@ -53,15 +28,8 @@ npu_change_data_ptr unsafe_empty_with_format
 
 
 def checked(name: str) -> Callable[..., Any]:
-    """The reference operator behind the checks of its contract."""
-    check, meaning = getattr(contracts, name), getattr(reference, name)
-
-    @wraps(meaning)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        check(*args, **kwargs)
-        return meaning(*args, **kwargs)
-
-    return call
+    """The operator's meaning behind its check."""
+    return OPERATORS[name].checked
 
 
 def _grouped_matmul_list(
@@ -112,7 +80,7 @@ def _format_cast(
     plain order."""
     import torch_npu
 
-    contracts.npu_format_cast(x, acl_format)
+    OPERATORS["npu_format_cast"].check(x, acl_format)
     if customize_dtype is not None or input_dtype is not None:
         raise NotImplementedError(
             "npu_format_cast: customize_dtype and input_dtype have no host kernel"
@@ -135,11 +103,16 @@ def _format_cast_(x: Tensor, acl_format: Tensor | int) -> Tensor:
     )
 
 
+def host_kernel(name: str) -> Callable[..., Any] | None:
+    """What computes the npu operator of that full name here, if anything does."""
+    return ADAPTED.get(name) or (checked(name) if name in OPERATORS else None)
+
+
 def _refuse(name: str) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError(
             f"{name}: the host stand-in has no kernel for this operator; the real NPU may. "
-            "Those it has are listed in dsv3_port/hostnpu/operators.py"
+            "Those it has are the operators of dsv3_port/ops"
         )
 
     return call
@@ -150,10 +123,10 @@ def install() -> list[str]:
     refused = []
     for op in overloads("npu"):
         name = full_name(op._schema).removeprefix("npu::")
-        if name in SAME or name in ADAPTED:
-            register(op, Kernel(op, ADAPTED.get(name) or checked(name)))
-        elif name == "npu_format_cast":
+        if name == "npu_format_cast":
             register(op, _format_cast)
+        elif kernel := host_kernel(name):
+            register(op, Kernel(op, kernel))
         elif name.split(".")[0] not in NATIVE and has_kernel(op, "PrivateUse1"):
             register(op, _refuse(f"npu::{name}"))
             refused.append(name)

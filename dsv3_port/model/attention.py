@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..ops import dispatch as ops
+from .. import ops
 from .cache import Cache
 from .linear import ColumnLinear, Context, Linear, RowLinear
 from .norm import make_norm

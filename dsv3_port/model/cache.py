@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .. import ops
 from ..errors import PortError
-from ..ops import dispatch as ops
 
 
 class Cache:

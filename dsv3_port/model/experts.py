@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..ops import dispatch as ops
+from .. import ops
 from .gate import Gate
 from .linear import Context
 from .mlp import make_mlp

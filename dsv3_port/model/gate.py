@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..ops import dispatch as ops
+from .. import ops
 from .linear import Context
 
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .. import ops
 from ..config import DeepseekV3Config
-from ..ops import dispatch as ops
 from ..parallel import SINGLE, TensorParallel
 from ..steps import PortPlan
 

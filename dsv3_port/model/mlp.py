@@ -6,7 +6,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..ops import dispatch as ops
+from .. import ops
 from .linear import ColumnLinear, Context, RowLinear
 
 

@@ -13,8 +13,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from .. import ops
 from ..config import DeepseekV3Config
-from ..ops import dispatch as ops
 
 
 def inverse_frequencies(config: DeepseekV3Config) -> Tensor:

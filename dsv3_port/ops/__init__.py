@@ -1,5 +1,59 @@
-"""NPU operators: `dispatch` calls them by torch_npu's names, `reference` says what they mean,
-`contracts` what they take.
+"""NPU operators under torch_npu's names, called as `ops.npu_rms_norm(...)`: one file a family, an
+operator's check and meaning side by side (`table` says what each is). `cpu` has the products that
+are no NPU operator of their own, in the forms that are fastest on the device at hand."""
 
-torch_npu's operators and MindSpeed's are imported in `dispatch` and nowhere else.
-"""
+from .activation import npu_swiglu
+from .cache import (
+    npu_kv_rmsnorm_rope_cache,
+    npu_scatter_nd_update,
+    npu_scatter_nd_update_,
+    scatter_update,
+    scatter_update_,
+)
+from .cpu import attention, head_matmul, linear, shared_scores
+from .fused_attention import npu_fused_infer_attention_score
+from .matmul import npu_transpose_batchmatmul
+from .memory import npu_format_cast, npu_prefetch
+from .mindspeed import npu_gmm, npu_gmm_v2
+from .moe_combine import npu_moe_finalize_routing
+from .moe_dispatch import (
+    npu_moe_compute_expert_tokens,
+    npu_moe_init_routing,
+    npu_moe_init_routing_v2,
+)
+from .moe_gating import npu_moe_gating_top_k
+from .norm import npu_add_rms_norm, npu_add_rms_norm_cast, npu_rms_norm
+from .providers import npu_grouped_matmul
+from .rope import npu_interleave_rope, npu_rotary_mul
+from .table import OPERATORS
+
+__all__ = [
+    "OPERATORS",
+    "attention",
+    "head_matmul",
+    "linear",
+    "npu_add_rms_norm",
+    "npu_add_rms_norm_cast",
+    "npu_format_cast",
+    "npu_fused_infer_attention_score",
+    "npu_gmm",
+    "npu_gmm_v2",
+    "npu_grouped_matmul",
+    "npu_interleave_rope",
+    "npu_kv_rmsnorm_rope_cache",
+    "npu_moe_compute_expert_tokens",
+    "npu_moe_finalize_routing",
+    "npu_moe_gating_top_k",
+    "npu_moe_init_routing",
+    "npu_moe_init_routing_v2",
+    "npu_prefetch",
+    "npu_rms_norm",
+    "npu_rotary_mul",
+    "npu_scatter_nd_update",
+    "npu_scatter_nd_update_",
+    "npu_swiglu",
+    "npu_transpose_batchmatmul",
+    "scatter_update",
+    "scatter_update_",
+    "shared_scores",
+]

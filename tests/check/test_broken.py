@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from dsv3_port import ops
 from dsv3_port.check.broken import row_major_row_idx, up_before_gate
-from dsv3_port.ops import dispatch
 from dsv3_port.steps import PortPlan
 from tests.random_models import random_model
 
@@ -14,11 +14,11 @@ def test_row_major_row_idx_hides_at_one_token():
     model = random_model(PortPlan.with_steps("gmm_routing"))
     one, many = torch.randint(90, (1, 1)), torch.randint(90, (1, 12))
     right = {ids: model(ids) for ids in (one, many)}
-    operator = dispatch.npu_moe_init_routing
+    operator = ops.npu_moe_init_routing
     with row_major_row_idx():
         assert torch.equal(model(one), right[one])
         assert (model(many) - right[many]).abs().max() > 0.05 * right[many].abs().max()
-    assert dispatch.npu_moe_init_routing is operator and torch.equal(model(many), right[many])
+    assert ops.npu_moe_init_routing is operator and torch.equal(model(many), right[many])
 
 
 def test_up_before_gate_spoils_every_kind_of_mlp():

@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
+from dsv3_port import ops
 from dsv3_port.config import DeepseekV3Config
 from dsv3_port.count.census import count_ops
 from dsv3_port.count.step_work import experts_met, step_work
 from dsv3_port.count.traffic import count_traffic
 from dsv3_port.errors import PortError
 from dsv3_port.forecast.planner import active_params, kv_bytes_per_token, weight_bytes
-from dsv3_port.ops import kernels
+from dsv3_port.ops import cpu
 from dsv3_port.steps import STEPS, PortPlan
 from tests.random_models import CONFIG, random_model
 
@@ -28,7 +29,7 @@ def test_launches_are_those_of_a_run_with_values(rung, tokens, monkeypatch):
     cache = model.new_cache(2, 9)
     cache.fill_random(9 - tokens)
     monkeypatch.setattr(
-        kernels, "attention", kernels.plain_attention
+        ops, "attention", cpu.plain_attention
     )  # a CPU has it as one operator, an NPU has not
     ids = torch.arange(2 * tokens).view(2, tokens)
     ran = count_ops(lambda: model(ids, cache=cache))

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dsv3_port.ops import dispatch as ops
-from dsv3_port.ops import reference
+from dsv3_port import ops
+from tests.ops.meanings import reference
 
 B, N, S, L, D = 2, 4, 3, 7, 8
 

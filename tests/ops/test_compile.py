@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dsv3_port.ops import dispatch as ops
+from dsv3_port import ops
+from dsv3_port.ops import table
 
 H, HEADS, EXPERTS, WIDTH, K = 64, 2, 8, 16, 2
 
@@ -129,9 +130,9 @@ def test_calls_into_the_device_library_trace_without_a_break(
     from types import SimpleNamespace
 
     monkeypatch.setattr(
-        ops, "_torch_npu", SimpleNamespace(npu_rms_norm=torch.ops.dsv3_test.npu_rms_norm)
+        table, "_torch_npu", SimpleNamespace(npu_rms_norm=torch.ops.dsv3_test.npu_rms_norm)
     )
-    monkeypatch.setattr(ops, "on_npu", lambda tensor: True)
+    monkeypatch.setattr(table, "on_npu", lambda tensor: True)
     torch._dynamo.reset()
     x, gamma = torch.randn(2, 8), torch.randn(8)
     traced = torch.compile(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dsv3_port.ops import dispatch as ops
+from dsv3_port import ops
 
 i32, i64, f16, bf16 = torch.int32, torch.int64, torch.float16, torch.bfloat16
 

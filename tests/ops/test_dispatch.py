@@ -14,13 +14,15 @@ import torch
 from torch import Tensor
 
 import dsv3_port
+from dsv3_port import ops
 from dsv3_port.errors import PortError
-from dsv3_port.ops import contracts, dispatch, reference
+from dsv3_port.ops import mindspeed, providers, table
+from tests.ops.meanings import contracts, reference
 
 SCHEMAS: dict[str, str] = json.loads(
     (Path(__file__).parent / "schemas.json").read_text(encoding="utf-8")
 )
-OPERATORS = sorted(name for name in vars(dispatch) if name.startswith(("npu_", "scatter_")))
+OPERATORS = sorted(name for name in vars(ops) if name.startswith(("npu_", "scatter_")))
 
 
 def from_schema(schema: str) -> list[tuple[str, bool, Any]]:
@@ -42,7 +44,7 @@ def from_schema(schema: str) -> list[tuple[str, bool, Any]]:
 
 @pytest.mark.parametrize("name", OPERATORS)
 def test_signature_is_the_schema(name: str) -> None:
-    signature = inspect.signature(getattr(dispatch, name))
+    signature = inspect.signature(getattr(ops, name))
     got = [
         (
             p.name,
@@ -58,7 +60,7 @@ def test_every_schema_has_an_operator_a_meaning_a_contract_and_a_docstring() -> 
     assert sorted(SCHEMAS) == OPERATORS
     for name in OPERATORS:
         assert callable(getattr(reference, name)) and callable(getattr(contracts, name))
-        assert getattr(dispatch, name).__doc__
+        assert getattr(ops, name).__doc__
 
 
 def test_contracts_name_their_arguments_as_the_schema_does() -> None:
@@ -70,16 +72,17 @@ def test_contracts_name_their_arguments_as_the_schema_does() -> None:
 
 
 def test_torch_npu_and_mindspeed_are_imported_in_one_place() -> None:
-    """Operators in ops/dispatch.py, torchair in engine/graph.py; hostnpu stands in for CANN and is
-    apart."""
-    root, allowed = Path(dsv3_port.__file__).parent, {"ops/dispatch.py", "engine/graph.py"}
+    """torch_npu in ops/table.py, MindSpeed in ops/mindspeed.py, torchair in engine/graph.py; hostnpu
+    stands in for CANN and is apart."""
+    root = Path(dsv3_port.__file__).parent
+    allowed = {"ops/table.py", "ops/mindspeed.py", "engine/graph.py"}
     for file in sorted(root.rglob("*.py")):
         place = file.relative_to(root).as_posix()
         if place in allowed or place.startswith("hostnpu/"):
             continue
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             names = (
-                [node.module or ""]
+                ([] if node.level else [node.module or ""])
                 if isinstance(node, ast.ImportFrom)
                 else ([alias.name for alias in node.names] if isinstance(node, ast.Import) else [])
             )
@@ -106,10 +109,10 @@ class Recorder:
 def device(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """CPU tensors taken for NPU ones, torch_npu and MindSpeed recorded."""
     modules = SimpleNamespace(torch_npu=Recorder(), mindspeed=Recorder())
-    monkeypatch.setattr(dispatch, "_torch_npu", modules.torch_npu)
-    monkeypatch.setattr(dispatch, "_mindspeed_gmm", modules.mindspeed)
-    monkeypatch.setattr(dispatch, "on_npu", lambda tensor: True)
-    monkeypatch.setattr(dispatch, "_gmm_provider", "auto")
+    monkeypatch.setattr(table, "_torch_npu", modules.torch_npu)
+    monkeypatch.setattr(mindspeed, "_module", modules.mindspeed)
+    monkeypatch.setattr(table, "on_npu", lambda tensor: True)
+    monkeypatch.setattr(providers, "_gmm_provider", "auto")
     return modules
 
 
@@ -128,13 +131,10 @@ def gmm_arguments() -> tuple[list[Tensor], list[Tensor], dict[str, Any]]:
 
 def test_npu_tensors_go_to_torch_npu_with_the_same_arguments(device: SimpleNamespace) -> None:
     x, gamma = torch.randn(2, 8), torch.randn(8)
-    assert dispatch.npu_rms_norm(x, gamma, 1e-5) == "device npu_rms_norm"
-    assert dispatch.npu_swiglu(x, dim=-1) == "device npu_swiglu"
+    assert ops.npu_rms_norm(x, gamma, 1e-5) == "device npu_rms_norm"
+    assert ops.npu_swiglu(x, dim=-1) == "device npu_swiglu"
     cache, updates = torch.zeros(2, 1, 4, 3), torch.zeros(2, 1, 1, 3)
-    assert (
-        dispatch.scatter_update_(cache, torch.tensor([0, 1]), updates, -2)
-        == "device scatter_update_"
-    )
+    assert ops.scatter_update_(cache, torch.tensor([0, 1]), updates, -2) == "device scatter_update_"
     (first, second, third) = device.torch_npu.calls
     assert first == ("npu_rms_norm", (x, gamma, 1e-5), {}) and second == (
         "npu_swiglu",
@@ -146,67 +146,67 @@ def test_npu_tensors_go_to_torch_npu_with_the_same_arguments(device: SimpleNames
 
 def test_contracts_hold_on_the_device_too(device: SimpleNamespace) -> None:
     with pytest.raises(ValueError, match="x2"):
-        dispatch.npu_add_rms_norm(torch.zeros(2, 8), torch.zeros(1, 8), torch.zeros(8))
+        ops.npu_add_rms_norm(torch.zeros(2, 8), torch.zeros(1, 8), torch.zeros(8))
     assert device.torch_npu.calls == []
 
 
 @pytest.mark.parametrize("provider", ["auto", "torch_npu"])
 def test_grouped_matmul_by_torch_npu(device: SimpleNamespace, provider: str) -> None:
-    dispatch.use_gmm_provider(provider)
+    providers.use_gmm_provider(provider)
     x, weight, keywords = gmm_arguments()
-    assert dispatch.npu_grouped_matmul(x, weight, **keywords) == "device npu_grouped_matmul"
+    assert ops.npu_grouped_matmul(x, weight, **keywords) == "device npu_grouped_matmul"
     assert device.torch_npu.calls == [("npu_grouped_matmul", (x, weight), keywords)]
 
 
 def test_grouped_matmul_by_the_reference_on_the_device(device: SimpleNamespace) -> None:
-    dispatch.use_gmm_provider("reference")
+    providers.use_gmm_provider("reference")
     x, weight, keywords = gmm_arguments()
-    (y,) = dispatch.npu_grouped_matmul(x, weight, **keywords)
+    (y,) = ops.npu_grouped_matmul(x, weight, **keywords)
     torch.testing.assert_close(y[2:4], x[0][2:4] @ weight[0][1])
     assert device.torch_npu.calls == []
 
 
 def test_mindspeed_operators_on_the_device(device: SimpleNamespace) -> None:
     x, weight = torch.randn(6, 2), torch.randn(3, 2, 5)
-    assert dispatch.npu_gmm(x, weight, group_list=[2, 4, 6]) == "device npu_gmm"
-    assert dispatch.npu_gmm_v2(x, weight, group_list=torch.tensor([2, 2, 2])) == "device npu_gmm_v2"
+    assert ops.npu_gmm(x, weight, group_list=[2, 4, 6]) == "device npu_gmm"
+    assert ops.npu_gmm_v2(x, weight, group_list=torch.tensor([2, 2, 2])) == "device npu_gmm_v2"
 
 
 def test_other_devices_use_the_reference_whatever_the_provider(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(dispatch, "_gmm_provider", "mindspeed")
+    monkeypatch.setattr(providers, "_gmm_provider", "mindspeed")
     x, weight, keywords = gmm_arguments()
-    (y,) = dispatch.npu_grouped_matmul(x, weight, **keywords)
-    assert y.shape == (6, 5) and not dispatch.on_npu(y)
+    (y,) = ops.npu_grouped_matmul(x, weight, **keywords)
+    assert y.shape == (6, 5) and not table.on_npu(y)
 
 
 def test_unknown_provider_and_missing_mindspeed_are_said_in_a_sentence(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with pytest.raises(PortError, match="GMM_PROVIDER is 'cutlass'; it can be auto, torch_npu"):
-        dispatch.use_gmm_provider("cutlass")
-    monkeypatch.setattr(dispatch, "_mindspeed_gmm", None)
+        providers.use_gmm_provider("cutlass")
+    monkeypatch.setattr(mindspeed, "_module", None)
     monkeypatch.setitem(__import__("sys").modules, "mindspeed", None)
     with pytest.raises(
         PortError, match="GMM_PROVIDER is mindspeed, and mindspeed.ops.gmm cannot be imported"
     ):
-        dispatch.mindspeed_gmm()
+        mindspeed.mindspeed_gmm()
 
 
 def test_torch_npu_is_imported_once_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in = SimpleNamespace()
-    monkeypatch.setattr(dispatch, "_torch_npu", None)
+    monkeypatch.setattr(table, "_torch_npu", None)
     monkeypatch.setitem(__import__("sys").modules, "torch_npu", stand_in)
-    assert dispatch.torch_npu() is stand_in
-    assert dispatch._torch_npu is stand_in
+    assert table.torch_npu() is stand_in
+    assert table._torch_npu is stand_in
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("shape", [(1, 1, 16), (3, 1, 16), (8, 16), (2, 30, 16)])
 def test_linear(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     x, weight = torch.randn(shape, dtype=dtype), torch.randn(5, 16, dtype=dtype)
-    y = dispatch.linear(x, weight)
+    y = ops.linear(x, weight)
     assert y.is_contiguous() and y.dtype == dtype
     tolerance = {torch.float32: 1e-5, torch.bfloat16: 4e-2, torch.float64: 1e-12}[dtype]
     torch.testing.assert_close(

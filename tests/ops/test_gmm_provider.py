@@ -12,15 +12,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from dsv3_port import ops
 from dsv3_port.config import DeepseekV3Config
 from dsv3_port.engine import runner
 from dsv3_port.engine.settings import TABLE, Settings
 from dsv3_port.errors import PortError
 from dsv3_port.model.decoder import build
-from dsv3_port.ops import dispatch, reference
+from dsv3_port.ops import mindspeed, providers, table
 from dsv3_port.paths import tiny
 from dsv3_port.steps import PortPlan
 
+from .meanings import reference
 from .mindspeed_stand_in import Gmm, install
 
 EXPERTS, K, N = 4, 6, 5
@@ -29,10 +31,10 @@ EXPERTS, K, N = 4, 6, 5
 @pytest.fixture
 def gmm(monkeypatch: pytest.MonkeyPatch) -> Gmm:
     """MindSpeed installed, CPU tensors taken for NPU ones, torch_npu absent."""
-    monkeypatch.setattr(dispatch, "_mindspeed_gmm", None)
-    monkeypatch.setattr(dispatch, "_torch_npu", None)
-    monkeypatch.setattr(dispatch, "_gmm_provider", "auto")
-    monkeypatch.setattr(dispatch, "on_npu", lambda tensor: True)
+    monkeypatch.setattr(mindspeed, "_module", None)
+    monkeypatch.setattr(table, "_torch_npu", None)
+    monkeypatch.setattr(providers, "_gmm_provider", "auto")
+    monkeypatch.setattr(table, "on_npu", lambda tensor: True)
     return install(monkeypatch)
 
 
@@ -58,8 +60,8 @@ def test_mindspeed_computes_what_the_reference_does(gmm: Gmm, counts: list[int],
     if kind == 2 and 0 in counts:
         counts = [2, 1, 2, 1]  # pairs end at the first empty one
     x, weight, keywords = arguments(counts, kind)
-    dispatch.use_gmm_provider("mindspeed")
-    (y,) = dispatch.npu_grouped_matmul(x, weight, **keywords)
+    providers.use_gmm_provider("mindspeed")
+    (y,) = ops.npu_grouped_matmul(x, weight, **keywords)
     (want,) = reference.npu_grouped_matmul(x, weight, **keywords)
     torch.testing.assert_close(y, want)
     ends = torch.tensor(counts).cumsum(0).tolist()
@@ -69,8 +71,8 @@ def test_mindspeed_computes_what_the_reference_does(gmm: Gmm, counts: list[int],
 def test_mindspeed_gets_pairs_that_skip_a_group_as_cumulative_rows(gmm: Gmm) -> None:
     x, weight, keywords = arguments([2, 0, 3, 1], 1)
     pairs = torch.tensor([[0, 2], [2, 3], [3, 1], [0, 0]])
-    dispatch.use_gmm_provider("mindspeed")
-    (y,) = dispatch.npu_grouped_matmul(
+    providers.use_gmm_provider("mindspeed")
+    (y,) = ops.npu_grouped_matmul(
         x, weight, **{**keywords, "group_list": pairs, "group_list_type": 2}
     )
     (want,) = reference.npu_grouped_matmul(x, weight, **keywords)
@@ -79,14 +81,14 @@ def test_mindspeed_gets_pairs_that_skip_a_group_as_cumulative_rows(gmm: Gmm) -> 
 
 
 def test_what_mindspeed_cannot_is_refused_before_it_is_called(gmm: Gmm) -> None:
-    dispatch.use_gmm_provider("mindspeed")
+    providers.use_gmm_provider("mindspeed")
     x, weight, keywords = arguments([6], 0)
     with pytest.raises(PortError, match="GMM_PROVIDER=torch_npu"):
-        dispatch.npu_grouped_matmul(x, weight, **keywords)
+        ops.npu_grouped_matmul(x, weight, **keywords)
     x, weight, keywords = arguments([2, 1, 2, 1], 0)
     for other in ({"bias": [torch.zeros(EXPERTS, N)]}, {"act_type": 5}, {"split_item": 0}):
         with pytest.raises(NotImplementedError, match="by MindSpeed"):
-            dispatch.npu_grouped_matmul(x, weight, **{**keywords, **other})
+            ops.npu_grouped_matmul(x, weight, **{**keywords, **other})
     assert gmm.calls == []
 
 
@@ -133,9 +135,9 @@ def test_a_model_says_the_same_through_mindspeed(
     ids = torch.randint(model.config.vocab_size, (2, 9), generator=generator)
     want = model(ids)
     gmm = install(monkeypatch)
-    monkeypatch.setattr(dispatch, "_mindspeed_gmm", None)
+    monkeypatch.setattr(mindspeed, "_module", None)
     monkeypatch.setattr(
-        dispatch,
+        table,
         "_torch_npu",
         SimpleNamespace(
             **{
@@ -145,9 +147,9 @@ def test_a_model_says_the_same_through_mindspeed(
             }
         ),
     )
-    monkeypatch.setattr(dispatch, "on_npu", lambda tensor: True)
-    monkeypatch.setattr(dispatch, "_gmm_provider", "auto")
-    dispatch.use_gmm_provider("mindspeed")
+    monkeypatch.setattr(table, "on_npu", lambda tensor: True)
+    monkeypatch.setattr(providers, "_gmm_provider", "auto")
+    providers.use_gmm_provider("mindspeed")
     torch.testing.assert_close(model(ids), want, rtol=1e-5, atol=1e-5)
     layers = model.config.num_hidden_layers - model.config.first_k_dense_replace
     assert [name for name, _ in gmm.calls] == ["npu_gmm"] * layers * (
@@ -165,13 +167,13 @@ def test_a_model_for_the_npu_is_loaded_with_the_provider_of_the_environment(
     def build(*args: Any) -> None:
         raise Stop
 
-    monkeypatch.setattr(dispatch, "_gmm_provider", "auto")
+    monkeypatch.setattr(providers, "_gmm_provider", "auto")
     monkeypatch.setenv("GMM_PROVIDER", "reference")
     monkeypatch.setattr(runner, "pick_device", lambda name: SimpleNamespace(type=device))
     monkeypatch.setattr(runner, "build", build)
     with pytest.raises(Stop):
         runner.load_model(tiny(), device=device)
-    assert dispatch._gmm_provider == want
+    assert providers._gmm_provider == want
 
 
 def test_a_flag_reaches_every_rank_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,7 +184,7 @@ def test_a_flag_reaches_every_rank_by_the_environment(monkeypatch: pytest.Monkey
 
 def test_the_setting_knows_the_same_providers() -> None:
     (row,) = [row for row in TABLE if row.variable == "GMM_PROVIDER"]
-    assert row.choices == dispatch.GMM_PROVIDERS and row.default == "auto"
+    assert row.choices == providers.GMM_PROVIDERS and row.default == "auto"
     assert (
         Settings.from_env_and_flags({}, {"GMM_PROVIDER": "mindspeed"}).gmm_provider == "mindspeed"
     )

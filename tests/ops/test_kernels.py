@@ -9,15 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dsv3_port.count.census import count_ops
-from dsv3_port.ops import kernels
+from dsv3_port.ops import cpu
 
 SMALL, LARGE = (64, 96), (512, 256)  # below and at the size that oneDNN takes
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2}
-needs_onednn = pytest.mark.skipif(not kernels._onednn, reason="this torch has no oneDNN")
+needs_onednn = pytest.mark.skipif(not cpu._onednn, reason="this torch has no oneDNN")
 
 
 def operators(x: Tensor, weight: Tensor) -> set[str]:
-    return set(count_ops(lambda: kernels.linear(x, weight), as_npu=False))
+    return set(count_ops(lambda: cpu.linear(x, weight), as_npu=False))
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -32,7 +32,7 @@ def test_linear_is_the_product_whatever_form_it_takes(
         torch.randn(rows, 2 * shape[1]).to(dtype),
     )
     for given in (x[:, : shape[1]].contiguous(), x[:, : shape[1]], x[:, ::2]):
-        got = kernels.linear(given, weight)
+        got = cpu.linear(given, weight)
         assert got.is_contiguous() and got.dtype == dtype
         torch.testing.assert_close(
             got.double(),
@@ -44,9 +44,9 @@ def test_linear_is_the_product_whatever_form_it_takes(
 
 def test_linear_takes_no_rows_and_any_number_of_leading_dimensions() -> None:
     weight = torch.randn(LARGE)
-    assert kernels.linear(torch.empty(0, LARGE[1]), weight).shape == (0, LARGE[0])
+    assert cpu.linear(torch.empty(0, LARGE[1]), weight).shape == (0, LARGE[0])
     x = torch.randn(2, 3, 4, LARGE[1])
-    torch.testing.assert_close(kernels.linear(x, weight), F.linear(x, weight), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(cpu.linear(x, weight), F.linear(x, weight), rtol=1e-4, atol=1e-4)
 
 
 @needs_onednn
@@ -57,9 +57,9 @@ def test_large_float32_weights_go_to_onednn_and_counts_do_not_see_it() -> None:
         x, large
     ) and "mkldnn._linear_pointwise" not in operators(x, small)
     assert not any("mkldnn" in name for name in operators(x.bfloat16(), large.bfloat16()))
-    with kernels.plain_products():
+    with cpu.plain_products():
         assert operators(x, large) == {"aten.mm"}
-        assert torch.equal(kernels.linear(x, large), F.linear(x, large))
+        assert torch.equal(cpu.linear(x, large), F.linear(x, large))
     assert "mkldnn._linear_pointwise" in operators(x, large)
 
 
@@ -69,7 +69,7 @@ def test_a_compiled_prefill_keeps_onednn_as_an_operator_of_its_own() -> None:
     x, weight = torch.randn(20, LARGE[1]), torch.randn(LARGE) / 16
 
     def block(x: Tensor) -> Tensor:
-        return kernels.linear(F.silu(x), weight) * 2
+        return cpu.linear(F.silu(x), weight) * 2
 
     with torch.no_grad():
         torch.testing.assert_close(
@@ -104,18 +104,18 @@ def test_grouped_matmul_is_a_product_for_each_expert(
         [row.double() @ weight[e].double() for row, e in zip(x, chosen.tolist(), strict=True)]
     )
     for stacked in (weight, list(weight)):
-        got = kernels.grouped_matmul(x, stacked, ends)
+        got = cpu.grouped_matmul(x, stacked, ends)
         torch.testing.assert_close(
             got.double(), wanted, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype]
         )
-    with kernels.plain_products():
+    with cpu.plain_products():
         torch.testing.assert_close(
             got,
-            kernels.grouped_matmul(x, weight, ends),
+            cpu.grouped_matmul(x, weight, ends),
             rtol=TOLERANCE[dtype],
             atol=TOLERANCE[dtype],
         )
-    short = kernels.grouped_matmul(x, weight, (ends - 1).clamp(min=0))
+    short = cpu.grouped_matmul(x, weight, (ends - 1).clamp(min=0))
     assert short[-1].isnan().all() and not short[: int(ends[-1]) - 1].isnan().any()
     with pytest.raises(ValueError, match="group_list ends at row"):
-        kernels.grouped_matmul(x, weight, ends + 1)
+        cpu.grouped_matmul(x, weight, ends + 1)

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dsv3_port.ops import dispatch as ops
-from dsv3_port.ops import reference
+from dsv3_port import ops
+from tests.ops.meanings import reference
 
 quick = settings(max_examples=60, deadline=None)
 

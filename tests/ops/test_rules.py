@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dsv3_port.ops import dispatch as ops
+from dsv3_port import ops
 from dsv3_port.ops.checks import ContractError
 
 INT_MAX = 2147483647

@@ -11,7 +11,7 @@ import torch
 import torchair
 from torch import Tensor
 
-from dsv3_port import PortPlan, load_model
+from dsv3_port import PortPlan, load_model, ops
 from dsv3_port.engine import graph as modes
 from dsv3_port.engine.graph import (
     OPTIONS,
@@ -22,9 +22,10 @@ from dsv3_port.engine.graph import (
 )
 from dsv3_port.errors import PortError
 from dsv3_port.hostnpu import ge, tape
-from dsv3_port.ops import dispatch, reference
+from dsv3_port.ops.table import torch_npu as import_torch_npu
 from tests.hostnpu.inside import short
 from tests.hostnpu.inside.short import TINY
+from tests.ops.meanings import reference
 
 
 def test_nothing_is_computed_while_capturing() -> None:
@@ -81,7 +82,7 @@ def test_key_lengths_are_updated_in_the_captured_attention(mode: str) -> None:
     """Host numbers: torchair replays first, then updates the recorded operator's arguments (task
     update)."""
     torch._dynamo.reset()
-    dispatch.torch_npu()
+    import_torch_npu()
     q, k = torch.randn(1, 2, 1, 64).half(), torch.randn(1, 1, 8, 64).half()
     settings: dict[str, Any] = {
         "num_heads": 2,
@@ -92,7 +93,7 @@ def test_key_lengths_are_updated_in_the_captured_attention(mode: str) -> None:
 
     def attend(x: Tensor, keys: Tensor, lengths: list[int]) -> Tensor:
         result: Tensor = (
-            dispatch.npu_fused_infer_attention_score(
+            ops.npu_fused_infer_attention_score(
                 x, keys, keys, actual_seq_lengths_kv=lengths, **settings
             )[0]
             + 1

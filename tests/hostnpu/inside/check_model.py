@@ -15,9 +15,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from dsv3_port import STEPS, PortPlan, generate, load_model, load_tokenizer
+from dsv3_port import STEPS, PortPlan, generate, load_model, load_tokenizer, ops
 from dsv3_port.hostnpu import kernels as host
-from dsv3_port.ops import kernels
+from dsv3_port.ops.cpu import plain_products
 
 TINY = Path(__file__).parents[3] / "data" / "tiny-dsv3"
 MODEL_STEPS = [s.id for s in STEPS if s.field != "graph"]
@@ -38,8 +38,8 @@ def same_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         scores = (q @ k.transpose(-1, -2)).float() * scale
         return (scores if mask is None else scores + mask).softmax(-1).to(q.dtype) @ v
 
-    monkeypatch.setattr(kernels, "attention", attention)
-    with kernels.plain_products():
+    monkeypatch.setattr(ops, "attention", attention)
+    with plain_products():
         yield
 
 

@@ -12,10 +12,11 @@ import torch_npu
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from dsv3_port import ops
 from dsv3_port.errors import PortError
 from dsv3_port.hostnpu import kernels
-from dsv3_port.ops import dispatch, reference
 from tests.ops import test_contracts as contracts_on_cpu
+from tests.ops.meanings import reference
 
 F16, BF16, F32 = torch.float16, torch.bfloat16, torch.float32
 Call = tuple[str, tuple[Any, ...], dict[str, Any]]
@@ -275,8 +276,8 @@ def test_dispatch_gives_the_same(name: str) -> None:
     operator, args, kwargs = CASES[name](BF16)
     npu_args, npu_kwargs = moved((args, kwargs), "npu")
     got, wanted = (
-        getattr(dispatch, operator)(*npu_args, **npu_kwargs),
-        getattr(dispatch, operator)(*args, **kwargs),
+        getattr(ops, operator)(*npu_args, **npu_kwargs),
+        getattr(ops, operator)(*args, **kwargs),
     )
     for a, b in zip(tensors(got), tensors(wanted), strict=True):
         assert torch.equal(a.cpu().nan_to_num(7.0), b.nan_to_num(7.0))
@@ -313,16 +314,16 @@ def test_grouped_matmul_with_numbers() -> None:
 
 def test_storage_format_is_a_real_tag_on_plain_values() -> None:
     weight = f(32, 48, dtype=F16)
-    cast = dispatch.npu_format_cast(weight.npu(), 29)
+    cast = ops.npu_format_cast(weight.npu(), 29)
     assert torch_npu.get_npu_format(cast) == 29 and torch.equal(cast.cpu(), weight)
     assert torch.equal((f(2, 32, dtype=F16).npu() @ cast).cpu(), f(2, 32, dtype=F16) @ weight)
-    plain = dispatch.npu_format_cast(cast, 2)
+    plain = ops.npu_format_cast(cast, 2)
     assert torch_npu.get_npu_format(plain) == 2 and torch.equal(plain.cpu(), weight)
 
 
 def test_prefetch_returns_nothing() -> None:
     x = f(4, 4).npu()
-    assert dispatch.npu_prefetch(x, None, 16) is None
+    assert ops.npu_prefetch(x, None, 16) is None
 
 
 @pytest.mark.parametrize("name", contracts_on_cpu.REFUSED)
@@ -346,7 +347,7 @@ def test_wrong_arguments_are_refused_here_too(name: str, monkeypatch: pytest.Mon
 def test_activations_of_the_grouped_matmul_need_int8() -> None:
     _, args, kwargs = CASES["grouped_matmul"](F16)
     with pytest.raises(ValueError, match="act_type is 5; it must be 0 with torch.float16"):
-        dispatch.npu_grouped_matmul(*moved(args, "npu"), act_type=5, **moved(kwargs, "npu"))
+        ops.npu_grouped_matmul(*moved(args, "npu"), act_type=5, **moved(kwargs, "npu"))
 
 
 def test_past_our_dispatch_the_contracts_hold() -> None:

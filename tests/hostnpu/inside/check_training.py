@@ -11,7 +11,7 @@ import torch.nn.functional as F
 import torch_npu
 from torch import Tensor
 
-from dsv3_port.ops import reference
+from tests.ops.meanings import reference
 
 Case = Callable[..., Tensor]
 SHAPES: list[tuple[tuple[int, ...], tuple[int, ...]]] = [

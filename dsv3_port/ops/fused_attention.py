@@ -1,45 +1,133 @@
-"""What the NPU's fused attention and its batched matmul with permutations mean."""
+"""The NPU's fused attention."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from .attention_layouts import (
+    LAYOUTS,
+    OTHER_LAYOUTS,
+    TWO_DIM_MASKS,
+    check_dense,
+    from_bnsd,
+    to_bnsd,
+)
+from .checks import bad, dtype_of, floating, one_of, same_dtype
+from .table import operator
 from .wide import unsupported, wide
 
 INT_MAX = 2147483647
 COMPRESSED_MASK = 2048  # sparse_mode 2 and 3 take one 2048 x 2048 mask, whatever the lengths
-# input_layout -> (layout of query, key and value; layout of the output)
-LAYOUTS = {
-    "BNSD": ("BNSD", "BNSD"),
-    "BSND": ("BSND", "BSND"),
-    "BSH": ("BSH", "BSH"),
-    "BNSD_NBSD": ("BNSD", "NBSD"),
-    "BSND_NBSD": ("BSND", "NBSD"),
-    "BSH_NBSD": ("BSH", "NBSD"),
-    "BNSD_BSND": ("BNSD", "BSND"),
-    "BSH_BNSD": ("BSH", "BNSD"),
-    "BSND_BNSD": ("BSND", "BNSD"),
-}
 
 
-def to_bnsd(x: Tensor, layout: str, heads: int) -> Tensor:
-    if layout == "BSH":
-        x = x.unflatten(-1, (heads, -1))
-    return x if layout == "BNSD" else x.transpose(1, 2)
+def check_fused_infer_attention_score(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    atten_mask: Tensor | None = None,
+    actual_seq_lengths: Sequence[int] | None = None,
+    actual_seq_lengths_kv: Sequence[int] | None = None,
+    block_table: Tensor | None = None,
+    query_rope: Tensor | None = None,
+    key_rope: Tensor | None = None,
+    num_heads: int = 1,
+    input_layout: str = "BSH",
+    num_key_value_heads: int = 0,
+    sparse_mode: int = 0,
+    inner_precise: int = 0,
+    **other: Any,
+) -> None:
+    op = "npu_fused_infer_attention_score"
+    one_of(op, "input_layout", input_layout, *LAYOUTS, *OTHER_LAYOUTS)
+    one_of(op, "sparse_mode", sparse_mode, 0, 1, 2, 3, 4, 9)
+    one_of(op, "inner_precise", inner_precise, 0, 1, 2, 3)
+    floating(op, "query", query)
+    for name, tensor in (("key", key), ("value", value)):
+        if tensor.dtype != torch.int8:  # a quantised cache
+            same_dtype(op, name, tensor, "query", query)
+    kv_heads = num_key_value_heads or num_heads
+    if kv_heads < 1 or num_heads % kv_heads:
+        raise bad(
+            op,
+            "num_key_value_heads",
+            num_key_value_heads,
+            f"a divisor of num_heads, {num_heads} (0: the same)",
+        )
+    if query_rope is None and num_heads // kv_heads > 64:
+        raise bad(
+            op, "num_heads", num_heads, f"at most 64 times the {kv_heads} key and value heads"
+        )
+    if (query_rope is None) != (key_rope is None):
+        raise bad(op, "key_rope", key_rope, "given together with query_rope")
+    if block_table is not None and actual_seq_lengths_kv is None:
+        raise bad(op, "actual_seq_lengths_kv", None, "given with a block_table")
+    dense = input_layout in LAYOUTS and block_table is None
+    source = LAYOUTS[input_layout][0] if dense else input_layout
+    axis = 2 if source == "BNSD" else 1
+    one_query = dense and query.dim() > axis and query.shape[axis] == 1
+    if one_query:
+        one_of(op, "inner_precise (one query)", inner_precise, 0, 1)
+    _check_mask(op, atten_mask, 0 if one_query and query_rope is None else sparse_mode)
+    if dense:
+        check_dense(op, source, query, key, value, query_rope, key_rope, num_heads, kv_heads)
+        two_dims = query_rope is None and input_layout in TWO_DIM_MASKS
+        batch, queries, keys = query.shape[0], query.shape[axis], key.shape[axis]
+        if atten_mask is not None and sparse_mode in (0, 1):
+            _check_mask_shape(op, atten_mask, batch, queries, keys, two_dims)
+        _check_lengths(op, "actual_seq_lengths", actual_seq_lengths, batch, queries)
+        _check_lengths(op, "actual_seq_lengths_kv", actual_seq_lengths_kv, batch, keys)
 
 
-def from_bnsd(x: Tensor, layout: str) -> Tensor:
-    if layout == "NBSD":
-        return x.transpose(0, 1).contiguous()
-    if layout == "BNSD":
-        return x
-    x = x.transpose(1, 2).contiguous()
-    return x.flatten(2) if layout == "BSH" else x
+def _check_mask(op: str, mask: Tensor | None, sparse_mode: int) -> None:
+    if mask is None:
+        if sparse_mode in (1, 2, 3, 4):
+            raise bad(op, "atten_mask", None, f"given with sparse_mode {sparse_mode}")
+        return
+    dtype_of(op, "atten_mask", mask, torch.bool, torch.int8, torch.uint8)
+    if sparse_mode in (2, 3, 4) and mask.shape[-2:] != torch.Size(
+        (COMPRESSED_MASK, COMPRESSED_MASK)
+    ):
+        raise bad(
+            op,
+            "atten_mask",
+            mask.shape,
+            f"[2048, 2048], True strictly above the diagonal, with sparse_mode {sparse_mode}",
+        )
 
 
+def _check_mask_shape(
+    op: str, mask: Tensor, batch: int, queries: int, keys: int, two_dims: bool
+) -> None:
+    lead = ((1,), (batch,), (batch, 1), (1, 1))
+    wanted = [(*dims, queries, keys) for dims in lead]
+    if two_dims:
+        wanted.append((batch, keys) if queries == 1 else (queries, keys))
+    if tuple(mask.shape) not in wanted:
+        raise bad(op, "atten_mask", mask.shape, " or ".join(str(list(w)) for w in wanted))
+
+
+def _check_lengths(
+    op: str, name: str, lengths: Sequence[int] | None, batch: int, limit: int
+) -> None:
+    if lengths is None:
+        return
+    if isinstance(lengths, Tensor):
+        raise bad(op, name, lengths, "a list of int (host numbers)", TypeError)
+    if 1 < len(lengths) < batch or not all(0 <= n <= limit for n in lengths[:batch]) or not lengths:
+        raise bad(
+            op,
+            name,
+            list(lengths),
+            f"{batch} lengths in 0..{limit}, one for each batch row, or one for all",
+        )
+
+
+@operator(check_fused_infer_attention_score)
 def npu_fused_infer_attention_score(
     query: Tensor,
     key: Tensor,
@@ -189,31 +277,3 @@ def _masked(
     if mask.dim() == 2 and one_query:  # [B, L]: a row of keys for each sequence
         return mask[:, None, None]
     return mask[:, None] if mask.dim() == 3 else mask
-
-
-def npu_transpose_batchmatmul(
-    input: Tensor,
-    weight: Tensor,
-    *,
-    bias: Tensor | None = None,
-    scale: Tensor | None = None,
-    perm_x1: Sequence[int] | None = None,
-    perm_x2: Sequence[int] | None = None,
-    perm_y: Sequence[int] | None = None,
-    batch_split_factor: int | None = 1,
-) -> Tensor:
-    """Batched matmul with the permutations folded in: input.permute(perm_x1) @
-    weight.permute(perm_x2), then perm_y.
-
-    input [B, M, K] (or [M, B, K] with perm_x1 (1, 0, 2)), weight [B, K, N] -> [M, B, N]: perm_y is
-    (1, 0, 2), also when None. batch_split_factor f > 1 -> [f, M, B*N/f]. Source: operator document
-    and test of Ascend/op-plugin.
-    """
-    unsupported("npu_transpose_batchmatmul", bias=bias, scale=scale)
-    y = wide(input).permute(tuple(perm_x1 or (0, 1, 2))) @ wide(weight).permute(
-        tuple(perm_x2 or (0, 1, 2))
-    )
-    y = y.permute(tuple(perm_y or (1, 0, 2))).to(input.dtype).contiguous()
-    if batch_split_factor in (None, 1):
-        return y
-    return y.view(y.shape[0], batch_split_factor, -1).transpose(0, 1).contiguous()
