@@ -221,10 +221,14 @@ def top_k(x: Tensor, k: Tensor, sorted: bool, dim: int, largest: bool) -> Result
     return [values, indices.int()]
 
 
-@operator("Sort", "x", free=("stable",), axis=-1, descending=False)
-def sort(x: Tensor, axis: int, descending: bool) -> Results:
-    """Equal values keep their order, which is one of those that stable=False allows."""
-    values, indices = x.sort(dim=axis, descending=descending, stable=True)
+@operator("Sort", "x", axis=-1, descending=False, stable=False)
+def sort(x: Tensor, axis: int, descending: bool, stable: bool) -> Results:
+    """stable=False leaves the order of equal values open: here it is the one of eager PyTorch on
+    this processor, by the very same call, as sums that follow depend on it."""
+    if stable:
+        values, indices = x.sort(dim=axis, descending=descending, stable=True)
+    else:
+        values, indices = x.sort(dim=axis, descending=descending)
     return [values, indices.int()]
 
 

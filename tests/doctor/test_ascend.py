@@ -334,7 +334,9 @@ def test_mindspeed_and_what_is_used_instead(machine, monkeypatch):
     machine.environment["GMM_PROVIDER"] = "mindspeed"
     check = machine.found()["MindSpeed"]
     assert check.status == FAIL and "pip install -e MindSpeed" in check.remedy
-    monkeypatch.setattr(ascend.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(
+        ascend.importlib.util, "find_spec", lambda name: object() if name == "mindspeed" else None
+    )
     assert machine.found()["MindSpeed"].detail == "installed; its npu_gmm is used on npu"
     machine.environment["GMM_PROVIDER"] = "auto"
     assert "GMM_PROVIDER=auto" in machine.found()["MindSpeed"].detail

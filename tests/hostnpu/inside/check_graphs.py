@@ -27,6 +27,7 @@ from dsv3_port.engine.graph import (
     npu_backend,
 )
 from dsv3_port.hostnpu import graphs, tape
+from dsv3_port.hostnpu.ge_table import OPERATORS
 from dsv3_port.model.decoder import DeepseekV3
 from dsv3_port.steps import _FORMS
 from tests.hostnpu.inside import check_model
@@ -136,6 +137,25 @@ def test_every_pair_of_forms_converts(row: int) -> None:
     with converted_graphs() as found:
         assert_equal(run(compile_steps(load(plan), "ge"), 2, 2), want)
     assert len(found) == 2 and all(len(graph.op) > 100 for graph in found)
+
+
+def test_equal_keys_in_any_order() -> None:
+    """Experts are sorted without a promise about equal ones, and processors differ in what they do.
+    Whatever sort() does, the converted graph does the same: here the last of equal ones is first."""
+
+    def last_first(x: Tensor, dim: int = -1, descending: bool = False) -> tuple[Tensor, Tensor]:
+        values, order = x.flip(dim).sort(dim=dim, descending=descending, stable=True)
+        return values, x.shape[dim] - 1 - order
+
+    plan = FULL.replace(npu_routing_kernel=False)
+    x = torch.tensor([2, 1, 2, 1, 2, 1])
+    with torch.library._scoped_library("aten", "IMPL") as library:
+        library.impl("sort", last_first, "CPU")
+        assert x.sort()[1].tolist() == [5, 3, 1, 4, 2, 0]
+        sort = OPERATORS["Sort"].function
+        assert sort(x, -1, False, False)[1].tolist() == [5, 3, 1, 4, 2, 0]
+        assert sort(x, -1, False, True)[1].tolist() == [1, 3, 5, 0, 2, 4]
+        assert_equal(run(compile_steps(load(plan), "ge"), 2, 2), run(load(plan), 2, 2))
 
 
 def test_what_does_not_convert_says_why() -> None:
