@@ -11,14 +11,15 @@ import base64
 import functools
 import html
 import io
-import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image, PngImagePlugin
 
 from ..bench.records import Record, stamp
@@ -140,26 +141,30 @@ def figure(
     return fig, list(axes.flat)
 
 
+def wrapped(fig: LabFigure, text: str, **style: Any) -> str:
+    """`text` with line breaks, no line wider than the figure as this matplotlib and font draw it
+    (a count of characters is right for some texts and versions only)."""
+    renderer, room = FigureCanvasAgg(fig).get_renderer(), 0.98 * fig.bbox.width
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".lstrip()
+        drawn = Text(0, 0, longer, figure=fig, **style)
+        if lines[-1] and drawn.get_window_extent(renderer).width > room:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return "\n".join(lines)
+
+
 def finish(fig: LabFigure, alt: str, caption: str = "", title: str = "") -> LabFigure:
     """Set the alternative text, a headline, and the small line below that says where the numbers
     come from."""
-    width = int(fig.get_size_inches()[0] * 11)  # characters of the caption's size on one line
     if title:
-        fig.suptitle(
-            "\n".join(textwrap.wrap(title, int(width * 0.8))),
-            x=0.01,
-            ha="left",
-            fontsize=LARGE,
-            fontweight="bold",
-        )
+        style: dict[str, Any] = {"fontsize": LARGE, "fontweight": "bold"}
+        fig.suptitle(wrapped(fig, title, **style), x=0.01, ha="left", **style)
     if caption:
-        fig.supxlabel(
-            "\n".join(textwrap.wrap(caption, width)),
-            x=0.01,
-            ha="left",
-            fontsize=SMALL,
-            color="#555555",
-        )
+        style = {"fontsize": SMALL, "color": "#555555"}
+        fig.supxlabel(wrapped(fig, caption, **style), x=0.01, ha="left", **style)
     fig.alt_text = " ".join(f"{alt} {caption}".split())
     return fig
 

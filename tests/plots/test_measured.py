@@ -23,7 +23,7 @@ from dsv3_port.plots import measured as plots
 from dsv3_port.plots.costs import memory_curve
 from dsv3_port.plots.memory import cited
 from dsv3_port.plots.ranks import step_split
-from dsv3_port.plots.style import GREY, SMALL, VERMILLION
+from dsv3_port.plots.style import GREY, SMALL, VERMILLION, figure, finish
 from dsv3_port.steps import STEPS, PortPlan
 from tests.bench.test_measure import record
 from tests.random_models import CONFIG
@@ -134,6 +134,21 @@ def test_nothing_is_clipped(drawn):
         assert extent.x0 >= box.x0 - 2 and extent.x1 <= box.x1 + 2, (
             f"{text.get_text()!r} leaves the figure"
         )
+
+
+@pytest.mark.parametrize("letter", "iwW")
+def test_lines_break_where_the_figure_ends_whatever_the_letters(letter):
+    """A headline of wide letters, one of narrow ones: as many words a line as fit, none outside."""
+    fig, (ax,) = figure(size=(6.0, 2.0))
+    words = [letter * 4] * 40
+    finish(fig, "x" * 41, " ".join(words), title=" ".join(words))
+    renderer = FigureCanvasAgg(fig).get_renderer()
+    for text in (fig._suptitle, fig._supxlabel):
+        assert text.get_text().split() == words
+        lines = text.get_text().split("\n")
+        assert text.get_window_extent(renderer).width <= 0.99 * fig.bbox.width
+        text.set_text(f"{lines[0]} {words[0]}")  # one word more would not have fitted
+        assert text.get_window_extent(renderer).width > 0.97 * fig.bbox.width
 
 
 @pytest.mark.parametrize(
