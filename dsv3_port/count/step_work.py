@@ -58,6 +58,9 @@ class Work:
     flops: int = 0
     float32: bool = False  # the product is in float32
     times: int = 1
+    rows: int = 0  # of a product's left operand, in one matrix of a batch
+    weights: int = 0  # bytes of a product's right operand: weights, or a cache
+    experts: int = 0  # that a grouped product multiplies with
 
 
 @dataclass(frozen=True)
@@ -187,13 +190,16 @@ class _Counter(TorchDispatchMode):
         self.syncs = 0
 
     def add(
-        self, op: str, tensors: list[Tensor], more: int = 0, flops: int = 0, float32: bool = False
+        self,
+        op: str,
+        tensors: list[Tensor],
+        more: int = 0,
+        flops: int = 0,
+        float32: bool = False,
+        **product: int,
     ) -> None:
-        self.work.append(
-            Work(
-                self.parts[-1], op, _nbytes(tensors) + more, flops, float32, self.times[self.layer]
-            )
-        )
+        nbytes, times = _nbytes(tensors) + more, self.times[self.layer]
+        self.work.append(Work(self.parts[-1], op, nbytes, flops, float32, times, **product))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -210,10 +216,12 @@ class _Counter(TorchDispatchMode):
             flops = count(*args, **kwargs, out_val=result) if count else 0
             if name in _ROWS:
                 self.add(name, read[1:] + made, sum(t.nbytes for t in made))
+            elif flops:
+                left, right = read[-2:]  # a bias comes first
+                product = {"rows": left.shape[-2], "weights": _nbytes([right])}
+                self.add(name, read + made, 0, flops, left.dtype == torch.float32, **product)
             else:
-                self.add(
-                    name, read + made, 0, flops, bool(flops) and read[0].dtype == torch.float32
-                )
+                self.add(name, read + made)
         return result
 
     def whole(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -230,12 +238,16 @@ class _Counter(TorchDispatchMode):
                 return result
             if name == "npu_grouped_matmul":  # weights of the experts that are met, and of no other
                 (x,), (weight,) = args[0], args[1]
+                met = weight.nbytes * self.met // self.experts
                 self.add(
                     name,
                     [x, *result],
-                    weight.nbytes * self.met // self.experts,
+                    met,
                     2 * x.shape[0] * weight.shape[1] * weight.shape[2],
                     x.dtype == torch.float32,
+                    rows=x.shape[0],
+                    weights=met,
+                    experts=self.met,
                 )
             elif name == "scatter_update_":  # the new rows, not the buffer they go into
                 self.add(name, [args[2]], args[2].nbytes)

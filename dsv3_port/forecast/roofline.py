@@ -182,13 +182,15 @@ def _kernels(work: StepWork, mode: str) -> tuple[tuple[int, int], tuple[int, int
         c = work.config
         dense = min(c.first_k_dense_replace, c.num_hidden_layers)
         return ge_layers.kernels(
-            ge_layers.operators(_rung_of(work.plan), work.phase, dense, c.num_hidden_layers - dense)
+            ge_layers.operators(
+                recorded_rung(work.plan), work.phase, dense, c.num_hidden_layers - dense
+            )
         )
     matmuls = sum(w.times for w in work.work if w.flops)
     return (matmuls, matmuls), (work.launches - matmuls, work.launches - matmuls)
 
 
-def _rung_of(plan: PortPlan) -> str:
+def recorded_rung(plan: PortPlan) -> str:
     """The recorded rung whose graph this plan is, ranks apart."""
     for rung in ge_layers.recorded()["rungs"]:
         if PortPlan.upto(rung).minus("tensor_parallel") == plan.replace(graph="eager").minus(

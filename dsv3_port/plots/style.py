@@ -73,9 +73,12 @@ RC: dict[Any, Any] = {
 
 
 class LabFigure(Figure):
-    """A Figure that carries its alternative text into the notebook page and the file."""
+    """A Figure that carries its alternative text into the notebook page and the file. `npu_rows`
+    and `npu_derived`: what its NPU times rest on (plots/npu_step.py)."""
 
     alt_text: str = ""
+    npu_rows: tuple[str, ...] = ()
+    npu_derived: tuple[Any, ...] = ()
 
     def png(self, dpi: int = 110) -> bytes:
         """PNG of 128 colours, a third of the size of full colour, with the alternative text as

@@ -1,0 +1,136 @@
+"""The ladder on an NPU, put together from kernels that others measured (forecast/compose.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.patches import Patch
+
+from ..config import DeepseekV3Config
+from ..forecast.compose import SENTENCE, Composed, ladder
+from ..forecast.kernels import CARD, label, published
+from ..forecast.planner import forecast
+from ..forecast.traced import Traced
+from ..steps import step
+from .npu_step import supported
+from .style import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    LIGHT,
+    ORANGE,
+    PURPLE,
+    SKY,
+    SMALL,
+    LabFigure,
+    figure,
+    finish,
+    styled,
+    title_of,
+)
+
+_PARTS = {
+    "measured": (PURPLE, "//", "kernels measured at this size"),
+    "fitted": (BLUE, "//", "kernels by their operator's fit"),
+    "by size": (SKY, "//", "other vector kernels, by size alone"),
+    "bounded": (ORANGE, "..", "not covered: middle of a range"),
+}
+_IDLE = (GREY, "xx")
+# published whole-model figures by the row that they are drawn in
+_PUBLISHED = {
+    "V3.1 eager, published": ("p2",),
+    "V3.1 graph, published": ("p3", "p4"),
+    "int8 service, published": ("p5", "p6", "p7"),
+}
+
+
+@styled
+def npu_ladder(
+    config: DeepseekV3Config,
+    world_sizes: Sequence[int] = (8, 32),
+    batches: Sequence[int] = (1, 8, 32),
+    context: int = 4096,
+) -> LabFigure:
+    """Decode step by step: a column for each batch, a row for each number of ranks, bfloat16 on
+    910B4-1; below each, published figures of whole models on the same axis."""
+    rows = len(world_sizes)
+    fig, axes = figure(rows, len(batches), (4.2 + 4.4 * len(batches), 1.9 + 5.4 * rows))
+    said, derived, used = [], [], set()
+    for i, world in enumerate(world_sizes):
+        for j, batch in enumerate(batches):
+            steps = ladder(config, world_size=world, batch=batch, context=context)
+            ax = axes[i * len(batches) + j]
+            said += _panel(ax, steps, labelled=j == 0)
+            derived += [t for s in steps for t in traced(s)]
+            used |= {r for s in steps for r in s.rows}
+    handles = [Patch(fc="none", ec=c, hatch=h, label=t) for c, h, t in _PARTS.values()]
+    handles.append(Patch(fc="none", ec=_IDLE[0], hatch=_IDLE[1], label="device waits"))
+    fig.legend(handles=handles, loc="outside upper right", ncols=2 + len(batches))
+    caption = (
+        f"{SENTENCE[0].upper()}{SENTENCE[1:]}. Whiskers: errors of the fits, at least ± 30 %, p10 to p90 of waits, "
+        "bytes on cited links; the latency of collectives is in no source and not in it. In eager mode "
+        "the host launches an operator every 41 µs [g15], and the device waits where its queue is "
+        f"empty. [~ranks/batch/step] is a composition of its rows. {label(CARD)}"
+    )
+    return supported(
+        finish(
+            fig,
+            "NPU ladder, ms a decode step: " + " ".join(said),
+            caption,
+            title=f"DeepSeek-V3 decode on Ascend {CARD}, {context} cached, composed from measured kernels",
+        ),
+        derived,
+        sorted(used | {p for ids in _PUBLISHED.values() for p in ids}),
+    )
+
+
+def tag(s: Composed) -> str:
+    return f"{s.work.world_size}/{s.work.batch}/{step(s.rung).number}"
+
+
+def traced(s: Composed) -> list[Traced]:
+    """The numbers that a composed step is drawn with."""
+    return [Traced(v, "ms", tag(s), s.rows) for v in (s.ms, s.low, s.high)]
+
+
+def _panel(ax: Axes, steps: Sequence[Composed], labelled: bool) -> list[str]:
+    said = []
+    most = max(s.high for s in steps)
+    for y, s in enumerate(steps):
+        left = 0.0
+        for how, (colour, hatch, _) in _PARTS.items():
+            ax.barh(y, s.kernels[how], 0.66, left=left, fc="none", ec=colour, hatch=hatch)
+            left += s.kernels[how]
+        ax.barh(y, s.idle, 0.66, left=left, fc="none", ec=_IDLE[0], hatch=_IDLE[1])
+        ax.errorbar(
+            s.ms, y, xerr=[[s.ms - s.low], [s.high - s.ms]], fmt="none", ecolor=INK, capsize=3
+        )
+        text = f"~{s.ms:.0f} ms ({s.low:.0f}–{s.high:.0f}) [~{tag(s)}]"
+        ax.text(s.high + most * 0.02, y, text, va="center", fontsize=SMALL - 1)
+        said.append(f"{title_of(s.rung)} {text}, {s.covered:.0%} of the kernels covered.")
+    names = [title_of(s.rung) for s in steps] + _published(ax, len(steps), most)
+    ax.set_yticks(range(len(names)), names if labelled else [""] * len(names))
+    ax.set_ylim(len(names) - 0.4, -0.6)
+    ax.set_xlim(0, most * 1.75)
+    ax.grid(axis="x", color=LIGHT, lw=0.8)
+    ax.tick_params(axis="y", length=0)
+    ax.set_xlabel("ms a step, composed")
+    w = steps[0].work
+    fits = forecast(w.config, (w.world_size,), batch=w.batch, seq_len=w.context)[0]
+    room = "" if fits.fits else "; does not fit 64 GiB cards"
+    ax.set_title(f"TP {w.world_size}, {w.batch} token{'s' if w.batch > 1 else ''}{room}")
+    return [f"TP {w.world_size}, {w.batch} tokens{room}:", *said]
+
+
+def _published(ax: Axes, first: int, most: float) -> list[str]:
+    """Diamonds of published figures, from row `first` on; returns the rows' names."""
+    known = {p.id: p for p in published()}
+    for y, ids in enumerate(_PUBLISHED.values(), first):
+        values = [known[i].value for i in ids]
+        ax.plot(values, [y] * len(values), "D", mfc="none", mec=GREEN, ms=7)
+        text = " ".join(f"{known[i].value:g} ms [{i}]" for i in ids)
+        ax.text(max(values) + most * 0.03, y, text, va="center", fontsize=SMALL - 1, color=INK)
+    ax.axhline(first - 0.5, color=GREY, lw=0.8)
+    return list(_PUBLISHED)

@@ -1,0 +1,126 @@
+"""Pictures of a porting step on an NPU, from kernels that others measured (forecast/npu_steps.py).
+
+Bars are open and hatched: never those of a recorded run. Every time stands with its rows, and a
+figure with a time that no row supports is refused.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.text import Text
+
+from ..errors import PortError
+from ..forecast.kernels import by_id, label
+from ..forecast.npu_parts import Pair, Part, formula, total, traced
+from ..forecast.npu_steps import kernels_of
+from ..forecast.traced import Traced, check
+from ..steps import STEPS
+from .style import GREY, INK, PURPLE, SMALL, LabFigure, figure, finish, styled, title_of
+
+_WIDTH, _ROW = 11.8, 1.5  # inches: the figure, a pair
+_WRAP = 118  # characters of small text across the figure
+
+
+def steps_of(name: str) -> list[str]:
+    """The steps of a notebook, or the step itself."""
+    found = [s.id for s in STEPS if name in (s.id, s.number, s.notebook)]
+    if not found:
+        raise PortError(f"npu_step: {name!r} is neither a step nor a notebook that takes one")
+    return found
+
+
+@styled
+def npu_step(name: str) -> LabFigure:
+    """Before and after of a step in measured kernels, a row for each size; `name` is a step or a
+    notebook (all of its steps). What nothing covers is said below."""
+    steps = [kernels_of(s) for s in steps_of(name)]
+    pairs = [(s, p) for s in steps for p in s.pairs]
+    notes = [(s, text) for s in steps for text in s.said]
+    lines = sum(len(textwrap.wrap(text, _WRAP - 24)) for _, text in notes)
+    ratios = [_ROW] * len(pairs) + [max(0.3, 0.22 * lines)]
+    fig, axes = figure(
+        len(ratios), 1, (_WIDTH, sum(ratios) + 1.6), gridspec_kw={"height_ratios": ratios}
+    )
+    named = {s.step: f"{title_of(s.step)}. " if len(steps) > 1 else "" for s in steps}
+    said = [_draw(ax, p, named[s.step]) for ax, (s, p) in zip(axes, pairs, strict=False)]
+    said += _write(axes[-1], [named[s.step] + text for s, text in notes])
+    devices = list(dict.fromkeys(d for s in steps for d in s.devices))
+    title = " and ".join(title_of(s.step) for s in steps[:2]) if len(steps) < 3 else name
+    return supported(
+        finish(
+            fig,
+            f"{title}, {' '.join(said)}",
+            label(*devices),
+            title=f"{title} on an NPU: kernels measured by others",
+        ),
+        traced([p for _, p in pairs]),
+        [r for _, p in pairs for part in (*p.before, *p.after) for r in part.rows],
+    )
+
+
+def supported(fig: LabFigure, derived: Sequence[Traced], rows: Sequence[str]) -> LabFigure:
+    """The figure with its rows, after every time in its texts was found in them; else PortError."""
+    fig.npu_rows, fig.npu_derived = tuple(dict.fromkeys(rows)), tuple(derived)
+    check([t.get_text() for t in fig.findobj(Text)] + [fig.alt_text], fig.npu_derived)
+    return fig
+
+
+def _samples(parts: Sequence[Part]) -> str:
+    """How many samples stand behind a side; of a fit, how many points."""
+    known = by_id()
+    fits = [str(len(p.rows)) for p in parts if p.how == "fitted"]
+    counts = [f"n {known[p.rows[0]].n}" for p in parts if p.how != "fitted" and p.rows[0] in known]
+    return ", ".join([*([f"fit of {' and '.join(fits)} points"] if fits else []), *counts])
+
+
+def _value(parts: Sequence[Part]) -> str:
+    us, low, high = total(parts)
+    digits = 0 if us >= 1000 else 1 if us >= 10 else 2
+    spread = f" ({low:,.{digits}f}–{high:,.{digits}f})"
+    about = "~" if any(p.how == "fitted" for p in parts) else ""
+    return f"{about}{us:,.{digits}f} µs{spread} [{formula(parts)}]"
+
+
+def _draw(ax: Axes, pair: Pair, named: str) -> str:
+    """Two bars with whiskers; returns what they say."""
+    most = max(total(side)[2] for side in (pair.before, pair.after))
+    said = []
+    for y, (when, parts) in enumerate((("before", pair.before), ("after", pair.after))):
+        us, low, high = total(parts)
+        fitted = any(p.how == "fitted" for p in parts)
+        ax.barh(
+            y,
+            us,
+            0.62,
+            facecolor="none",
+            edgecolor=GREY if y == 0 else PURPLE,
+            hatch="" if fitted else "//",
+            linestyle="--" if fitted else "-",
+            linewidth=1.6,
+        )
+        ax.errorbar(us, y, xerr=[[us - low], [high - us]], fmt="none", ecolor=INK, capsize=4)
+        where = "" if pair.same_device else f", {parts[0].device}"
+        text = f"{_value(parts)}{where}, {_samples(parts)}".removesuffix(", ")
+        ax.text(high + most * 0.02, y, text, va="center", fontsize=SMALL)
+        said.append(f"{when} {text}")
+    ax.set_yticks((0, 1), ("before", "after"))
+    ax.set_ylim(1.6, -0.6)
+    ax.set_xlim(0, most * 2.5)
+    ax.set_xticks([])
+    ax.spines["bottom"].set_visible(False)
+    ax.tick_params(axis="y", length=0)
+    head = f"{named}{pair.size}: {pair.what}. {pair.verdict}"
+    ax.set_title("\n".join(textwrap.wrap(head, _WRAP - 18)), fontsize=SMALL + 1)
+    ax.set_xlabel("\n".join(textwrap.wrap(pair.near, _WRAP)), loc="left", fontsize=SMALL)
+    return f"{head}: {', '.join(said)} ({pair.near})."
+
+
+def _write(ax: Axes, notes: Sequence[str]) -> Sequence[str]:
+    """Sentences for what no pair can show."""
+    ax.axis("off")
+    lines = ["\n".join(textwrap.wrap("• " + text, _WRAP)) for text in notes]
+    ax.text(0, 1, "\n".join(lines), va="top", fontsize=SMALL, transform=ax.transAxes)
+    return notes
