@@ -1,0 +1,55 @@
+"""Marks by place, and what must not leak from one test into the next.
+
+`make test` leaves out what is marked; `make test-all` and .ci/run leave out nothing but the browser
+where there is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+TESTS = Path(__file__).parent
+# place below tests/, a folder, a file or a test's name in it -> mark
+MARKS = {
+    "hostnpu/": "hostnpu",
+    "engine/test_job_npu.py": "hostnpu",
+    "engine/test_job.py": "ranks",
+    "engine/test_job_ends.py": "ranks",
+    "engine/test_parallel.py": "ranks",
+    "check/test_rank_calls.py": "ranks",
+    "engine/test_graph.py": "compile",
+    "ops/test_compile.py": "compile",
+    "count/test_graphs.py": "compile",
+    "course/test_jupyterlab.py": "browser",
+    "course/test_pages_browser.py": "browser",
+}
+
+
+def mark_of(place: str) -> str | None:
+    """`place` is a test's id below tests/: engine/test_job.py::test_name[parameters]."""
+    return next((mark for prefix, mark in MARKS.items() if place.startswith(prefix)), None)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        name = item.nodeid.partition("::")[2]
+        mark = mark_of(f"{item.path.relative_to(TESTS).as_posix()}::{name}")
+        if mark:
+            item.add_marker(mark)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    """No process group, default dtype or thread count of one test meets the next."""
+    dtype, threads = torch.get_default_dtype(), torch.get_num_threads()
+    yield
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+        pytest.fail("the test left a process group behind")
+    torch.set_default_dtype(dtype)
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
