@@ -9,6 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from tabulate import tabulate
+
 from ..errors import PortError
 
 _SHOWN = 40  # lines of a difference
@@ -41,7 +43,7 @@ def arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--json", action="store_true", help="print JSON")
 
 
-def ge(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
     from ..hostnpu.ge import read_file
 
     graph = read_file(args.graph)
@@ -82,8 +84,6 @@ def ge(args: argparse.Namespace) -> int:
 
 
 def _table(rows: Sequence[tuple[str, ...]], header: tuple[str, ...], as_json: Any = None) -> None:
-    from tabulate import tabulate
-
     print(
         tabulate(rows, header, disable_numparse=True)
         if as_json is None
@@ -95,11 +95,11 @@ def _run(graph: Any, args: argparse.Namespace) -> None:
     from safetensors.torch import save_file
 
     from ..ge.tables import read_inputs, result_tensors
-    from ..hostnpu.ge_run import run
+    from ..hostnpu import ge_run
 
     inputs = read_inputs(graph, args.inputs_file)
     before = [t.clone() for t in inputs]
-    done = run(graph, inputs, records=True)
+    done = ge_run.run(graph, inputs, records=True)
     tensors = result_tensors(graph, before, inputs, done.outputs)
     if args.out:
         Path(args.out).parent.mkdir(parents=True, exist_ok=True)

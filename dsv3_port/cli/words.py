@@ -12,6 +12,10 @@ from typing import Any
 from ..errors import PortError
 from ..steps import PortPlan, step
 
+DEVICE_HELP = "auto, cpu, cuda, npu or host-npu"
+DTYPE_HELP = "float32, bfloat16 or float16 (default: float32 on cpu, else bfloat16)"
+PLAN_HELP = "full, upstream, upto:STEP, or step ids separated by commas (`dsv3-port plan --steps` lists them)"
+WORKLOAD = ("context", "batch", "prefill", "rounds")
 SHORT_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "fp8": "float8_e4m3fn"}
 
 
@@ -102,3 +106,14 @@ def check_positive(args: argparse.Namespace, *names: str) -> None:
             raise PortError(
                 f"--{name.replace('_', '-')} must be 1 or more, not {getattr(args, name)}"
             )
+
+
+def workload_arguments(p: argparse.ArgumentParser, rounds: int) -> None:
+    """The flags named in WORKLOAD."""
+    for name, default, text in (
+        ("context", 1024, "cached positions of a decode step"),
+        ("batch", 1, "sequences"),
+        ("prefill", 128, "tokens of a prompt"),
+        ("rounds", rounds, "interleaved rounds"),
+    ):
+        p.add_argument(f"--{name}", type=int, default=default, help=f"{text} (default: {default})")

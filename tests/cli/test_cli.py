@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from dsv3_port import PortError, PortPlan, cli
+from dsv3_port.cli.main import COMMANDS
 from dsv3_port.cli.words import parse_gib, parse_ints, parse_plan, read_prompts
 
 ROOT = Path(__file__).parents[2]
@@ -36,14 +36,23 @@ def test_help_imports_no_torch():
     assert heavy.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize(
-    "command", ["doctor", "plan", "shard", "infer", "bench", "compare", "tutorial"]
-)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as end:
         run(command, "--help")
     assert end.value.code == 0
     assert command in capsys.readouterr().out
+
+
+def test_a_command_is_a_file_imported_on_use():
+    files = {file.stem for file in Path(cli.__file__).parent.glob("*.py")}
+    assert files - {"__init__", "main", "words"} == {c.replace("-", "_") for c in COMMANDS}
+    used = in_process(
+        "import sys\nfrom dsv3_port.cli.main import make_parser\n"
+        "make_parser().parse_args(['plan', '--steps'])\n"
+        "print(*sorted(m[14:] for m in sys.modules if m.startswith('dsv3_port.cli.')))"
+    )
+    assert used.split() == ["main", "plan", "words"]
 
 
 def test_module_and_version():
@@ -138,7 +147,7 @@ def test_interrupt_and_memory(error, code, text, monkeypatch, capsys):
     def doctor(args):
         raise error
 
-    monkeypatch.setattr(cli.commands, "doctor", doctor)
+    monkeypatch.setattr("dsv3_port.cli.doctor.run", doctor)
     assert run("doctor") == code
     assert text in capsys.readouterr().err
 
@@ -147,14 +156,14 @@ def test_a_defect_of_our_own_is_not_hidden(monkeypatch):
     def doctor(args):
         raise RuntimeError("a defect")
 
-    monkeypatch.setattr(cli.commands, "doctor", doctor)
+    monkeypatch.setattr("dsv3_port.cli.doctor.run", doctor)
     with pytest.raises(RuntimeError, match="a defect"):
         run("doctor")
 
 
 def test_a_torch_that_cannot_be_imported_is_told(monkeypatch, capsys):
-    main = importlib.import_module("dsv3_port.cli.main")  # cli.main is the function
-    monkeypatch.setattr(main, "import_torch", lambda: (None, "ImportError: libascendcl.so"))
+    broken = (None, "ImportError: libascendcl.so")
+    monkeypatch.setattr("dsv3_port.doctor.machine.import_torch", lambda: broken)
     assert run("plan") == 2
     assert "libascendcl.so" in capsys.readouterr().err
     assert run("plan", "--steps") == 0  # needs none

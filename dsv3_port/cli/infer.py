@@ -1,0 +1,93 @@
+"""`dsv3-port infer`: continue prompts; every setting is a flag and an environment variable."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+from ..engine.settings import TABLE, Settings
+from ..errors import PortError
+from ..files import write_atomic
+from .words import DEVICE_HELP, DTYPE_HELP, PLAN_HELP, check_target, parse_plan, read_prompts
+
+
+def arguments(p: argparse.ArgumentParser) -> None:
+    for row in TABLE:
+        default = f", default {row.default}" if row.default != "" else ""
+        text = f"{row.meaning} ({row.variable}{default})"
+        p.add_argument("--" + row.field.replace("_", "-"), dest=row.field, help=text)
+    p.add_argument(
+        "--prompt", action="append", help="a text to continue; may be given several times"
+    )
+    p.add_argument(
+        "--prompts", metavar="FILE", help="JSON list of texts or of lists of chat messages"
+    )
+    p.add_argument(
+        "--chat",
+        dest="tokenizer_mode",
+        action="store_const",
+        const="chat",
+        help="through the chat template, as --tokenizer-mode chat",
+    )
+    p.add_argument(
+        "--pad", action="store_true", help="pad every prompt to INPUT_MAX_LEN in eager mode too"
+    )
+    p.add_argument("--plan", default="full", help=PLAN_HELP)
+    p.add_argument("--device", default="auto", help=DEVICE_HELP)
+    p.add_argument("--dtype", help=DTYPE_HELP)
+    p.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
+    p.add_argument("--seed", type=int, default=0, help="of the draws with a temperature")
+    p.add_argument(
+        "--json", metavar="FILE", help="write texts, token ids, times and memory per rank there"
+    )
+    p.add_argument(
+        "--show-settings",
+        action="store_true",
+        help="print every setting and where it came from; run nothing",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+
+    settings = Settings.from_env_and_flags(vars(args))
+    if args.show_settings:
+        print(tabulate(settings.rows(), ("variable", "value", "from"), disable_numparse=True))
+        return 0
+    from ..engine.job import Job, run_job
+
+    check_target(args.json)
+    prompts = read_prompts(args.prompt, args.prompts, settings.tokenizer_mode == "chat")
+    report = run_job(
+        Job(
+            settings,
+            tuple(prompts),
+            parse_plan(args.plan),
+            args.device,
+            args.dtype,
+            args.temperature,
+            args.seed,
+            args.pad,
+            on_text=_print_text,
+            progress=True,
+        )
+    )
+    if report is not None:
+        print(report.summary())
+        if args.json:
+            _write_json(args.json, report.to_dict())
+    return 0
+
+
+def _print_text(text: str) -> None:
+    print(text, end="", flush=True)
+
+
+def _write_json(path: str, value: Any) -> None:
+    try:
+        write_atomic(Path(path), json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise PortError(f"{path}: cannot be written: {error.strerror or error}") from error

@@ -1,0 +1,155 @@
+"""`dsv3-port plan`: memory per card, a forecast of times, or the steps of the port."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tabulate import tabulate
+
+from ..config import PRESETS, DeepseekV3Config
+from ..errors import PortError
+from ..steps import STEPS
+from .words import PLAN_HELP, check_positive, long_dtype, parse_gib, parse_ints, parse_plan
+
+if TYPE_CHECKING:
+    from ..forecast.planner import Forecast
+
+
+def arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--steps", action="store_true", help="print the steps of the port instead")
+    p.add_argument(
+        "--config", default="v3-671b", help="preset or checkpoint folder (default: %(default)s)"
+    )
+    p.add_argument(
+        "--world-size",
+        default="8,16,32,64",
+        metavar="N,N",
+        help="numbers of cards (default: %(default)s)",
+    )
+    p.add_argument("--hbm", default="64GiB", help="memory of a card (default: %(default)s)")
+    p.add_argument(
+        "--dtype",
+        default="bf16",
+        metavar="D,D",
+        help="bf16, fp16, fp32, fp8, int8 (default: %(default)s)",
+    )
+    p.add_argument(
+        "--batch", type=int, default=1, help="sequences in the KV cache (default: %(default)s)"
+    )
+    p.add_argument(
+        "--seq-len", type=int, default=4096, help="positions of each (default: %(default)s)"
+    )
+    p.add_argument("--plan", default="full", help=PLAN_HELP)
+    p.add_argument(
+        "--forecast",
+        metavar="CARD",
+        nargs="?",
+        const="a3",
+        help="times instead: the roofline FORECAST of "
+        "each step of the ladder in bfloat16 on a2, a2-280t or a3 (default), as ranges",
+    )
+    p.add_argument(
+        "--prefill", type=int, default=1024, help="a forecast's prompt (default: %(default)s)"
+    )
+    p.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.steps:
+        listed = [(s.number, s.id, f"{s.title} · {s.title_zh}", s.notebook, s.saves) for s in STEPS]
+        head = ("", "step", "title", "notebook", "saves on an NPU")
+        print(tabulate(listed, head, disable_numparse=True))
+        return 0
+    check_positive(args, "batch", "seq_len")
+    is_preset = args.config in PRESETS
+    if not is_preset and not Path(args.config).is_dir():
+        raise PortError(
+            f"--config: {args.config!r} is neither a checkpoint folder nor one of {', '.join(PRESETS)}"
+        )
+    read = DeepseekV3Config.preset if is_preset else DeepseekV3Config.from_pretrained
+    (_times if args.forecast else _memory)(args, read(args.config))
+    return 0
+
+
+def _memory(args: argparse.Namespace, config: DeepseekV3Config) -> None:
+    """Bytes per card for each number of cards and dtype, and how many cards are enough."""
+    from ..forecast.planner import GIB, forecast, smallest_world, world_sizes
+
+    hbm, dtypes = parse_gib(args.hbm), [long_dtype(d.strip()) for d in args.dtype.split(",")]
+    worlds, plan = parse_ints(args.world_size, "--world-size"), parse_plan(args.plan)
+    rows = forecast(config, worlds, hbm, dtypes, args.batch, args.seq_len, plan)
+    if args.json:
+        print(json.dumps([asdict(r) for r in rows], indent=1))
+        return
+
+    parts = list(dict.fromkeys(name for r in rows for name in r.weights_bytes))
+
+    def cells(r: Forecast) -> tuple[Any, ...]:
+        sizes = [r.weights_bytes.get(p, 0) for p in parts]
+        sizes += [r.kv_latent_bytes, r.kv_expanded_bytes, r.total_bytes]
+        fits = "yes" if r.fits else "no"
+        return (r.world_size, r.dtype, *(f"{s / GIB:.2f}" for s in sizes), fits, r.reason)
+
+    print(
+        f"GiB a card: {args.config}, batch {args.batch}, {args.seq_len} cached positions, plan {args.plan}"
+    )
+    head = ("cards", "dtype", *parts, "KV latent", "KV expanded", "total", "fits", "why")
+    print(tabulate(map(cells, rows), head, stralign="right", disable_numparse=True))
+    divide = ", ".join(map(str, world_sizes(config)))
+    for dtype in dtypes:
+        least = smallest_world(config, hbm, dtype, args.batch, args.seq_len, plan)
+        enough = f"{least} cards of {args.hbm} are" if least else "no number of cards is"
+        print(f"{dtype}: {enough} enough; the model can be cut over {divide}")
+
+
+def _times(args: argparse.Namespace, config: DeepseekV3Config) -> None:
+    """The roofline forecast of every rung, a column for each number of cards and phase."""
+    from ..forecast.roofline import CARDS, forecast_ladder
+    from ..plots.forecast import assumptions_text
+    from ..steps import step
+
+    check_positive(args, "prefill")
+    worlds = parse_ints(args.world_size, "--world-size")
+    found = {
+        w: forecast_ladder(
+            config,
+            args.forecast,
+            world_size=w,
+            batch=args.batch,
+            context=args.seq_len,
+            prompt=args.prefill,
+        )
+        for w in worlds
+    }
+    if args.json:
+        print(json.dumps([f.to_dict() for rows in found.values() for f in rows], indent=1))
+        return
+    rungs = list(dict.fromkeys(f.rung for f in found[worlds[0]]))
+    heads = [f"{phase}, {w} ranks" for phase in ("prefill", "decode") for w in worlds]
+    rows = [
+        (
+            step(rung).number,
+            step(rung).title,
+            *(
+                f"{f.total.low * 1e3:.1f} to {f.total.high * 1e3:.1f}"
+                for phase in ("prefill", "decode")
+                for w in worlds
+                for f in found[w]
+                if f.rung == rung and f.phase == phase
+            ),
+        )
+        for rung in rungs
+    ]
+    card = CARDS[args.forecast]
+    print(
+        f"FORECAST, nothing measured: ms a step of {args.config} in bfloat16 on {card.name}; prefill of "
+        f"{args.prefill} tokens, decode of batch {args.batch} with {args.seq_len} cached"
+    )
+    print(tabulate(rows, ("", "step", *heads), stralign="right", disable_numparse=True))
+    print(
+        f"Assumed: {assumptions_text()}.\nRates: {card.source}. Whether it fits: without --forecast."
+    )

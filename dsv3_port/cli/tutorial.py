@@ -1,0 +1,72 @@
+"""`dsv3-port tutorial`: execute the notebooks and build the pages."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .words import DEVICE_HELP
+
+if TYPE_CHECKING:
+    from ..course.tutorial import NotebookRun
+
+
+def arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "--only", action="append", metavar="N,N", help="these notebooks only, by number or name"
+    )
+    p.add_argument(
+        "--profile", default="tiny", help="a file of ci/profiles, or a path (default: %(default)s)"
+    )
+    p.add_argument("--device", default="auto", help=f"{DEVICE_HELP}; auto is what the profile says")
+    p.add_argument("--seed", type=int)
+    p.add_argument(
+        "--out", metavar="DIR", help="where pages and results go (default: out/ beside notebooks/)"
+    )
+    p.add_argument(
+        "--notebooks",
+        metavar="DIR",
+        help="the notebooks' folder (default: the one of this checkout)",
+    )
+    p.add_argument(
+        "--timeout", type=float, default=900.0, help="seconds for one cell (default: %(default)s)"
+    )
+    p.add_argument("--quiet", action="store_true", help="no progress bars")
+
+
+def run(args: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from ..course.tutorial import find_notebooks, run_tutorial
+
+    notebooks = Path(args.notebooks) if args.notebooks else find_notebooks()
+    out = Path(args.out) if args.out else notebooks.resolve().parent / "out"
+    only = [word.strip() for text in args.only or () for word in text.split(",")]
+
+    def tell(run: NotebookRun) -> None:
+        tqdm.write(
+            f"{'ok    ' if run.status == 'ok' else 'FAILED'} {run.name:<20} {run.seconds:7.1f} s  "
+            f"{run.cells} code cells{'  ' + run.error if run.error else ''}"
+        )  # above the bars
+        sys.stdout.flush()
+
+    runs = run_tutorial(
+        notebooks,
+        out,
+        profile=args.profile,
+        device=args.device,
+        only=only,
+        seed=args.seed,
+        timeout=args.timeout,
+        progress=not args.quiet,
+        on_done=tell,
+    )
+    failed = [run.name for run in runs if run.status != "ok"]
+    print(
+        f"\n{len(runs) - len(failed)} of {len(runs)} notebooks ran through in {sum(r.seconds for r in runs):.0f} s"
+        + (f"; failed: {', '.join(failed)}" if failed else "")
+    )
+    print(f"open {out.resolve() / 'index.html'}")
+    return int(bool(failed))
