@@ -1,7 +1,7 @@
 """What notebooks import: `from dsv3_port.lab import measure, plots, show`.
 
-Each name is looked up in its room on first use, so a notebook loads only what it names. Nothing is
-defined here.
+Each name is looked up in its room on first use, so a notebook loads only what it names; `plots` and
+a few more stand for several modules. Nothing is defined here.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-# names that are modules, and where these stand
+# names that are a module, or several read as one, and where these stand
 MODULES = {
-    "anatomy": "plots.anatomy",
+    "anatomy": "forecast.anatomy plots.model_map plots.parameters",
     "bench": "bench.cases",
     "bench_tables": "bench.speed_tables",
     "census": "count.census",
-    "cost_plots": "plots.costs",
+    "cost_plots": "plots.curves",
     "defects": "check.defects",
     "diagrams": "plots.memory",
     "doctor": "doctor.machine",
@@ -24,8 +24,9 @@ MODULES = {
     "graphs": "count.graphs",
     "npu_graphs": "ge.census",
     "planner": "forecast.planner",
-    "plots": "plots.measured",
-    "profiler": "bench.profiler",
+    "plots": "plots.bars plots.curves plots.forecast plots.memory plots.operators plots.routing "
+    "plots.sharding plots.style",
+    "profiler": "bench.profiler plots.profile",
     "ranks": "check.rank_calls",
     "record": "bench.record",
     "roofline": "forecast.roofline",
@@ -37,10 +38,11 @@ MEMBERS = {
     "course.interrupted": "killed_split",
     "course.judge": "check",
     "course.session": "start",
-    "plots.anatomy": "component_params config_rows model_picture parameter_picture",
     "plots.mla": "absorb_picture kv_b_split",
+    "plots.model_map": "model_picture",
     "plots.npu_ladder": "npu_ladder",
     "plots.npu_step": "npu_step",
+    "plots.parameters": "parameter_picture",
     "plots.ranks": "step_split traffic_plot",
     "plots.ratios": "ratio_chart",
     "plots.style": "title_of",
@@ -50,6 +52,7 @@ MEMBERS = {
     "bench.records": "FAIR PEER Results UPSTREAM seconds_text",
     "bench.sweep": "decode_call sweep with_plan",
     "bench.worlds": "time_worlds",
+    "forecast.anatomy": "component_params config_rows",
     "forecast.checks": "check_rows cited_checks",
     "forecast.planner": "forecast kv_bytes_per_token world_sizes",
     "check.broken": "row_major_row_idx up_before_gate",
@@ -68,11 +71,32 @@ MEMBERS = {
 _HOMES = {name: module for module, names in MEMBERS.items() for name in names.split()}
 
 
+class _Several:
+    """Modules read as one: the first that has a name gives it."""
+
+    def __init__(self, name: str, modules: list[str]) -> None:
+        self.__name__, self._modules = name, modules
+
+    def __getattr__(self, name: str) -> Any:
+        for module in map(_module, self._modules):
+            if not name.startswith("_") and hasattr(module, name):
+                return getattr(module, name)
+        raise AttributeError(f"{self.__name__} has no {name!r}: {', '.join(self._modules)} do not")
+
+    def __dir__(self) -> list[str]:
+        return sorted({n for m in map(_module, self._modules) for n in vars(m) if n[0] != "_"})
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f".{name}", __package__)
+
+
 def __getattr__(name: str) -> Any:
     if name in MODULES:
-        return importlib.import_module(f".{MODULES[name]}", __package__)
+        modules = MODULES[name].split()
+        return _module(modules[0]) if len(modules) == 1 else _Several(name, modules)
     if name in _HOMES:
-        return getattr(importlib.import_module(f".{_HOMES[name]}", __package__), name)
+        return getattr(_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from ..errors import PortError
-from ..plots.measured import fit_exponent
 from .cases import FULL, GRAPHS, Bench, Case
 from .records import FAIR, UPSTREAM, Results, seconds_text
 
@@ -119,6 +119,20 @@ def curve(case: Case) -> tuple[str, Results]:
         if len({getattr(r, f) for r in case.records}) > 1
     )
     return x, Results(sorted(case.records, key=lambda r: int(getattr(r, x))))
+
+
+def fit_exponent(x: Sequence[float], y: Sequence[float]) -> float:
+    """p of the best y = c x^p (least squares of the logarithms): 1 is linear, 0 is independent of
+    x."""
+    if len(x) != len(y) or len(set(x)) < 2 or min(*x, *y) <= 0:
+        raise PortError(
+            "fit_exponent needs two different positive x at least, and as many positive y"
+        )
+    u, v = [math.log(a) for a in x], [math.log(b) for b in y]
+    mu, mv = sum(u) / len(u), sum(v) / len(v)
+    return sum((a - mu) * (b - mv) for a, b in zip(u, v, strict=True)) / sum(
+        (a - mu) ** 2 for a in u
+    )
 
 
 def exponent_rows(found: Sequence[Bench]) -> list[Row]:

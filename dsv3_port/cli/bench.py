@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     if args.out:
         print(f"\nadded to {save(results, args.out)}")
     if args.plot:
-        from ..plots.measured import ladder
+        from ..plots.bars import ladder
         from ..plots.style import save as save_figure
 
         print(f"drawn as {save_figure(ladder(results), args.plot)}")

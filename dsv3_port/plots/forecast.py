@@ -13,6 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from ..errors import PortError
 from ..forecast.checks import Check
 from ..forecast.roofline import CARDS, FAST, PARTS, SLOW, StepForecast
+from .shapes import name_rows
 from .style import (
     BLUE,
     GREEN,
@@ -78,27 +79,19 @@ def forecast_ladder(forecasts: Sequence[StepForecast]) -> LabFigure:
         rows = [f for f in forecasts if f.phase == phase]
         for y, f in enumerate(rows):
             low, high = f.total.low * 1e3, f.total.high * 1e3
-            ax.barh(
-                y,
-                high - low,
-                0.66,
-                left=low,
-                color=BLUE if f.mode == "eager" else GREEN,
-                alpha=0.85,
-            )
+            colour = BLUE if f.mode == "eager" else GREEN
+            ax.barh(y, high - low, 0.66, left=low, color=colour, alpha=0.85)
             ax.plot([f.total.middle * 1e3] * 2, [y - 0.33, y + 0.33], color="white", lw=2)
             text = f"{_milliseconds(low)} – {_milliseconds(high)}"
             ax.text(high * 1.06, y, text, va="center", fontsize=SMALL)
             said.append(f"{phase} {title_of(f.rung)} {text} ms")
-        ax.set_yticks(range(len(rows)), [title_of(f.rung) if ax is axes[0] else "" for f in rows])
-        ax.set_ylim(len(rows) - 0.45, -0.55)
+        name_rows(ax, [title_of(f.rung) if ax is axes[0] else "" for f in rows])
         _log_ticks(ax)
         ax.set_xlim(
             min(f.total.low for f in rows) * 1e3 / 1.3, max(f.total.high for f in rows) * 1e3 * 3.2
         )
         ax.set_xlabel("ms a step, FORECAST (logarithmic)")
         ax.set_title(_shape(rows[0]))
-        ax.tick_params(axis="y", length=0)
     axes[0].legend(
         handles=[Patch(color=BLUE, label="eager"), Patch(color=GREEN, label="graph")],
         loc="lower right",
@@ -135,14 +128,9 @@ def forecast_parts(forecasts: Sequence[StepForecast]) -> LabFigure:
                     f"{part} {_milliseconds(getattr(f.parts[part], end) * 1e3)}" for part in PARTS
                 )
             )
-        ax.set_yticks(
-            range(len(forecasts)), [title_of(f.rung) if ax is axes[0] else "" for f in forecasts]
-        )
-        ax.set_ylim(len(forecasts) - 0.45, -0.55)
+        name_rows(ax, [title_of(f.rung) if ax is axes[0] else "" for f in forecasts], grid=True)
         ax.set_xlabel("ms, FORECAST")
         ax.set_title(name)
-        ax.grid(axis="x", color=LIGHT, lw=0.8)
-        ax.tick_params(axis="y", length=0)
     axes[0].legend(handles=[Patch(color=_COLOURS[p], label=p) for p in PARTS], loc="lower right")
     card, world = CARDS[forecasts[0].card], forecasts[0].work.world_size
     return finish(
@@ -163,39 +151,23 @@ def forecast_checks(checks: Sequence[Check]) -> LabFigure:
     for y, c in enumerate(checks):
         low, high = c.forecast.low / c.measured, c.forecast.high / c.measured
         colour = GREEN if c.inside else VERMILLION
-        ax.barh(
-            y,
-            high - low,
-            0.5,
-            left=low,
-            color=colour,
-            hatch="" if c.inside else "//",
-            edgecolor="white",
-        )
+        hatch = "" if c.inside else "//"
+        ax.barh(y, high - low, 0.5, left=low, color=colour, hatch=hatch, edgecolor="white")
         text = (
             f"{_milliseconds(c.forecast.low)} – {_milliseconds(c.forecast.high)} {c.unit} forecast, "
             f"{_milliseconds(c.measured)} cited: {c.verdict}"
         )
-        ax.text(
-            0.01,
-            y - 0.4,
-            text,
-            va="center",
-            fontsize=SMALL,
-            color=INK if c.inside else VERMILLION,
-            transform=ax.get_yaxis_transform(),
-        )
+        look = {"color": INK if c.inside else VERMILLION, "transform": ax.get_yaxis_transform()}
+        ax.text(0.01, y - 0.4, text, va="center", fontsize=SMALL, **look)
         said.append(f"{c.what}: {text}")
     ax.axvline(1, color=INK, lw=1.6, ls="--")
-    ax.set_yticks(range(len(checks)), [_wrapped(c.what) for c in checks])
-    ax.set_ylim(len(checks) - 0.5, -0.7)
+    name_rows(ax, ["\n".join(textwrap.wrap(c.what, 34)) for c in checks], 0.7, 0.5)
     _log_ticks(ax)
     ax.set_xlim(
         min(c.forecast.low / c.measured for c in checks) / 1.5,
         max(4.0, *(1.5 * c.forecast.high / c.measured for c in checks)),
     )
     ax.set_xlabel("FORECAST over cited (logarithmic); the dashed line is what was measured")
-    ax.tick_params(axis="y", length=0)
     sources = "; ".join(dict.fromkeys(c.source for c in checks))
     return finish(
         fig,
@@ -203,7 +175,3 @@ def forecast_checks(checks: Sequence[Check]) -> LabFigure:
         f"Cited from {sources}.",
         title="FORECAST against cited figures, which come from other engines",
     )
-
-
-def _wrapped(text: str, width: int = 34) -> str:
-    return "\n".join(textwrap.wrap(text, width))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from matplotlib.patches import FancyBboxPatch, Patch
 
 from ..ge.flow import Box, collapsed
 from ..hostnpu.ge import Graph
+from .shapes import centred
 from .style import (
     BLUE,
     GREEN,
@@ -64,42 +66,19 @@ def layer_picture(graph: Graph, layer: int = 1, title: str = "") -> LabFigure:
     _order(rows)
     wide = max(sum(p.width for p in row) for row in rows)
     fig, (ax,) = figure(size=(max(7.5, 1.7 * wide + 0.6), 1.8 + 0.62 * len(rows)))
+    look: dict[str, Any]
     for point in (p for row in rows for p in row):
         x, y = point.x, -point.row
         for end in point.above:
-            ax.plot(
-                [end.x, x],
-                [-end.row, y],
-                color=INK,
-                lw=1.0,
-                alpha=0.55,
-                zorder=1,
-                solid_capstyle="round",
-            )
+            look = {"color": INK, "lw": 1.0, "alpha": 0.55, "zorder": 1}
+            ax.plot([end.x, x], [-end.row, y], solid_capstyle="round", **look)
         if point.box:
             colour = COLOURS[point.box.kind]
-            ax.add_patch(
-                FancyBboxPatch(
-                    (x - _WIDTH / 2, y - _HEIGHT / 2),
-                    _WIDTH,
-                    _HEIGHT,
-                    facecolor=colour,
-                    lw=0,
-                    boxstyle="round,pad=0.02,rounding_size=0.08",
-                    zorder=2,
-                )
-            )
-            ax.text(
-                x,
-                y,
-                point.box.label,
-                ha="center",
-                va="center",
-                fontsize=_TEXT,
-                color=ink_on(colour),
-                zorder=3,
-                linespacing=0.95,
-            )
+            corner, shape = (x - _WIDTH / 2, y - _HEIGHT / 2), "round,pad=0.02,rounding_size=0.08"
+            look = {"facecolor": colour, "lw": 0, "boxstyle": shape, "zorder": 2}
+            ax.add_patch(FancyBboxPatch(corner, _WIDTH, _HEIGHT, **look))
+            look = {"color": ink_on(colour), "zorder": 3, "linespacing": 0.95}
+            centred(ax, x, y, point.box.label, _TEXT, **look)
     ax.set(xlim=(-wide / 2 - 0.1, wide / 2 + 0.1), ylim=(-len(rows) + 0.4, 0.5))
     ax.set_axis_off()
     used = [k for k in COLOURS if any(b.kind == k for b in boxes)]

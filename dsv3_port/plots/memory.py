@@ -8,13 +8,15 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.axes import Axes
+from matplotlib.patches import Patch
 
 from ..config import DeepseekV3Config
 from ..errors import PortError
 from ..forecast.planner import GIB, Forecast, kv_bytes_per_token
 from ..paths import recorded_file
 from ..steps import PortPlan
+from .shapes import box, name_rows, stack
 from .style import (
     BLUE,
     GREEN,
@@ -31,7 +33,6 @@ from .style import (
     LabFigure,
     figure,
     finish,
-    ink_on,
     styled,
 )
 
@@ -61,13 +62,10 @@ def memory_bars(rows: Sequence[Forecast], hbm: float = 64.0) -> LabFigure:
     ]
     said = []
     for y, f in enumerate(rows):
-        left = 0.0
         sizes = [(c, f.weights_bytes.get(c, 0)) for c in parts]
         sizes.append(("other", f.weights_total - sum(s for _, s in sizes)))
         sizes.append(("KV cache", f.total_bytes - f.weights_total))
-        for part, size in sizes:
-            ax.barh(y, size / GIB, 0.72, left=left, color=_COLOURS[part], edgecolor="white", lw=0.8)
-            left += size / GIB
+        left = stack(ax, y, [(size / GIB, _COLOURS[part], "") for part, size in sizes])
         text = (
             f"{left:.0f} GiB"
             if f.weights_bytes
@@ -87,11 +85,9 @@ def memory_bars(rows: Sequence[Forecast], hbm: float = 64.0) -> LabFigure:
         said.append(f"{f.world_size} cards {f.dtype}: {left:.0f} GiB, {verdict}")
     ax.axvline(hbm, color=VERMILLION, lw=2, ls="--")
     ax.text(hbm, -0.62, f" one card: {hbm:g} GiB", color=VERMILLION, fontsize=SMALL, va="bottom")
-    ax.set_yticks(range(len(rows)), [f"{f.world_size} × {f.dtype}" for f in rows])
-    ax.set_ylim(len(rows) - 0.4, -0.6)
+    name_rows(ax, [f"{f.world_size} × {f.dtype}" for f in rows], 0.6, 0.4)
     ax.set_xlim(0, widest * 1.2)
     ax.set_xlabel("GiB on each card (forecast)")
-    ax.tick_params(axis="y", length=0)
     names = [*parts, "other", "KV cache"]
     fig.legend(
         handles=[Patch(color=_COLOURS[n], label=n) for n in names],
@@ -120,22 +116,11 @@ def kv_cache_to_scale(
         ("rotary keys", c.qk_rope_head_dim, SKY),
         ("values", c.v_head_dim, ORANGE),
     ):
-        name, share = f"{name}\n{heads} heads × {part}", side * part / width
-        ax.add_patch(Rectangle((0, left), side, share, facecolor=colour, edgecolor="white", lw=1.5))
-        ax.text(
-            side / 2,
-            left + share / 2,
-            name,
-            ha="center",
-            va="center",
-            fontsize=SMALL,
-            color=ink_on(colour),
-        )
+        share = side * part / width
+        box(ax, 0, left, side, share, colour, f"{name}\n{heads} heads × {part}", lw=1.5)
         left += share
     row = c.kv_lora_rank + c.qk_rope_head_dim
-    ax.add_patch(
-        Rectangle((side + gap, 0), small, small, facecolor=VERMILLION, edgecolor="white", lw=1.5)
-    )
+    box(ax, side + gap, 0, small, small, VERMILLION, lw=1.5)
     ax.text(
         side + gap + small + 0.04,
         small / 2,
@@ -143,22 +128,10 @@ def kv_cache_to_scale(
         va="center",
         fontsize=SMALL,
     )
-    ax.text(
-        side / 2,
-        side + 0.03,
-        f"expanded: {_size_text(expanded)}",
-        ha="center",
-        fontsize=LARGE,
-        fontweight="bold",
-    )
-    ax.text(
-        side + gap,
-        small + 0.03,
-        f"low rank: {_size_text(latent)}",
-        fontsize=LARGE,
-        fontweight="bold",
-        color=VERMILLION,
-    )
+    big: dict[str, Any] = {"fontsize": LARGE, "fontweight": "bold"}
+    ax.text(side / 2, side + 0.03, f"expanded: {_size_text(expanded)}", ha="center", **big)
+    text = f"low rank: {_size_text(latent)}"
+    ax.text(side + gap, small + 0.03, text, color=VERMILLION, **big)
     ax.text(side + gap, small + 0.15, f"{expanded / latent:.1f} times smaller", fontsize=NORMAL)
     ax.set_xlim(-0.02, side + gap + 1.05)
     ax.set_ylim(-0.03, side + 0.12)
@@ -176,11 +149,7 @@ def kv_cache_to_scale(
 def _size_text(size: float) -> str:
     for unit, scale in (("GiB", GIB), ("MiB", 2**20), ("KiB", 2**10)):
         if size >= scale:
-            return (
-                f"{size / scale:.3g} {unit}"
-                if size < 1000 * scale
-                else f"{size / scale:,.0f} {unit}"
-            )
+            return f"{size / scale:{'.3g' if size < 1000 * scale else ',.0f'}} {unit}"
     return f"{size:.0f} bytes"
 
 
@@ -218,34 +187,10 @@ def cited_figures(which: str) -> LabFigure:
     said, crossed = [], False
     for k, (ax, column) in enumerate(zip(axes, columns, strict=False)):
         values = [r["values"][k] for r in rows]
-        for y, value in enumerate(values):
-            worse = value > 1.005 * values[max(y - 1, 0) if entry["cumulative"] else 0]
-            crossed = crossed or worse
-            ax.barh(
-                y,
-                value,
-                0.72,
-                facecolor="white",
-                edgecolor=VERMILLION if worse else PURPLE,
-                hatch="xx" if worse else "..",
-                lw=1.6,
-            )
-            factor = f"  {values[0] / value:.2f}×" if y else ""
-            ax.text(
-                value + 0.015 * max(values),
-                y,
-                f"{value:g}{factor}",
-                va="center",
-                fontsize=SMALL,
-                color=VERMILLION if worse else INK,
-            )
-        ax.set_yticks(
-            range(len(rows)), [r["label"] for r in rows] if k % across == 0 else [""] * len(rows)
-        )
-        ax.set_ylim(len(rows) - 0.45, -0.55)
+        crossed |= _published_bars(ax, values, entry["cumulative"])
+        name_rows(ax, [r["label"] if k % across == 0 else "" for r in rows])
         ax.set_xlim(0, max(values) * 1.28)
         ax.set_title(f"{column}, {entry['unit']}")
-        ax.tick_params(axis="y", length=0)
         said.append(
             f"{column}: "
             + ", ".join(f"{r['label']} {v:g}" for r, v in zip(rows, values, strict=True))
@@ -265,3 +210,22 @@ def cited_figures(which: str) -> LabFigure:
         text,
         title=f"CITED, other model or hardware: {entry['title']}",
     )
+
+
+def _published_bars(ax: Axes, values: Sequence[float], cumulative: bool) -> bool:
+    """One bar a value, crossed where it is slower than the row above, or than the first; whether
+    any is."""
+    crossed = False
+    for y, value in enumerate(values):
+        worse = value > 1.005 * values[max(y - 1, 0) if cumulative else 0]
+        crossed |= worse
+        look = (
+            {"edgecolor": VERMILLION, "hatch": "xx"}
+            if worse
+            else {"edgecolor": PURPLE, "hatch": ".."}
+        )
+        ax.barh(y, value, 0.72, facecolor="white", lw=1.6, **look)
+        text = f"{value:g}" + (f"  {values[0] / value:.2f}×" if y else "")
+        colour = VERMILLION if worse else INK
+        ax.text(value + 0.015 * max(values), y, text, va="center", fontsize=SMALL, color=colour)
+    return crossed

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from matplotlib.axes import Axes
-from matplotlib.patches import FancyArrowPatch, Rectangle
 
 from ..config import DeepseekV3Config
+from .shapes import arrow, box, centred
 from .style import (
     BLUE,
     GREY,
@@ -18,30 +18,17 @@ from .style import (
     LabFigure,
     figure,
     finish,
-    ink_on,
     styled,
 )
 
 _GAP = 0.26  # between two factors, in widths of the latent row
 
 
-def _box(
-    ax: Axes,
-    x: float,
-    y: float,
-    width: float,
-    height: float,
-    colour: str,
-    inside: str = "",
-    below: str = "",
+def _matrix(
+    ax: Axes, x: float, y: float, width: float, height: float, colour: str, inside: str, below: str
 ) -> None:
     """A matrix centred on height y, its name inside and its shape below."""
-    ax.add_patch(
-        Rectangle((x, y - height / 2), width, height, facecolor=colour, edgecolor="white", lw=1.5)
-    )
-    ax.text(
-        x + width / 2, y, inside, ha="center", va="center", fontsize=NORMAL, color=ink_on(colour)
-    )
+    box(ax, x, y - height / 2, width, height, colour, inside, NORMAL, lw=1.5)
     ax.text(x + width / 2, y - height / 2 - 0.05, below, ha="center", va="top", fontsize=SMALL)
 
 
@@ -51,16 +38,8 @@ def _bracket(ax: Axes, left: float, right: float, y: float, text: str, colour: s
         ax.plot(
             [x + turn, x, x, x + turn], [y + 0.56, y + 0.56, y - 0.56, y - 0.56], color=colour, lw=3
         )
-    ax.text(
-        (left + right) / 2,
-        y + 0.62,
-        text,
-        ha="center",
-        va="bottom",
-        fontsize=NORMAL,
-        color=colour,
-        fontweight="bold",
-    )
+    look = {"ha": "center", "va": "bottom", "fontsize": NORMAL, "fontweight": "bold"}
+    ax.text((left + right) / 2, y + 0.62, text, color=colour, **look)
 
 
 @styled
@@ -77,52 +56,32 @@ def absorb_picture(config: DeepseekV3Config) -> LabFigure:
     n = max(n, 0.16)
     fig, (ax,) = figure(size=(10.5, 6.3))
     for y, absorbed in ((1.75, False), (0.0, True)):
-        x = 0.0
-        _box(ax, x, y, n, thin, BLUE, "", f"q_nope\n1 × {nope}")
-        first_left = x - 0.07
-        x += n + _GAP
-        second_left = x - 0.07
-        ax.text(x - _GAP / 2, y, "·", ha="center", va="center", fontsize=LARGE, fontweight="bold")
-        _box(ax, x, y, 1.0, n, ORANGE, "w_k", f"{nope} × {rank}")
-        first_right = x + 1.07
-        x += 1.0 + _GAP
-        ax.text(x - _GAP / 2, y, "·", ha="center", va="center", fontsize=LARGE, fontweight="bold")
-        _box(
-            ax,
-            x,
-            y,
-            length,
-            1.0,
-            VERMILLION if absorbed else GREY,
-            "latent, transposed\n" + ("cached: once for all heads" if absorbed else "not kept"),
-            f"{rank} × L",
+        second, third = n + _GAP, n + _GAP + 1.0 + _GAP  # where the factors begin
+        end = third + length + 0.07
+        _matrix(ax, 0.0, y, n, thin, BLUE, "", f"q_nope\n1 × {nope}")
+        centred(ax, second - _GAP / 2, y, "·", LARGE, fontweight="bold")
+        _matrix(ax, second, y, 1.0, n, ORANGE, "w_k", f"{nope} × {rank}")
+        centred(ax, third - _GAP / 2, y, "·", LARGE, fontweight="bold")
+        colour, kept = (
+            (VERMILLION, "cached: once for all heads") if absorbed else (GREY, "not kept")
         )
-        second_right = x + length + 0.07
+        _matrix(ax, third, y, length, 1.0, colour, f"latent, transposed\n{kept}", f"{rank} × L")
         if absorbed:
-            _bracket(ax, first_left, first_right, y, f"1 × {rank}: the query in latent space", BLUE)
-            text = f"cache a token and layer\n{rank} + {c.qk_rope_head_dim} numbers"
+            what = f"1 × {rank}: the query in latent space"
+            _bracket(ax, -0.07, second + 1.07, y, what, BLUE)
+            numbers = f"{rank} + {c.qk_rope_head_dim}"
         else:
-            _bracket(
-                ax, second_left, second_right, y, f"{nope} × L: the keys of this head, cached", GREY
-            )
-            text = (
-                f"cache a token and layer\n{c.num_attention_heads} × ({nope} + {c.qk_rope_head_dim} + "
-                f"{c.v_head_dim}) numbers"
-            )
-        ax.text(
-            second_right + 0.1,
-            y,
-            text,
-            va="center",
-            fontsize=NORMAL,
-            color=VERMILLION if absorbed else INK,
-        )
-    ax.text(
-        -0.1, 2.62, "upstream: expand the keys, then multiply", fontsize=LARGE, fontweight="bold"
-    )
-    ax.text(
-        -0.1, 0.87, "absorbed: turn the query, then multiply", fontsize=LARGE, fontweight="bold"
-    )
+            what = f"{nope} × L: the keys of this head, cached"
+            _bracket(ax, second - 0.07, end, y, what, GREY)
+            numbers = f"{c.num_attention_heads} × ({nope} + {c.qk_rope_head_dim} + {c.v_head_dim})"
+        text = f"cache a token and layer\n{numbers} numbers"
+        colour = VERMILLION if absorbed else INK
+        ax.text(end + 0.1, y, text, va="center", fontsize=NORMAL, color=colour)
+    for y, text in (
+        (2.62, "upstream: expand the keys, then multiply"),
+        (0.87, "absorbed: turn the query, then multiply"),
+    ):
+        ax.text(-0.1, y, text, fontsize=LARGE, fontweight="bold")
     ax.set_xlim(-0.12, n + 2 * _GAP + 1.0 + length + 1.35)
     ax.set_ylim(-0.72, 2.8)
     ax.set_aspect("equal")
@@ -141,12 +100,8 @@ def kv_b_split(config: DeepseekV3Config, shown: int = 3) -> LabFigure:
     """Rows of kv_b_proj, head by head, and the two stacks they are sorted into; `shown` heads stand
     for all."""
     c = config
-    nope, value, rank, heads = (
-        c.qk_nope_head_dim,
-        c.v_head_dim,
-        c.kv_lora_rank,
-        c.num_attention_heads,
-    )
+    nope, value = c.qk_nope_head_dim, c.v_head_dim
+    rank, heads = c.kv_lora_rank, c.num_attention_heads
     shown = min(shown, heads)
     fig, (ax,) = figure(size=(10.0, 4.4))
     k, v, wide, pitch = 0.5, 0.5 * value / nope, 1.9, 0.1
@@ -157,76 +112,24 @@ def kv_b_split(config: DeepseekV3Config, shown: int = 3) -> LabFigure:
             (ORANGE, v, f"head {head}: {value} value rows"),
         ):
             y -= height
-            ax.add_patch(
-                Rectangle((0, y), wide, height, facecolor=colour, edgecolor="white", lw=1.2)
-            )
-            ax.text(
-                wide / 2,
-                y + height / 2,
-                what,
-                ha="center",
-                va="center",
-                fontsize=SMALL,
-                color=ink_on(colour),
-            )
-            to_keys = colour == BLUE
+            box(ax, 0, y, wide, height, colour, what, lw=1.2)
             depth = head * pitch
-            target = (3.1 + depth, -0.75 - depth) if to_keys else (3.1 + depth, -2.3 - depth)
-            ax.add_patch(
-                FancyArrowPatch(
-                    (wide + 0.03, y + height / 2),
-                    target,
-                    arrowstyle="-|>",
-                    mutation_scale=12,
-                    color=colour,
-                    lw=1.5,
-                    connectionstyle="arc3,rad=0.06",
-                    zorder=1,
-                )
-            )
+            target = (3.1 + depth, (-0.75 if colour == BLUE else -2.3) - depth)
+            bent = "arc3,rad=0.06"
+            arrow(ax, (wide + 0.03, y + height / 2), target, colour, connectionstyle=bent, zorder=1)
     ax.text(wide / 2, y - 0.08, "…" if heads > shown else "", ha="center", va="top", fontsize=LARGE)
     ax.text(
         0, 0.1, f"kv_b_proj  [{heads * (nope + value)}, {rank}]", fontsize=NORMAL, fontweight="bold"
     )
     for head in reversed(range(shown)):
         depth = head * pitch
-        ax.add_patch(
-            Rectangle(
-                (3.15 + depth, -1.0 - depth),
-                1.6,
-                k,
-                facecolor=BLUE,
-                edgecolor="white",
-                lw=1.2,
-                zorder=2,
-            )
-        )
-        ax.add_patch(
-            Rectangle(
-                (3.15 + depth, -3.1 - depth),
-                v,
-                1.6,
-                facecolor=ORANGE,
-                edgecolor="white",
-                lw=1.2,
-                zorder=2,
-            )
-        )
-    right = 5.15
-    ax.text(
-        right,
-        -0.75,
-        f"kv_b_proj_w_k  [{heads}, {nope}, {rank}]\nrows as they are: q_nope · w_k",
-        va="center",
-        fontsize=NORMAL,
-    )
-    ax.text(
-        right,
-        -2.3,
-        f"kv_b_proj_w_v  [{heads}, {rank}, {value}]\nturned: latent output · w_v",
-        va="center",
-        fontsize=NORMAL,
-    )
+        box(ax, 3.15 + depth, -1.0 - depth, 1.6, k, BLUE, lw=1.2, zorder=2)
+        box(ax, 3.15 + depth, -3.1 - depth, v, 1.6, ORANGE, lw=1.2, zorder=2)
+    for at, text in (
+        (-0.75, f"kv_b_proj_w_k  [{heads}, {nope}, {rank}]\nrows as they are: q_nope · w_k"),
+        (-2.3, f"kv_b_proj_w_v  [{heads}, {rank}, {value}]\nturned: latent output · w_v"),
+    ):
+        ax.text(5.15, at, text, va="center", fontsize=NORMAL)
     ax.set_xlim(-0.05, 8.0)
     ax.set_ylim(min(y - 0.35, -3.4), 0.35)
     ax.axis("off")

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from ..bench.records import seconds_text
 from ..bench.worlds import WorldTimes, world_name
 from ..count.traffic import Collective, handed_bytes, sent_bytes
+from .shapes import name_rows, stack
 from .style import (
     BLUE,
     GREY,
@@ -87,51 +88,21 @@ def step_split(times: WorldTimes) -> LabFigure:
             "moving": min(alone, inside),
             "waiting": max(0.0, inside - alone),
         }
-        left = 0.0
-        for (name, width), colour in zip(parts.items(), (BLUE, ORANGE, GREY), strict=True):
-            ax.barh(
-                y,
-                width,
-                0.7,
-                left=left,
-                color=colour,
-                edgecolor="white",
-                lw=0.8,
-                label=name if y == 0 else None,
-            )
-            if width > 0.07 * widest:
-                ax.text(
-                    left + width / 2,
-                    y,
-                    f"{width:.1f}",
-                    ha="center",
-                    va="center",
-                    fontsize=SMALL,
-                    color=INK if colour == ORANGE else "white",
-                )
-            left += width
-        text = (
-            f"{seconds_text(step / 1e3)}, {found.share:.0%} in collectives"
-            if inside
-            else seconds_text(step / 1e3)
-        )
+        bar = [
+            (width, colour, f"{width:.1f}" if width > 0.07 * widest else "")
+            for width, colour in zip(parts.values(), (BLUE, ORANGE, GREY), strict=True)
+        ]
+        left = stack(ax, y, bar, 0.7, list(parts) if y == 0 else ())
+        text = seconds_text(step / 1e3)
+        text += f", {found.share:.0%} in collectives" if inside else ""
         slower = step > 1.05 * statistics.median(next(iter(times.worlds.values())).steps) * 1e3
-        ax.text(
-            left + 0.012 * widest,
-            y,
-            text,
-            va="center",
-            fontsize=SMALL,
-            color=VERMILLION if slower else INK,
-        )
+        colour = VERMILLION if slower else INK
+        ax.text(left + 0.012 * widest, y, text, va="center", fontsize=SMALL, color=colour)
         said.append(
             f"{world_name(size)} {text}, " + ", ".join(f"{n} {w:.2f} ms" for n, w in parts.items())
         )
-    ax.set_yticks(range(len(times.worlds)), [world_name(w) for w in times.worlds])
-    ax.set_ylim(len(times.worlds) - 0.5, -0.5)
+    name_rows(ax, [world_name(w) for w in times.worlds], 0.5, 0.5, grid=True)
     ax.set_xlim(0, widest * 1.4)
     ax.set_xlabel("time of a decode step, ms (shorter is better)")
-    ax.grid(axis="x", color=LIGHT, lw=0.8)
-    ax.tick_params(axis="y", length=0)
     fig.legend(loc="outside upper center", ncols=3)
     return finish(fig, "Stacked bars of a decode step: " + "; ".join(said) + ".", note)

@@ -8,11 +8,11 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from ..bench.records import Results
 from ..errors import PortError
+from .shapes import name_rows
 from .style import (
     BLUE,
     GREY,
     INK,
-    LIGHT,
     SMALL,
     VERMILLION,
     LabFigure,
@@ -55,16 +55,12 @@ def ratio_chart(results: Results, base: str, names: Sequence[str] | None = None)
             said.append(f"{phase} {title_of(name)} {r.median:.2f}, {word}")
         ax.axvline(1.0, color=INK, lw=1.2)
         ax.set_xlim(low - pad, high + pad + 0.22 * (high - low + 2 * pad))
-        ax.set_yticks(
-            range(len(shown)), [title_of(n) for n in shown] if ax is axes[0] else [""] * len(shown)
-        )
-        ax.set_ylim(len(shown) - 0.4, -0.6)
+        labels = [title_of(n) if ax is axes[0] else "" for n in shown]
+        name_rows(ax, labels, 0.6, 0.4, grid=True)
         ax.set_title(phase or "call")
         ax.set_xlabel(f"times faster than\n{title_of(base)}")
         ax.xaxis.set_major_locator(MaxNLocator(5))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        ax.grid(axis="x", color=LIGHT, lw=0.8)
-        ax.tick_params(axis="y", length=0)
     used = [r for r in results if r.name in (base, *shown)]
     return finish(
         fig,

@@ -4,10 +4,11 @@ grouped matmul."""
 from __future__ import annotations
 
 import torch
-from matplotlib.patches import FancyArrowPatch, Patch, Rectangle
+from matplotlib.patches import Patch
 from torch import Tensor
 
 from ..errors import PortError
+from .shapes import arrow, box, centred
 from .style import (
     BLUE,
     CYCLE,
@@ -15,11 +16,9 @@ from .style import (
     INK,
     LIGHT,
     NORMAL,
-    SMALL,
     LabFigure,
     figure,
     finish,
-    ink_on,
     styled,
 )
 
@@ -68,29 +67,11 @@ def group_mask(mask: Tensor, group_scores: Tensor | None = None) -> LabFigure:
     for t in range(tokens):
         for g in range(groups):
             on = bool(kept[t, g])
-            ax.add_patch(
-                Rectangle(
-                    (g, t),
-                    1,
-                    1,
-                    facecolor=BLUE if on else "white",
-                    edgecolor=GREY,
-                    lw=1,
-                    hatch=None if on else "xx",
-                    alpha=1 if on else 0.55,
-                )
-            )
+            hatch = {"hatch": None if on else "xx", "alpha": 1 if on else 0.55}
+            box(ax, g, t, 1, 1, BLUE if on else "white", edgecolor=GREY, lw=1, **hatch)
             text = f"{float(group_scores[t, g]):.2f}" if group_scores is not None else str(int(on))
-            ax.text(
-                g + 0.5,
-                t + 0.5,
-                text,
-                ha="center",
-                va="center",
-                fontsize=SMALL,
-                color="white" if on else INK,
-                bbox=None if on else {"facecolor": "white", "edgecolor": "none", "pad": 1},
-            )
+            behind = None if on else {"facecolor": "white", "edgecolor": "none", "pad": 1}
+            centred(ax, g + 0.5, t + 0.5, text, color="white" if on else INK, bbox=behind)
     ax.set_xlim(0, groups)
     ax.set_ylim(tokens, 0)
     ax.set_xticks([g + 0.5 for g in range(groups)], [str(g) for g in range(groups)])
@@ -104,6 +85,15 @@ def group_mask(mask: Tensor, group_scores: Tensor | None = None) -> LabFigure:
         f"token {t} keeps {[g for g in range(groups) if kept[t, g]]}" for t in range(tokens)
     )
     return finish(fig, f"Grid of tokens and expert groups: {rows}.")
+
+
+_HEADS = (
+    (0.0, "1 the gate's choice"),
+    (3.3, "2 rows sorted\nby expert"),
+    (5.9, "3 one matmul\na group"),
+    (8.1, "4 results,\nstill sorted"),
+    (10.5, "5 back and\nweighted sum"),
+)
 
 
 @styled
@@ -122,70 +112,37 @@ def routing_picture(expert_idx: Tensor, experts: int | None = None) -> LabFigure
     fig, (ax,) = figure(size=(12.0, 1.7 + 0.42 * max(total, 6)))
     token_y = [(t + 0.5) * total / tokens - 0.5 for t in range(tokens)]
 
-    def box(x: float, y: float, width: float, colour: str, text: str) -> None:
-        ax.add_patch(Rectangle((x, y - 0.4), width, 0.8, facecolor=colour, edgecolor="white"))
-        ax.text(
-            x + width / 2, y, text, ha="center", va="center", fontsize=SMALL, color=ink_on(colour)
-        )
+    def cell(x: float, y: float, width: float, colour: str, text: str) -> None:
+        box(ax, x, y - 0.4, width, 0.8, colour, text)
 
-    def arrow(x0: float, y0: float, x1: float, y1: float, colour: str) -> None:
-        ax.add_patch(
-            FancyArrowPatch(
-                (x0, y0),
-                (x1, y1),
-                arrowstyle="-|>",
-                mutation_scale=11,
-                color=colour,
-                lw=1.5,
-                shrinkA=2,
-                shrinkB=2,
-            )
-        )
+    def line(x0: float, y0: float, x1: float, y1: float, colour: str) -> None:
+        arrow(ax, (x0, y0), (x1, y1), colour, mutation_scale=11, shrinkA=2, shrinkB=2)
 
     for t in range(tokens):
         colour = CYCLE[t % 8]
-        box(0, token_y[t], 0.9, colour, f"token {t}")
+        cell(0, token_y[t], 0.9, colour, f"token {t}")
         for k in range(top):
-            box(0.95 + 0.45 * k, token_y[t], 0.42, colour, str(int(chosen[t, k])))
-        box(11.1, token_y[t], 0.9, colour, f"token {t}")
+            cell(0.95 + 0.45 * k, token_y[t], 0.42, colour, str(int(chosen[t, k])))
+        cell(11.1, token_y[t], 0.9, colour, f"token {t}")
     start = 1.0 + 0.45 * top
     for row, choice in enumerate(order.tolist()):
         t, colour = choice // top, CYCLE[choice // top % 8]
-        box(3.6, row, 1.0, colour, f"row {row}")
-        box(8.3, row, 1.0, colour, f"row {row}")
-        arrow(start, token_y[t], 3.6, row, colour)
-        arrow(9.3, row, 11.1, token_y[t], colour)
+        cell(3.6, row, 1.0, colour, f"row {row}")
+        cell(8.3, row, 1.0, colour, f"row {row}")
+        line(start, token_y[t], 3.6, row, colour)
+        line(9.3, row, 11.1, token_y[t], colour)
     sizes = torch.bincount(chosen.flatten(), minlength=count).tolist()
     end = 0
     for expert, size in enumerate(sizes):
         end += size
         if size:
-            middle = end - size / 2 - 0.5
-            ax.add_patch(
-                Rectangle(
-                    (5.9, end - size - 0.4), 1.55, size - 0.2, facecolor=LIGHT, edgecolor=GREY
-                )
-            )
-            ax.text(
-                6.67,
-                middle,
-                f"expert {expert}",
-                ha="center",
-                va="center",
-                fontsize=SMALL,
-                fontweight="bold",
-            )
+            box(ax, 5.9, end - size - 0.4, 1.55, size - 0.2, LIGHT, edgecolor=GREY)
+            centred(ax, 6.67, end - size / 2 - 0.5, f"expert {expert}", fontweight="bold")
             for row in range(end - size, end):
-                arrow(4.6, row, 5.9, row, GREY)
-                arrow(7.45, row, 8.3, row, GREY)
+                line(4.6, row, 5.9, row, GREY)
+                line(7.45, row, 8.3, row, GREY)
     ends = torch.tensor(sizes).cumsum(0).tolist()
-    for x, text in (
-        (0.0, "1 the gate's choice"),
-        (3.3, "2 rows sorted\nby expert"),
-        (5.9, "3 one matmul\na group"),
-        (8.1, "4 results,\nstill sorted"),
-        (10.5, "5 back and\nweighted sum"),
-    ):
+    for x, text in _HEADS:
         ax.text(x, -0.75, text, fontsize=NORMAL, fontweight="bold", va="bottom")
     shown = f"group_list as row ends (type 0): {ends}     as counts (type 1): {sizes}"
     ax.text(0, total - 0.25, shown, fontsize=NORMAL, va="top", family="monospace")

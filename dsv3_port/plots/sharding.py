@@ -7,13 +7,14 @@ import math
 from dataclasses import dataclass, field
 
 from matplotlib.axes import Axes
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.patches import Patch
 
 from ..config import DeepseekV3Config
 from ..parallel import TensorParallel
 from ..steps import PortPlan
 from ..weights.layout import targets
-from .style import CYCLE, GREY, LIGHT, SMALL, LabFigure, figure, finish, ink_on, styled
+from .shapes import box
+from .style import CYCLE, GREY, LIGHT, SMALL, LabFigure, figure, finish, styled
 
 _WHAT = {
     "embedding": "vocabulary",
@@ -108,13 +109,8 @@ def shard_picture(
     for ax, row in zip(axes, rows, strict=True):
         for k, m in enumerate(row):
             _draw(ax, k * _CELL, side(m.shape[0]), side(m.shape[1]), m)
-            ax.text(
-                k * _CELL,
-                -0.08,
-                f"{m.label}\n[{m.shape[0]}, {m.shape[1]}]\n{m.cut}",
-                va="top",
-                fontsize=SMALL,
-            )
+            text = f"{m.label}\n[{m.shape[0]}, {m.shape[1]}]\n{m.cut}"
+            ax.text(k * _CELL, -0.08, text, va="top", fontsize=SMALL)
         ax.set_xlim(-0.05, across * _CELL)
         ax.set_ylim(-0.98, 1.3)
         ax.set_aspect("equal", anchor="W")
@@ -135,28 +131,14 @@ def shard_picture(
 
 def _draw(ax: Axes, x: float, height: float, width: float, m: _Matrix) -> None:
     if m.whole:
-        ax.add_patch(
-            Rectangle((x, 0), width, height, facecolor=LIGHT, edgecolor=GREY, hatch="..", lw=1)
-        )
+        box(ax, x, 0, width, height, LIGHT, edgecolor=GREY, hatch="..", lw=1)
         return
     for rank, (start, length) in enumerate(m.parts):
         a, b = start / m.shape[m.dim], length / m.shape[m.dim]
-        box = (
+        place = (
             (x, height * (1 - a - b), width, height * b)
             if m.dim == 0
             else (x + width * a, 0.0, width * b, height)
         )
-        colour = CYCLE[rank % 8]
-        ax.add_patch(
-            Rectangle(box[:2], box[2], box[3], facecolor=colour, edgecolor="white", lw=0.8)
-        )
-        if box[3] > 0.16 and box[2] > 0.16:
-            ax.text(
-                box[0] + box[2] / 2,
-                box[1] + box[3] / 2,
-                str(rank),
-                ha="center",
-                va="center",
-                fontsize=SMALL,
-                color=ink_on(colour),
-            )
+        text = str(rank) if min(place[2:]) > 0.16 else ""
+        box(ax, *place, CYCLE[rank % 8], text, lw=0.8)

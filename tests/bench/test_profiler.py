@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from dsv3_port.bench.measure import measure
-from dsv3_port.bench.profiler import top_operators, where_time_goes
+from dsv3_port.bench.profiler import top_operators
 from dsv3_port.errors import PortError
+from dsv3_port.plots.profile import where_time_goes
 from dsv3_port.plots.ratios import ratio_chart
 
 A = torch.rand(256, 256)
@@ -31,7 +32,7 @@ def test_refusals(monkeypatch):
         top_operators(lambda: None, calls=0)
     with pytest.raises(PortError, match="no times"):
         where_time_goes({})
-    monkeypatch.setattr("dsv3_port.bench.profiler.device_info", lambda device: {"tier": "host-npu"})
+    monkeypatch.setattr("dsv3_port.plots.profile.device_info", lambda device: {"tier": "host-npu"})
     with pytest.raises(PortError, match="never drawn"):
         where_time_goes({"a": {"aten::mm": 1.0}})
 

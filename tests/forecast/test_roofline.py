@@ -25,7 +25,7 @@ from dsv3_port.forecast.roofline import (
     operator_seconds,
 )
 from dsv3_port.ge import layers as ge_layers
-from dsv3_port.plots import measured as plots
+from dsv3_port.lab import plots
 from dsv3_port.steps import STEPS, PortPlan
 
 V3 = DeepseekV3Config.preset("v3-671b")

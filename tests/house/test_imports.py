@@ -36,8 +36,6 @@ LAYERS = (
 FLOOR = {room: floor for floor, rooms in enumerate(reversed(LAYERS)) for room in rooms}
 # arrows that break this today, file -> room; a commit may only shorten this
 KNOWN = {
-    ("bench/profiler.py", "plots"),
-    ("bench/speed_tables.py", "plots"),
     ("check/rank_calls.py", "bench"),
     ("check/sides.py", "bench"),
     ("count/traffic.py", "bench"),
@@ -170,8 +168,6 @@ LONG_FILES: set[str] = {
     "hostnpu/ge.py",
     "hostnpu/kernels.py",
     "parallel.py",
-    "plots/anatomy.py",
-    "plots/measured.py",
     "steps.py",
     "weights/layout.py",
 }
@@ -187,13 +183,5 @@ LONG_FUNCTIONS: set[str] = {
     "ops/fused_attention.py:npu_fused_infer_attention_score",
     "ops/grouped_matmul.py:npu_grouped_matmul",
     "ops/moe_dispatch.py:npu_moe_init_routing_v2",
-    "plots/anatomy.py:_boxes",
-    "plots/memory.py:cited_figures",
-    "plots/memory.py:kv_cache_to_scale",
-    "plots/mla.py:absorb_picture",
-    "plots/mla.py:kv_b_split",
-    "plots/operators.py:_census",
-    "plots/ranks.py:step_split",
-    "plots/routing.py:routing_picture",
     "weights/sharding/split.py:shard_checkpoint",
 }

@@ -7,14 +7,10 @@ import dataclasses
 import pytest
 
 from dsv3_port.config import DeepseekV3Config
+from dsv3_port.forecast.anatomy import component_params, config_rows, cut_rows
 from dsv3_port.forecast.planner import active_params, total_params
-from dsv3_port.plots.anatomy import (
-    component_params,
-    config_rows,
-    cut_rows,
-    model_picture,
-    parameter_picture,
-)
+from dsv3_port.plots.model_map import model_picture
+from dsv3_port.plots.parameters import parameter_picture
 from dsv3_port.steps import STEPS, PortPlan
 from tests.random_models import CONFIG
 

@@ -19,8 +19,8 @@ from dsv3_port.bench.records import FAIR, PEER, UPSTREAM, Results
 from dsv3_port.config import DeepseekV3Config
 from dsv3_port.errors import PortError
 from dsv3_port.forecast.planner import forecast
-from dsv3_port.plots import measured as plots
-from dsv3_port.plots.costs import memory_curve
+from dsv3_port.lab import plots
+from dsv3_port.plots.curves import memory_curve
 from dsv3_port.plots.memory import cited
 from dsv3_port.plots.ranks import step_split
 from dsv3_port.plots.style import GREY, SMALL, VERMILLION, figure, finish
