@@ -39,6 +39,7 @@ MEMBERS = {
     "course.session": "start",
     "plots.anatomy": "component_params config_rows model_picture parameter_picture",
     "plots.mla": "absorb_picture kv_b_split",
+    "plots.npu_forward": "npu_forward",
     "plots.npu_ladder": "npu_ladder",
     "plots.npu_step": "npu_step",
     "plots.ranks": "step_split traffic_plot",

@@ -173,5 +173,7 @@ def test_threads() -> None:
 
 
 def test_what_has_no_kernel_says_its_name() -> None:
-    with pytest.raises((RuntimeError, NotImplementedError), match="npu::npu_lstm: the host stand-in"):
+    with pytest.raises(
+        (RuntimeError, NotImplementedError), match="npu::npu_lstm: the host stand-in"
+    ):
         torch.nn.LSTM(4, 4).npu()(torch.randn(3, 2, 4).npu())
