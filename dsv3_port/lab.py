@@ -40,6 +40,7 @@ MEMBERS = {
     "course.session": "start",
     "plots.mla": "absorb_picture kv_b_split",
     "plots.model_map": "model_picture",
+    "plots.npu_forward": "npu_forward",
     "plots.npu_ladder": "npu_ladder",
     "plots.npu_step": "npu_step",
     "plots.parameters": "parameter_picture",

@@ -83,23 +83,32 @@ CARDS = {
 
 @dataclass(frozen=True)
 class Assumptions:
-    """Everything that no datasheet says. FAST and SLOW are the two ends of the range."""
+    """Everything that no datasheet says. FAST and SLOW are the two ends of the range, measured where
+    anything was."""
 
     memory: float  # fraction of the memory's rate that a kernel reaches
     compute: float  # fraction of the matrix units' rate
+    int8: float  # the same of their int8 rate
+    attention: float  # fraction of the bfloat16 rate in prefill attention, masked half not counted
     link: float  # fraction of a link's rate
     matmul_start: float  # seconds before a matrix kernel's first byte, on the device
     other_start: float  # the same of any other kernel
     collective_start: float  # latency of one collective over all ranks
     host: float  # seconds that the host needs to launch one operator in eager mode
+    wait: float  # seconds that a replayed kernel waits behind the one before it
 
 
-# SLOW: 60 % of the memory, 70 % of a link, 5 and 2 microseconds a kernel are what Ascend/msmodeling
-# assumes for these cards (noting that they need calibration). FAST halves its starts and comes
-# nearer to the rates. A collective's latency and the host's 5 to 20 microseconds an operator in
-# eager mode have no source: they are guesses.
-FAST = Assumptions(0.85, 0.8, 0.9, 2.5e-6, 1e-6, 10e-6, 5e-6)
-SLOW = Assumptions(0.6, 0.5, 0.7, 5e-6, 2e-6, 40e-6, 20e-6)
+# By kernels that others measured (data/npu-kernels; tests/forecast/test_roofline.py derives each
+# number from its rows). Memory: slowest and fastest of 16 bfloat16 products of 1 to 8 rows that
+# read over 20 MB on 910B4-1, 570 and 1241 GB/s (k241, k245). Compute: quarters of 29 products of
+# 3,585 rows and more, 182 and 223 of 245.8 TFLOP/s; narrow ones are slower. int8: quarters of 8
+# products, 341 and 395 of 560. Prefill attention: 106 to 114 of 245.8 (k347, k350, k353). Starts: quarters of 20
+# products up to 4.5 MB on 910B4-1; other kernels below 0.1 MB: A3's first quarter, 910B4-1's third.
+# Host: p10 and p90 of eager waits (g15), and of graph waits (g3, g5, g11). Nothing measured says
+# what links reach or how long a collective takes: 70 % of a link is what Ascend/msmodeling assumes
+# (noting that it needs calibration), the latency is a guess.
+FAST = Assumptions(0.71, 0.91, 0.71, 0.46, 0.9, 8.3e-6, 1.3e-6, 10e-6, 30e-6, 0.74e-6)
+SLOW = Assumptions(0.32, 0.74, 0.61, 0.43, 0.7, 12.8e-6, 5.7e-6, 40e-6, 51e-6, 1.52e-6)
 MODES = ("eager", "ge", "aclgraph")
 PARTS = ("roofline", "kernel starts", "collectives", "host")
 
@@ -216,6 +225,8 @@ def forecast_step(
     for end, a in enumerate((FAST, SLOW)):
         roof = sum(w.times * operator_seconds(w, CARDS[card], a)[0] for w in work.work)
         starts = matmuls[end] * a.matmul_start + others[end] * a.other_start
+        if mode != "eager":
+            starts += (matmuls[end] + others[end]) * a.wait
         sent = sum(
             times * collective_seconds(call.kind, call.nbytes, work.world_size, CARDS[card], a)
             for call, times in work.collectives

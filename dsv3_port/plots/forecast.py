@@ -42,7 +42,8 @@ def assumptions_text() -> str:
         f"{FAST.matmul_start * 1e6:g} to {SLOW.matmul_start * 1e6:g} µs a matrix kernel, "
         f"{FAST.other_start * 1e6:g} to {SLOW.other_start * 1e6:g} µs another, "
         f"{FAST.collective_start * 1e6:g} to {SLOW.collective_start * 1e6:g} µs a collective, "
-        f"{FAST.host * 1e6:g} to {SLOW.host * 1e6:g} µs of the host an operator in eager mode"
+        f"{FAST.host * 1e6:g} to {SLOW.host * 1e6:g} µs of the host an operator in eager mode, "
+        f"{FAST.wait * 1e6:g} to {SLOW.wait * 1e6:g} µs between replayed kernels"
     )
 
 

@@ -56,7 +56,10 @@ def npu_ladder(
     """Decode step by step: a column for each batch, a row for each number of ranks, bfloat16 on
     910B4-1; below each, published figures of whole models on the same axis."""
     rows = len(world_sizes)
-    fig, axes = figure(rows, len(batches), (4.2 + 4.4 * len(batches), 1.9 + 5.4 * rows))
+    size = (4.2 + 4.4 * len(batches), 2.4 + 5.4 * rows)
+    ratios = [0.45, *([5.4] * rows)]
+    fig, every = figure(rows + 1, len(batches), size, gridspec_kw={"height_ratios": ratios})
+    top, axes = every[: len(batches)], every[len(batches) :]
     said, derived, used = [], [], set()
     for i, world in enumerate(world_sizes):
         for j, batch in enumerate(batches):
@@ -67,7 +70,10 @@ def npu_ladder(
             used |= {r for s in steps for r in s.rows}
     handles = [Patch(fc="none", ec=c, hatch=h, label=t) for c, h, t in _PARTS.values()]
     handles.append(Patch(fc="none", ec=_IDLE[0], hatch=_IDLE[1], label="device waits"))
-    fig.legend(handles=handles, loc="outside upper right", ncols=2 + len(batches))
+    for ax in top:
+        ax.axis("off")
+    keys = top[0].legend(handles=handles, loc="center left", ncols=1 + len(batches))
+    keys.set_in_layout(False)
     caption = (
         f"{SENTENCE[0].upper()}{SENTENCE[1:]}. Whiskers: errors of the fits, at least ± 30 %, p10 to p90 of waits, "
         "bytes on cited links; the latency of collectives is in no source and not in it. In eager mode "

@@ -12,6 +12,8 @@ from dsv3_port.config import DeepseekV3Config
 from dsv3_port.count.step_work import Work, step_work
 from dsv3_port.errors import PortError
 from dsv3_port.forecast.checks import Check, check_rows, cited_checks
+from dsv3_port.forecast.kernel_fit import MATRIX, VECTOR
+from dsv3_port.forecast.kernels import CARD, by_id, kernels
 from dsv3_port.forecast.roofline import (
     CARDS,
     FAST,
@@ -24,10 +26,26 @@ from dsv3_port.forecast.roofline import (
     operator_rows,
     operator_seconds,
 )
+from dsv3_port.forecast.waits import wait
 from dsv3_port.ge import layers as ge_layers
 from dsv3_port.lab import plots
 from dsv3_port.steps import STEPS, PortPlan
 
+ELEMENTWISE = (
+    *VECTOR,
+    *(
+        "Abs",
+        "NotEqual",
+        "Equal",
+        "Fill",
+        "Sub",
+        "Less",
+        "GreaterEqual",
+        "LogicalAnd",
+        "LogicalNot",
+    ),
+    *("MaskedFill", "SelectV2", "Triu", "OnesLike", "ScatterNdUpdate", "ViewCopy", "SliceAiCore"),
+)
 V3 = DeepseekV3Config.preset("v3-671b")
 GOLDEN = Path(__file__).parents[1] / "hostnpu" / "golden.json"
 A3 = CARDS["a3"]
@@ -71,7 +89,7 @@ def test_the_longer_of_bytes_and_products():
     assert by_bytes == (10**9 / (A3.memory * FAST.memory), "memory")
     assert by_products == (10**12 / (A3.bfloat16 * FAST.compute), "compute")
     wide = operator_seconds(Work("gate", "aten.mm", 10**3, 10**12, float32=True), A3, FAST)
-    assert wide[0] == by_products[0] * A3.bfloat16 / A3.float32
+    assert wide[0] == pytest.approx(by_products[0] * A3.bfloat16 / A3.float32)
 
 
 def test_collectives_go_through_nodes_first():
@@ -100,7 +118,9 @@ def test_the_ladder_has_every_step_and_a_range(ladder):
             graph.parts["host"] == Range(0, 0)
             and eager.parts["roofline"] == graph.parts["roofline"]
         )
-        assert graph.total.high <= eager.total.high * 1.05
+        # in prefill the device binds, and at the slow end GE's graph keeps kernels that it could fuse
+        end = "high" if phase == "decode" else "low"
+        assert getattr(graph.total, end) <= getattr(eager.total, end) * 1.05
         assert rows["aclgraph"].launches == (eager.work.launches, eager.work.launches)
 
 
@@ -111,8 +131,9 @@ def test_ge_launches_come_from_the_converted_graph(ladder):
     )
     assert graph.launches == (matmuls + fewest, matmuls + most)
     starts = graph.parts["kernel starts"]
-    assert starts.low == pytest.approx(matmuls * FAST.matmul_start + fewest * FAST.other_start)
-    assert starts.high == pytest.approx(matmuls * SLOW.matmul_start + most * SLOW.other_start)
+    for end, a, others in ((starts.low, FAST, fewest), (starts.high, SLOW, most)):
+        kernels = matmuls * a.matmul_start + others * a.other_start
+        assert end == pytest.approx(kernels + (matmuls + others) * a.wait)
 
 
 def test_a_weight_read_is_a_lower_bound(ladder):
@@ -142,7 +163,58 @@ def test_the_page_of_limits_tells_the_same_misses(checks):
         (Path(__file__).parents[2] / "docs" / "limits.md").read_text(encoding="utf-8").split()
     )
     missed = sorted(float(c.verdict.split()[0]) for c in checks if not c.inside)
-    assert f"by {missed[0]}, {missed[1]} and {missed[2]} times" in text and len(missed) == 3
+    assert f"two of them lie outside the range, by {missed[0]} and {missed[1]} times" in text
+    assert len(missed) == 2
+
+
+def test_constants_are_those_of_measured_kernels():
+    """Every number of FAST and SLOW that has rows, from its rows; the comment above them says
+    which."""
+
+    def quarter(values, part):
+        return sorted(values)[int(part * len(values))]
+
+    b4 = [k for k in kernels() if k.device == CARD and "spread" not in k.flag]
+    card = CARDS["a2-280t"]
+    products = [k for k in b4 if k.kernel in MATRIX and k.dtype == "bfloat16"]
+    rates = [k.mb / k.median * 1e6 for k in products if k.mb > 20 and k.rows <= 8]
+    assert len(rates) == 16
+    assert (SLOW.memory, FAST.memory) == tuple(
+        round(r * 1e6 / card.memory, 2) for r in (min(rates), max(rates))
+    )
+    plain = [k for k in products if k.kernel in ("MatMulV2", "MatMulV3")]
+    large = [k.gflop / k.median * 1e15 for k in plain if k.rows >= 3585 and k.gflop > 5]
+    assert len(large) == 29
+    assert (SLOW.compute, FAST.compute) == tuple(
+        round(quarter(large, q) / card.bfloat16, 2) for q in (0.25, 0.75)
+    )
+    int8 = [k for k in b4 if k.kernel == "QuantBatchMatmulV3" and k.rows >= 4000]
+    reached = [k.gflop / k.median * 1e15 / card.int8 for k in int8]
+    assert (SLOW.int8, FAST.int8) == tuple(round(quarter(reached, q), 2) for q in (0.25, 0.75))
+    one = [by_id()[r] for r in ("k347", "k350", "k353")]
+    prefill = [k.gflop / k.median * 1e15 / card.bfloat16 for k in one]
+    assert (SLOW.attention, FAST.attention) == (round(min(prefill), 2), round(max(prefill), 2))
+    starts = [k.median for k in b4 if k.kernel in MATRIX and 0 < k.mb < 4.5]
+    assert (FAST.matmul_start, SLOW.matmul_start) == pytest.approx(
+        [1e-6 * quarter(starts, q) for q in (0.25, 0.75)], rel=0.01
+    )
+    small = {
+        d: [
+            k.median
+            for k in kernels()
+            if k.device == d
+            and k.kernel in ELEMENTWISE
+            and k.state != "dynamic"
+            and k.mb < 0.1
+            and "spread" not in k.flag
+        ]
+        for d in ("A3", CARD)
+    }
+    assert FAST.other_start == pytest.approx(1e-6 * quarter(small["A3"], 0.25), abs=5e-8)
+    assert SLOW.other_start == pytest.approx(1e-6 * quarter(small[CARD], 0.75), abs=5e-8)
+    eager, graph = wait("eager"), wait("aclgraph")
+    assert (FAST.host, SLOW.host) == pytest.approx([1e-6 * eager.low, 1e-6 * eager.high], rel=0.01)
+    assert (FAST.wait, SLOW.wait) == pytest.approx([1e-6 * graph.low, 1e-6 * graph.high])
 
 
 def test_every_picture_and_record_says_forecast(ladder):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+from PIL import Image
 
 from dsv3_port.config import DeepseekV3Config
 from dsv3_port.errors import PortError
@@ -11,6 +14,7 @@ from dsv3_port.plots import npu_ladder as pictures
 from dsv3_port.steps import STEPS
 
 V3 = DeepseekV3Config.preset("v3-671b")
+README_PICTURE = Path(__file__).parents[2] / "data" / "recorded" / "ladder-npu-composed.png"
 
 
 @pytest.fixture(scope="module")
@@ -36,3 +40,10 @@ def test_a_number_that_was_not_composed_is_refused(monkeypatch):
     monkeypatch.setattr(pictures, "traced", lambda s: [])
     with pytest.raises(PortError, match="nothing derived is called"):
         pictures.npu_ladder(V3, (32,), (1,))
+
+
+def test_the_picture_of_readme_is_what_the_code_draws():
+    """Draw it anew: dsv3_port.plots.style.save(npu_ladder(config, (32,), (1, 8)), the file)."""
+    with Image.open(README_PICTURE) as picture:
+        kept = picture.text["Description"]
+    assert kept == pictures.npu_ladder(V3, (32,), (1, 8)).alt_text

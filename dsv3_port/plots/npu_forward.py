@@ -1,0 +1,67 @@
+"""What one measured forward on an NPU is made of (data/npu-kernels/forward-prefill-3585.csv)."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from ..forecast.kernels import CARD, forward, label
+from ..forecast.traced import Traced
+from .npu_step import supported
+from .style import LIGHT, PURPLE, SMALL, VERMILLION, LabFigure, figure, finish, styled
+
+_EMPTY = "458880x4096"  # SwiGLU over rows that were allotted and hold nothing
+
+
+def shares() -> list[tuple[str, int, float, tuple[str, ...]]]:
+    """(kernel, launches, ms, ids of its rows), longest first; SwiGLU over allotted rows apart."""
+    sums: dict[str, list[float]] = defaultdict(list)
+    rows: dict[str, list[str]] = defaultdict(list)
+    for launch in forward():
+        if launch.us is None:
+            continue
+        empty = launch.kernel == "SwiGlu" and launch.inputs == _EMPTY
+        name = "SwiGlu, allotted rows" if empty else launch.kernel
+        sums[name].append(launch.us)
+        rows[name].append(launch.id)
+    found = [(name, len(us), sum(us) / 1e3, tuple(rows[name])) for name, us in sums.items()]
+    return sorted(found, key=lambda item: -item[2])
+
+
+@styled
+def npu_forward(most: int = 12) -> LabFigure:
+    """Bars of the forward's kernels, the longest `most` of them by name."""
+    found = shares()
+    rest = found[most:]
+    others = tuple(r for *_, rows in rest for r in rows)
+    shown = [
+        *found[:most],
+        ("all others", sum(n for _, n, _, _ in rest), sum(ms for _, _, ms, _ in rest), others),
+    ]
+    whole = sum(ms for _, _, ms, _ in found)
+    fig, (ax,) = figure(size=(11.0, 2.2 + 0.34 * len(shown)))
+    derived, said = [], []
+    for y, (name, n, ms, rows) in enumerate(shown):
+        colour = VERMILLION if "allotted" in name else PURPLE
+        ax.barh(y, ms, 0.66, fc="none", ec=colour, hatch="//")
+        derived.append(Traced(ms, "ms", name, rows))
+        text = f"{ms:.1f} ms [~{name}], {ms / whole:.0%}, {n} launches"
+        ax.text(ms + 3, y, text, va="center", fontsize=SMALL)
+        said.append(text)
+    ax.set_yticks(range(len(shown)), [name for name, *_ in shown])
+    ax.set_ylim(len(shown) - 0.4, -0.6)
+    ax.set_xlim(0, shown[0][2] * 1.95)
+    ax.set_xlabel("ms of device time in the forward")
+    ax.grid(axis="x", color=LIGHT, lw=0.8)
+    ax.tick_params(axis="y", length=0)
+    caption = (
+        "One prefill forward of DeepSeek-V3 in bfloat16, 3,585 tokens, one rank of 128. [~name] is "
+        "the sum of that kernel's rows. 458,880 rows are allotted to experts and about 3,585 hold "
+        "tokens: SwiGLU runs over all. Random numbers, Sort and Index draw experts evenly for the "
+        f"measurement: no cost of a service. {label(CARD)}"
+    )
+    title = f"A forward on Ascend {CARD}, kernel by kernel: measured by others"
+    return supported(
+        finish(fig, f"{title}: {'; '.join(said)}.", caption, title=title),
+        derived,
+        [r for *_, rows in shown for r in rows],
+    )
