@@ -19,15 +19,17 @@ def write_json(path: Path, value: Any) -> bytes:
     return text
 
 
-def write_atomic(path: Path, content: bytes | str) -> None:
-    """The whole content under its name, or what stood there before. Raises OSError."""
+def write_atomic(path: Path, content: bytes | str, mode: int = 0o666) -> None:
+    """The whole content under its name, or what stood there before; `mode`, less the umask, is the
+    new file's. Raises OSError."""
     data = content.encode() if isinstance(content, str) else content
     if path.exists() and not path.is_file():  # /dev/stdout has no name to take
         path.write_bytes(data)
         return
     new = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with new.open("wb") as stream:
+        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+        with os.fdopen(fd, "wb") as stream:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())

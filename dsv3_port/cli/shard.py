@@ -32,6 +32,11 @@ def arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--verify", action="store_true", help="read everything back and compare the hashes"
     )
+    p.add_argument(
+        "--allow-nonfinite",
+        action="store_true",
+        help="keep values that are NaN, infinite or all zero; the manifest says so",
+    )
     p.add_argument("--json", action="store_true", help="print the report as JSON")
 
 
@@ -50,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
         dry_run=args.dry_run,
         resume=args.resume,
         verify=args.verify,
+        allow_nonfinite=args.allow_nonfinite,
         progress=not args.json,
     )
     print(json.dumps(report.to_dict(), indent=1) if args.json else report.summary())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ from ..steps import PortPlan
 from ..weights.checkpoint import Checkpoint
 from ..weights.load import load_weights
 from .graph import compile_steps
+from .nonfinite import first_nonfinite
 from .settings import environment
 from .tokenizer import Prompt, check_length, encode, pad_left
 
@@ -154,7 +156,11 @@ def generate(
     stop = set(model.config.eos_token_ids) | ({tokenizer.eos_token_id} - {None})
     pad_id = next(i for i in (tokenizer.pad_token_id, *sorted(stop), 0) if i is not None)
     ids, mask = pad_left(rows, pad_id, pad_to, model.device)
-    pick = _Picker(temperature, [seed + first_number + i for i in range(len(rows))])
+    pick = _Picker(
+        temperature,
+        [seed + first_number + i for i in range(len(rows))],
+        lambda row: first_nonfinite(model, rows[row] + stream.out[row]),
+    )
     caches = caches or Caches.make(model, len(rows), ids.shape[1], max_new_tokens)
     stream = _Stream(tokenizer, len(rows), stop, on_token)
 
@@ -269,17 +275,29 @@ class _Picker:
     logits to draw from, because each part of them is computed by one rank and gathered.
     """
 
-    def __init__(self, temperature: float, seeds: Sequence[int]) -> None:
-        if temperature < 0:
-            raise PortError(f"temperature must be 0 (greedy) or more, not {temperature}")
-        self.temperature = temperature
+    def __init__(
+        self, temperature: float, seeds: Sequence[int], explain: Callable[[int], str]
+    ) -> None:
+        if not 0 <= temperature < math.inf:  # a NaN compares false
+            raise PortError(f"temperature must be 0 (greedy) or a number above, not {temperature}")
+        for seed in seeds:
+            if not -(2**63) <= seed < 2**64:
+                raise PortError(f"seed must be within -2**63..2**64-1, {seed} is not")
+        self.temperature, self.explain = temperature, explain
         self.generators = [torch.Generator().manual_seed(s) for s in seeds] if temperature else []
 
     def __call__(self, logits: Tensor, first_row: int = 0) -> Tensor:
-        """logits [B, V] of the rows from `first_row` on -> token ids [B]."""
+        """logits [B, V] of the rows from `first_row` on -> token ids [B]. PortError where a row has
+        a NaN, an infinite logit, or nothing else than -inf."""
+        highest, token = logits.max(-1)
+        if not bool(highest.isfinite().all()):
+            raise PortError(self.explain(first_row + int(highest.isfinite().int().argmin())))
         if not self.temperature:
-            return logits.argmax(-1)
-        chances = (logits.cpu() / self.temperature).softmax(-1)
+            return token
+        scaled = logits.cpu() / self.temperature
+        if not bool(scaled.isfinite().all()):  # a temperature close to 0
+            scaled = (logits - highest.unsqueeze(-1)).cpu() / self.temperature
+        chances = scaled.softmax(-1)
         drawn = [
             torch.multinomial(row, 1, generator=self.generators[first_row + i])
             for i, row in enumerate(chances)

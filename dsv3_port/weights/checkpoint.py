@@ -19,6 +19,7 @@ from torch import Tensor
 from ..config import DeepseekV3Config
 from ..errors import PortError
 from .fp8 import FP8, dequantize_blocks, scale_shape
+from .values import check_values
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -116,6 +117,11 @@ class Checkpoint:
                 f"{file}: {name} is stored as {entry['dtype']}; {', '.join(_DTYPES)} are read"
             )
         if _DTYPES[entry["dtype"]] != FP8:
+            if name + SCALE in self._where:
+                raise PortError(
+                    f"{self._where[name + SCALE]}: {name + SCALE} is there, and {name} is stored as "
+                    f"{entry['dtype']}, which has no scales; one of the two is of another checkpoint"
+                )
             return
         if name + SCALE not in self._where:
             raise PortError(
@@ -153,14 +159,17 @@ class Checkpoint:
 
     def read(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
         """One tensor in `dtype`, freshly allocated; FP8 blocks are dequantised (float32 product,
-        one rounding)."""
-        stored = self.raw(name)
+        one rounding). Raises PortError where a value cannot be a model's (values.py)."""
+        stored, file = self.raw(name), self._where[name]
         if stored.dtype != FP8:
+            check_values(name, file, stored, None)
             return stored.to(dtype, copy=True)
+        scale = self.raw(name + SCALE)
+        finite = check_values(name, file, stored, scale)
         try:
-            return dequantize_blocks(stored, self.raw(name + SCALE), dtype)
+            return dequantize_blocks(stored, scale, dtype, finite=finite)
         except PortError as error:
-            raise PortError(f"{self._where[name]}: {name}: {error}") from error
+            raise PortError(f"{file}: {name}: {error}") from error
 
 
 def _index(folder: Path) -> dict[str, Path]:

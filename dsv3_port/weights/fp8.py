@@ -49,19 +49,25 @@ def _table() -> Tensor:
 
 
 _CODES = _table()
+_SMALLEST = torch.finfo(torch.float32).tiny
 _NAN = 0x7F  # 0x7f and 0xff are e4m3's only NaN codes
 _KEEP = ~0x4000  # all bits but 14, where the repeated sign would stand
 _SHIFTED_LIMIT = 2.0**119  # 256 times the scale must be finite
 
 
 def dequantize_blocks(
-    weight: Tensor, scale_inv: Tensor, dtype: torch.dtype = torch.float32, out: Tensor | None = None
+    weight: Tensor,
+    scale_inv: Tensor,
+    dtype: torch.dtype = torch.float32,
+    out: Tensor | None = None,
+    finite: bool = False,
 ) -> Tensor:
     """[rows, cols] e4m3 and its scales -> [rows, cols] in `dtype`: float32 product, one rounding at
     the end.
 
-    `out`, if given, takes the values. Raises PortError where the scale grid does not belong to the
-    shape, or a scale is negative, infinite or NaN.
+    `out`, if given, takes the values; `finite` says that no code is NaN, where the caller has
+    looked. Raises PortError where the scale grid does not belong to the
+    shape, or a scale is not a normal number above 0.
     """
     rows, cols = weight.shape
     want = scale_shape(rows, cols)
@@ -72,8 +78,10 @@ def dequantize_blocks(
         )
     scale = scale_inv.float()
     low, high = (float(x) for x in scale.aminmax())
-    if not 0 <= low <= high < math.inf:  # a NaN compares false
-        raise PortError("weight_scale_inv holds a negative, infinite or NaN value")
+    if not _SMALLEST <= low <= high < math.inf:  # a NaN compares false
+        raise PortError(
+            "weight_scale_inv holds a negative, infinite or NaN value, 0 or a subnormal number"
+        )
     out = torch.empty(rows, cols, dtype=dtype) if out is None else out
     by_column = scale.repeat_interleave(BLOCK, 1)[:, :cols]  # [scale rows, cols]
     codes = weight.view(torch.uint8)
@@ -84,7 +92,7 @@ def dequantize_blocks(
     ):  # 128 rows at a time: the float32 values stay in the cache
         part = codes[block * BLOCK : (block + 1) * BLOCK]
         count = len(part)
-        if high < _SHIFTED_LIMIT and int(part.bitwise_and(_NAN).max()) != _NAN:
+        if high < _SHIFTED_LIMIT and (finite or int(part.bitwise_and(_NAN).max()) != _NAN):
             by_shifts(part, factors, half[:count], values[:count])
         else:
             by_table(part, factors, values[:count])

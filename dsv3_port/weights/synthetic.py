@@ -174,7 +174,10 @@ def random_codes_checkpoint(
         for name, shape, dtype in published_tensors(config):
             if fp8 and stored_as_fp8(name):
                 yield name, taken(math.prod(shape)).view(FP8).view(shape)
-                yield name + SCALE, torch.rand(scale_shape(*shape), generator=generator) * 1e-4
+                yield (
+                    name + SCALE,
+                    torch.rand(scale_shape(*shape), generator=generator) * 1e-4 + 1e-8,
+                )
             else:
                 yield name, taken(math.prod(shape) * dtype.itemsize).view(dtype).view(shape)
 

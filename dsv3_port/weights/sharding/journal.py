@@ -17,14 +17,16 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ...errors import PortError
+from ..content import hash_bytes, stamp
 from .plan import Source, differences
 
-DIGEST = 32  # bytes of a sha256
+DIGEST = 16  # bytes of an XXH3 hash
 
 
 class Journal:
-    """`done[s]`: whether source number s is written; `digests`: those of the rank's blocks, 32
-    bytes each."""
+    """`done[s]`: whether source number s is written; `digests`: those of the rank's blocks;
+    `contents`: name -> hash of what was read of each source that is written; `fresh`: those of them
+    whose file has not changed since."""
 
     def __init__(self, path: Path, job: dict[str, Any], sources: list[Source], blocks: int) -> None:
         """sources: in the order of the job. blocks: how many a rank has."""
@@ -33,6 +35,10 @@ class Journal:
         self._number = {name: i for i, name in enumerate(self._sources)}
         self.done = bytearray(len(sources))
         self.digests = bytearray(DIGEST * blocks)
+        self.contents: dict[str, str] = {}
+        self.fresh: set[str] = set()
+        self._files = {s.name: s.file.name for s in sources}
+        self._stamps = {file.name: stamp(file) for file in dict.fromkeys(s.file for s in sources)}
         self._stream: Any = None
 
     def load(self) -> bool:
@@ -41,12 +47,10 @@ class Journal:
         if not self.path.is_file():
             return False
         good = 0
+        seen: dict[str, list[int]] = {}
         with self.path.open("rb") as stream:
             for line in stream:
-                try:
-                    entry = json.loads(line) if line.endswith(b"\n") else None
-                except ValueError:
-                    entry = None
+                entry = _entry(line)
                 if entry is None:
                     break
                 if good == 0:
@@ -56,8 +60,13 @@ class Journal:
                             f"{self.path}: an unfinished split is here that differs in {other}; finish "
                             "it with its own arguments, or start anew with --no-resume"
                         )
-                else:
-                    self.mark(entry["source"], bytes.fromhex(entry["blocks"]))
+                elif "stamps" not in entry:
+                    name = entry["source"]
+                    self.mark(name, bytes.fromhex(entry["blocks"]), entry["content"])
+                    file = self._files[name]
+                    if seen.get(file) == self._stamps[file]:
+                        self.fresh.add(name)
+                seen = entry.get("stamps", seen)
                 good += len(line)
         if not good:
             return False
@@ -70,22 +79,29 @@ class Journal:
         self._stream = self.path.open("ab")
         if self._stream.tell() == 0:
             self._append([{"tool": "dsv3-port shard", **self.job}])
+        self._append([{"stamps": self._stamps}])
 
-    def mark(self, source: str, digests: bytes) -> None:
+    def mark(self, source: str, digests: bytes, content: str) -> None:
         for k, block in enumerate(self._sources[source]):
             self.digests[block * DIGEST : (block + 1) * DIGEST] = digests[
                 k * DIGEST : (k + 1) * DIGEST
             ]
         self.done[self._number[source]] = 1
+        self.contents[source] = content
 
-    def record(self, written: list[tuple[str, bytes]]) -> None:
+    def record(self, written: list[tuple[str, bytes, str]]) -> None:
         """Note sources whose values were flushed to the disk."""
-        self._append([{"source": source, "blocks": digests.hex()} for source, digests in written])
-        for source, digests in written:
-            self.mark(source, digests)
+        self._append(
+            [
+                {"source": source, "blocks": digests.hex(), "content": content}
+                for source, digests, content in written
+            ]
+        )
+        for entry in written:
+            self.mark(*entry)
 
     def _append(self, entries: list[dict[str, Any]]) -> None:
-        self._stream.write(b"".join(json.dumps(e).encode() + b"\n" for e in entries))
+        self._stream.write(b"".join(_line(e) for e in entries))
         self._stream.flush()
         os.fsync(self._stream.fileno())
 
@@ -96,6 +112,19 @@ class Journal:
         if self._stream is not None:
             self._stream.close()
             self._stream = None
+
+
+def _line(entry: dict[str, Any]) -> bytes:
+    """An entry behind the hash of its text: a line that was damaged counts as cut off."""
+    text = json.dumps(entry).encode()
+    return hash_bytes(text).encode() + b" " + text + b"\n"
+
+
+def _entry(line: bytes) -> dict[str, Any] | None:
+    told, _, text = line.removesuffix(b"\n").partition(b" ")
+    if not line.endswith(b"\n") or told != hash_bytes(text).encode():
+        return None
+    return dict(json.loads(text))
 
 
 def lock_rank(work: Path, rank: int, name: str) -> FileLock:

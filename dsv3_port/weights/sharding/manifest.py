@@ -10,33 +10,74 @@ OUT/.shard/                              while a job is unfinished: journals and
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from filelock import FileLock
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from ...errors import PortError
 from ...files import write_atomic, write_json
 from ...steps import PortPlan
 from ...version import __version__
-from ..checkpoint import Checkpoint
+from ..content import hash_bytes, hash_file, of_tensors
 from .plan import FORMAT, differences, layout_of
 
 MANIFEST = "manifest.json"
 WORK = ".shard"
-_COPIED = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-)
+_Hash = Annotated[str, StringConstraints(pattern="^[0-9a-f]{32}$")]
+_Size = Annotated[int, Field(ge=0)]
+
+
+class _Layout(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+    tensor_parallel: bool
+    attention: str
+    experts: str
+    mlp: str
+
+
+class _Job(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+    format: int
+    source: _Hash
+    side_files: dict[str, _Hash]
+    content: _Hash
+    world_size: Annotated[int, Field(ge=1, le=65536)]
+    layout: _Layout
+    dtype: Literal["bf16", "fp16", "fp32"]
+    file_bytes: Annotated[int, Field(ge=1)]
+    allow_nonfinite: bool
+
+
+class _JobManifest(_Job):
+    """OUT/manifest.json. contents: source tensor -> hash of what was read of it."""
+
+    tool: str
+    ranks: dict[str, str]
+    complete: bool
+    left_out: list[str]
+    parameters: dict[str, list[_Size]]
+    contents: dict[str, _Hash]
+
+
+class _Tensor(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+    shape: list[_Size]
+    dtype: str
+    xxh3: _Hash
+
+
+class _RankManifest(_Job):
+    """OUT/rank-*/manifest.json. files: name -> bytes."""
+
+    rank: _Size
+    tensors: dict[str, _Tensor]
+    files: dict[str, _Size]
 
 
 def rank_folder(rank: int, world_size: int) -> str:
@@ -56,24 +97,31 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
             f"{path}: rank folders without {MANIFEST}: the split was not finished; run the same "
             "`dsv3-port shard` again, it goes on from what is there"
         )
-    return _read(file)
+    return _read(file, _JobManifest)
 
 
 def read_rank_manifest(folder: Path) -> dict[str, Any]:
     file = folder / MANIFEST
     if not file.is_file():
         raise PortError(f"{folder}: has no {MANIFEST}; remove it and split this rank again")
-    return _read(file)
+    return _read(file, _RankManifest)
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(file: Path, kind: type[_Job]) -> dict[str, Any]:
+    """As it was written by this version, every field of its type, or PortError."""
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
         found = manifest.get("format")
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise PortError(f"{file}: not readable as JSON: {error}; split again") from error
     if found != FORMAT:
         raise PortError(f"{file}: format {found!r}, this version reads {FORMAT}; split again")
+    try:
+        kind.model_validate(manifest)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise PortError(f"{file}: {where}: {first['msg']}; split again") from error
     return dict(manifest)
 
 
@@ -115,30 +163,50 @@ def _locked(path: Path) -> Iterator[None]:
         lock.release()
 
 
+def earlier_contents(output: Path, job: dict[str, Any]) -> dict[str, str]:
+    """Source tensor -> hash, as an earlier run of this job noted; empty where there is none.
+    PortError where it was another job."""
+    if not (output / MANIFEST).is_file():
+        return {}
+    manifest = read_manifest(output)
+    other = differences(manifest, job)
+    if other:
+        raise PortError(f"{output}: is already there and differs in {other}; give an empty folder")
+    return dict(manifest["contents"])
+
+
 def finish(
-    checkpoint: Checkpoint,
+    source: Path,
     output: Path,
     job: dict[str, Any],
+    contents: dict[str, str],
     left_out: list[str],
     shapes: dict[str, list[int]],
+    name_ranks: Callable[[str], None],
 ) -> list[int]:
     """config, tokenizer and the manifest of every rank that is complete so far; returns those
-    ranks.
+    ranks. name_ranks(content) gives this run's ranks their names.
 
     Several machines may end at the same time: the last one finds the others' ranks and completes
-    the manifest.
+    the manifest. They compare what they read under a lock, before a rank gets its name.
     """
-
     work = output / WORK
+    job = {**job, "content": of_tensors(contents)}
     with _locked(work / "manifest.lock"):
-        for name in _COPIED:
-            if (checkpoint.path / name).is_file():
-                write_atomic(output / name, (checkpoint.path / name).read_bytes())
+        differing = [n for n, h in earlier_contents(output, job).items() if contents.get(n) != h]
+        if differing:
+            raise PortError(
+                f"{output}: another run of this job read another {differing[0]}; the sources differ: "
+                "take one of them, and give an empty folder"
+            )
+        name_ranks(job["content"])
+        for name, want in job["side_files"].items():
+            _copy(source / name, output / name, want)
         ranks = {}
         for rank in range(job["world_size"]):
             file = output / rank_folder(rank, job["world_size"]) / MANIFEST
-            if file.is_file() and not differences(_read(file), job):
-                ranks[str(rank)] = hashlib.sha256(file.read_bytes()).hexdigest()
+            if file.is_file() and not differences(_read(file, _RankManifest), job):
+                ranks[str(rank)] = hash_file(file)
         complete = len(ranks) == job["world_size"]
         write_json(
             output / MANIFEST,
@@ -149,8 +217,17 @@ def finish(
                 "complete": complete,
                 "left_out": left_out,
                 "parameters": shapes,
+                "contents": contents,
             },
         )
     if complete:  # nothing is left to lock or to go on with
         shutil.rmtree(work, ignore_errors=True)
     return [int(r) for r in ranks]
+
+
+def _copy(file: Path, target: Path, want: str) -> None:
+    """A side file as it was when the job began, with its mode."""
+    content = file.read_bytes()
+    if hash_bytes(content) != want:
+        raise PortError(f"{file}: was changed while the split ran; run the same command again")
+    write_atomic(target, content, file.stat().st_mode & 0o666 | 0o600)

@@ -7,7 +7,6 @@ serves them all. After `sources` nobody asks the checkpoint again.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import struct
@@ -20,17 +19,27 @@ import torch
 
 from ...steps import PortPlan
 from ..checkpoint import SCALE, Checkpoint
+from ..content import hasher, side_files
 from ..fp8 import FP8
 from ..layout import Piece, Target, same
 
-FORMAT = 2
+FORMAT = 3
 LAYOUT_FIELDS = (
     "tensor_parallel",
     "attention",
     "experts",
     "mlp",
 )  # what of a plan decides names and shapes
-_JOB = ("format", "source", "world_size", "layout", "dtype", "file_bytes")
+_JOB = (
+    "format",
+    "source",
+    "side_files",
+    "world_size",
+    "layout",
+    "dtype",
+    "file_bytes",
+    "allow_nonfinite",
+)
 DTYPES = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
@@ -211,27 +220,50 @@ def layout_of(plan: PortPlan) -> dict[str, Any]:
 
 
 def fingerprint(checkpoint: Checkpoint) -> str:
-    """sha256 over config.json and the name, size and header of every weight file: what tells two
-    checkpoints apart without reading their values."""
-    text = hashlib.sha256((checkpoint.path / "config.json").read_bytes())
+    """A hash of config.json and of the name, size and header of every weight file: what tells two
+    checkpoints apart before their values are read."""
+    text = hasher()
+    text.update((checkpoint.path / "config.json").read_bytes())
     for file in checkpoint.files:
         text.update(f"{file.name}:{file.stat().st_size}:".encode())
         text.update(json.dumps(checkpoint.header(file), sort_keys=True).encode())
-    return text.hexdigest()
+    return str(text.hexdigest())
 
 
 def identity(
-    checkpoint: Checkpoint, world_size: int, plan: PortPlan, dtype: str, file_bytes: int
+    checkpoint: Checkpoint,
+    world_size: int,
+    plan: PortPlan,
+    dtype: str,
+    file_bytes: int,
+    allow_nonfinite: bool = False,
 ) -> dict[str, Any]:
-    """What must agree for two runs to be parts of one job."""
-    values = (FORMAT, fingerprint(checkpoint), world_size, layout_of(plan), dtype, file_bytes)
+    """What must agree for two runs to be parts of one job, as far as it is known before values are
+    read; their hash, `content`, joins it at the end."""
+    source, files = fingerprint(checkpoint), side_files(checkpoint.path)
+    layout = layout_of(plan)
+    values = (FORMAT, source, files, world_size, layout, dtype, file_bytes, allow_nonfinite)
     return dict(zip(_JOB, values, strict=True))
+
+
+_HASHES = {
+    "source": "source checkpoint",
+    "side_files": "files beside the weights",
+    "content": "values of the source",
+}
 
 
 def differences(found: dict[str, Any], job: dict[str, Any]) -> str:
     """In what two jobs differ, as words; empty where they are the same."""
-    names = [n for n in _JOB if found.get(n) != job[n]]
-    return ", ".join(
-        "source checkpoint" if n == "source" else f"{n} ({found.get(n)}, not {job[n]})"
-        for n in names
-    )
+    words: list[str] = []
+    for name in (*_JOB, "content"):
+        mine, its = job.get(name), found.get(name)
+        if mine == its or name not in job:
+            continue
+        if name == "side_files" and isinstance(its, dict) and isinstance(mine, dict):
+            words += sorted(f for f in {*mine, *its} if mine.get(f) != its.get(f))
+        elif name in _HASHES:
+            words.append(_HASHES[name])
+        else:
+            words.append(f"{name} ({its}, not {mine})")
+    return ", ".join(words)

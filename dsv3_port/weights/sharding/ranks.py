@@ -8,7 +8,6 @@ three.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import threading
@@ -18,9 +17,11 @@ from typing import Any
 
 from ...errors import PortError
 from ...files import sync_folder, write_json
+from ..content import hash_bytes
+from .contents import Contents
 from .estimate import require_room
 from .journal import Journal, lock_rank
-from .manifest import MANIFEST, WORK, rank_folder, read_rank_manifest
+from .manifest import MANIFEST, WORK, earlier_contents, rank_folder, read_rank_manifest
 from .plan import CODES, INDEX, FilePlan, RankPlan, Source, differences
 
 
@@ -28,14 +29,14 @@ class RankWriter:
     """The open files of one rank, at their full size from the start (a sparse file takes no room
     before its values)."""
 
-    def __init__(self, folder: Path, files: list[FilePlan]) -> None:
+    def __init__(self, folder: Path, files: list[FilePlan], mode: int) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self._fds: list[int] = []
         self._guard, self._unsynced = threading.Lock(), set(range(len(files)))
         try:
             for file in files:
-                fd = os.open(folder / file.name, os.O_RDWR | os.O_CREAT, 0o644)
+                fd = os.open(folder / file.name, os.O_RDWR | os.O_CREAT, mode)
                 self._fds.append(fd)
                 if os.fstat(fd).st_size != file.size:
                     os.ftruncate(fd, file.size)
@@ -79,6 +80,7 @@ class RankJob:
     ) -> None:
         name = rank_folder(rank, job["world_size"])
         self.rank, self.job, self.plan = rank, job, plan
+        self.mode = modes_of(sources)
         self.final, self.partial = output / name, output / f"{name}.partial"
         self.journal = Journal(output / WORK / f"{name}.jsonl", job, sources, len(plan.blocks))
         self.fresh = not (resume and self.journal.load() and self._files_whole())
@@ -94,7 +96,7 @@ class RankJob:
 
     @property
     def bytes_to_write(self) -> int:
-        return sum(b.nbytes for b in self.plan.blocks if self.journal.digest(b.number) == bytes(32))
+        return sum(b.nbytes for b in self.plan.blocks if not any(self.journal.digest(b.number)))
 
     def open(self) -> None:
         if self.fresh:
@@ -102,7 +104,7 @@ class RankJob:
                 missing_ok=True
             )  # first what says that values are there, then the values
             shutil.rmtree(self.partial, ignore_errors=True)
-        self.writer = RankWriter(self.partial, self.plan.files)
+        self.writer = RankWriter(self.partial, self.plan.files, self.mode)
         self.journal.open()
 
     def close(self) -> None:
@@ -110,8 +112,9 @@ class RankJob:
             self.writer.close()
         self.journal.close()
 
-    def finish(self) -> None:
-        """Index, manifest, and the name that says the rank is complete."""
+    def finish(self, content: str) -> None:
+        """Index, manifest, and the name that says the rank is complete. content: the hash of all
+        that was read."""
         left = self.journal.done.count(0)
         if left:
             raise AssertionError(f"{self.final}: {left} source tensors are not written")
@@ -121,7 +124,7 @@ class RankJob:
             t.name: {
                 "shape": list(t.shape),
                 "dtype": CODES[t.dtype(self.plan.dtype)],
-                "sha256": tensor_hash([self.journal.digest(b.number) for b in blocks]),
+                "xxh3": tensor_hash([self.journal.digest(b.number) for b in blocks]),
             }
             for t, blocks in self.plan.by_target()
         }
@@ -130,6 +133,7 @@ class RankJob:
             self.partial / MANIFEST,
             {
                 **self.job,
+                "content": content,
                 "rank": self.rank,
                 "tensors": tensors,
                 "files": {f.name: f.size for f in self.plan.files},
@@ -140,11 +144,18 @@ class RankJob:
         self.journal.path.unlink(missing_ok=True)
 
 
+def modes_of(sources: list[Source]) -> int:
+    """Who may read what is written: nobody whom a file of the source keeps out."""
+    mode = 0o666
+    for file in dict.fromkeys(s.file for s in sources):
+        mode &= file.stat().st_mode
+    return mode | 0o600
+
+
 def tensor_hash(digests: list[bytes]) -> str:
-    """sha256 of a tensor's bytes where one published tensor fills it; of its blocks' sha256, in
-    order, where several
-    do: blocks arrive in any order, and each is hashed as it is written."""
-    return (digests[0] if len(digests) == 1 else hashlib.sha256(b"".join(digests)).digest()).hex()
+    """XXH3 of a tensor's bytes where one published tensor fills it; of its blocks' hashes, in order,
+    where several do: blocks arrive in any order, and each is hashed as it is written."""
+    return digests[0].hex() if len(digests) == 1 else hash_bytes(b"".join(digests))
 
 
 def open_ranks(
@@ -155,6 +166,7 @@ def open_ranks(
     plan: RankPlan,
     sources: list[Source],
     resume: bool,
+    contents: Contents,
 ) -> list[RankJob]:
     """Lock the ranks, refuse what belongs to another job, and open those that are not complete."""
     _refuse_other_worlds(output, job["world_size"])
@@ -176,6 +188,10 @@ def open_ranks(
             (output / WORK / f"{name}.jsonl").unlink(
                 missing_ok=True
             )  # killed between the rename and this
+    contents.expect(earlier_contents(output, job))
+    for rank_job in found:
+        contents.expect(rank_job.journal.contents, rank_job.journal.fresh)
+    contents.recall()
     require_room(output, sum(r.bytes_to_write for r in found))
     allow_open_files(len(found) * (len(plan.files) + 1))
     for rank_job in found:

@@ -3,13 +3,14 @@ against the hashes."""
 
 from __future__ import annotations
 
-import hashlib
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
+from torch import Tensor
 from tqdm import tqdm
 
 from ...config import DeepseekV3Config
@@ -17,6 +18,7 @@ from ...errors import PortError
 from ...model.decoder import DeepseekV3, build
 from ...parallel import TensorParallel
 from ...steps import PortPlan
+from ..content import SIDE_FILES, Remembered, hash_file, hasher
 from ..layout import Target, targets
 from .manifest import MANIFEST, check_fits, rank_folder, read_manifest, read_rank_manifest
 from .plan import DTYPES, Block, RankPlan, differences
@@ -36,25 +38,54 @@ def load_shard(
     """This rank's model from a folder that shard_checkpoint wrote; what does not fit is refused
     before any reading.
 
-    World size, forms, source and the sizes of the files are always held against the manifests;
-    check_hashes reads everything once more and compares the hashes.
+    World size, forms, source, the files beside the weights, sizes and headers are always held
+    against the manifests, and every tensor's bytes where they have not been read before;
+    check_hashes reads everything once more, in any case.
     """
     manifest = read_manifest(path)
     check_fits(path, manifest, parallel.world_size, plan)
+    check_side_files(Path(path), manifest)
+    rank_plan = _plan_of(path, manifest)
     folder = Path(path) / rank_folder(parallel.rank, parallel.world_size)
-    check_rank(folder, manifest, parallel.rank)
+    stored = check_rank(folder, manifest, parallel.rank)["tensors"]
+    check_headers(folder, rank_plan, parallel.rank)
     if check_hashes:
         verify_shards(path, [parallel.rank])
     model = build(DeepseekV3Config.from_pretrained(path), plan, parallel, device, dtype)
     parameters = dict(model.named_parameters())
-    for name in _fill(folder, parameters):
-        del parameters[name]
-    if parameters:
-        raise PortError(
-            f"{folder}: {len(parameters)} parameters are missing, first {sorted(parameters)[0]}; split "
-            "again"
-        )
+    if {t.name: t.shape for t in rank_plan.targets} != {
+        name: tuple(p.shape) for name, p in parameters.items()
+    }:
+        raise AssertionError(f"{folder}: layout and model disagree")
+    _fill(folder, rank_plan, parameters, stored)
     return model
+
+
+def _plan_of(path: str | Path, manifest: dict[str, Any]) -> RankPlan:
+    plan = PortPlan(**manifest["layout"])
+    place = TensorParallel(0, manifest["world_size"])
+    wanted = list(targets(DeepseekV3Config.from_pretrained(path), plan, place))
+    return RankPlan(wanted, DTYPES[manifest["dtype"]], manifest["file_bytes"])
+
+
+def check_side_files(path: Path, manifest: dict[str, Any]) -> None:
+    """PortError where config, tokenizer or template is not the one that was split."""
+    want = manifest["side_files"]
+    for name in SIDE_FILES:
+        found = hash_file(path / name) if (path / name).exists() else None
+        if found == want.get(name):
+            continue
+        what = (
+            "is missing"
+            if found is None
+            else "was not there"
+            if name not in want
+            else "differs from the file that was there"
+        )
+        raise PortError(
+            f"{path / name}: {what} when the weights were split; put the split's own back, or split "
+            "again with the one you want"
+        )
 
 
 def check_rank(folder: Path, manifest: dict[str, Any], rank: int) -> dict[str, Any]:
@@ -70,7 +101,7 @@ def check_rank(folder: Path, manifest: dict[str, Any], rank: int) -> dict[str, A
             f"and write it again with --ranks {rank}"
         )
     want = manifest["ranks"].get(str(rank))
-    if want != hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest():
+    if want != hash_file(folder / MANIFEST):
         raise PortError(
             f"{folder / MANIFEST}: is not the one that the job's {MANIFEST} knows; run the same "
             "`dsv3-port shard` again"
@@ -89,28 +120,63 @@ def check_rank(folder: Path, manifest: dict[str, Any], rank: int) -> dict[str, A
     return found
 
 
-def _fill(folder: Path, parameters: dict[str, Any]) -> list[str]:
-    """Copy each stored tensor into its parameter; returns the names."""
-    names: list[str] = []
-    for file in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(file, framework="pt") as stored, torch.no_grad():
-                for name in stored.keys():
-                    if name not in parameters:
-                        raise PortError(f"{file}: {name} has no place in the model; split again")
-                    value = stored.get_tensor(name)
-                    if value.shape != parameters[name].shape:
-                        raise PortError(
-                            f"{file}: {name} is {list(value.shape)}, the model wants "
-                            f"{list(parameters[name].shape)}; split again"
-                        )
-                    parameters[name].copy_(value)
-                    names.append(name)
-        except PortError:
-            raise
-        except Exception as error:  # safetensors raises its own kinds
-            raise PortError(f"{file}: not readable as safetensors: {error}; split again") from error
-    return names
+def check_headers(folder: Path, plan: RankPlan, rank: int) -> None:
+    """Every header must be byte for byte the one that follows from config.json and the manifest."""
+    for file in plan.files:
+        with (folder / file.name).open("rb") as stream:
+            if stream.read(len(file.head)) != file.head:
+                raise PortError(
+                    f"{folder / file.name}: its header is damaged or was edited; remove {folder} and "
+                    f"write it again with --ranks {rank}"
+                )
+
+
+def _fill(folder: Path, plan: RankPlan, parameters: dict[str, Any], stored: dict[str, Any]) -> None:
+    """Copy each stored tensor into its parameter; threads beside hash what has not been read
+    before, from the same pages."""
+    past = Remembered(folder, [folder / file.name for file in plan.files])
+    by_file: dict[int, list[tuple[Target, list[Block]]]] = defaultdict(list)
+    for target, blocks in plan.by_target():
+        by_file[blocks[0].file].append((target, blocks))
+    with ThreadPoolExecutor(2, "hash") as pool, torch.no_grad():
+        for number, held in by_file.items():
+            file = folder / plan.files[number].name
+            try:
+                opened = safe_open(file, framework="pt")
+            except Exception as error:  # safetensors raises its own kinds
+                raise PortError(f"{file}: not readable as safetensors: {error}") from error
+            running = []
+            with opened as values:
+                for target, blocks in held:
+                    value = values.get_tensor(target.name)
+                    if past.hash_of(file, target.name) != stored[target.name]["xxh3"]:
+                        work = pool.submit(_hash_value, value, blocks)
+                        running.append((target.name, work))
+                    parameters[target.name].copy_(value)
+            for name, work in running:
+                found = work.result()
+                _same_hash(folder, file, name, found, stored)
+                past.add(file, name, found)
+    past.save()
+
+
+def _hash_value(value: Tensor, blocks: list[Block]) -> str:
+    data = value.flatten().view(torch.uint8).numpy().data
+    digests, at = [], 0
+    for block in blocks:
+        digest = hasher()
+        digest.update(data[at : at + block.nbytes])
+        digests.append(digest.digest())
+        at += block.nbytes
+    return tensor_hash(digests)
+
+
+def _same_hash(folder: Path, file: Path, name: str, found: str, stored: dict[str, Any]) -> None:
+    if found != stored.get(name, {}).get("xxh3"):
+        raise PortError(
+            f"{file}: {name} differs from its hash in the manifest; remove {folder} and run the "
+            "same `dsv3-port shard` again"
+        )
 
 
 def verify_shards(
@@ -123,9 +189,8 @@ def verify_shards(
     """
     manifest = read_manifest(path)
     world = manifest["world_size"]
-    plan = PortPlan(**manifest["layout"])
-    wanted = list(targets(DeepseekV3Config.from_pretrained(path), plan, TensorParallel(0, world)))
-    rank_plan = RankPlan(wanted, DTYPES[manifest["dtype"]], manifest["file_bytes"])
+    check_side_files(Path(path), manifest)
+    rank_plan = _plan_of(path, manifest)
     chosen = list(range(world)) if ranks is None else ranks
     total = rank_plan.nbytes * len(chosen)
     with (
@@ -141,13 +206,7 @@ def verify_shards(
         for rank in chosen:
             folder = Path(path) / rank_folder(rank, world)
             stored = check_rank(folder, manifest, rank)["tensors"]
-            for file in rank_plan.files:
-                with (folder / file.name).open("rb") as stream:
-                    if stream.read(len(file.head)) != file.head:
-                        raise PortError(
-                            f"{folder / file.name}: its header is damaged; remove {folder} and write it "
-                            f"again with --ranks {rank}"
-                        )
+            check_headers(folder, rank_plan, rank)
 
             def check(
                 item: tuple[Target, list[Block]], folder: Path = folder, stored: dict = stored
@@ -168,7 +227,7 @@ def _check_tensor(
     with file.open("rb") as stream:
         stream.seek(blocks[0].offset)
         for block in blocks:
-            digest, left = hashlib.sha256(), block.nbytes
+            digest, left = hasher(), block.nbytes
             while left:
                 part = stream.read(min(left, _CHUNK))
                 if not part:
@@ -178,9 +237,5 @@ def _check_tensor(
                 digest.update(part)
                 left -= len(part)
             digests.append(digest.digest())
-    if tensor_hash(digests) != stored.get(target.name, {}).get("sha256"):
-        raise PortError(
-            f"{file}: {target.name} differs from its hash in the manifest; remove {folder} and run the "
-            "same `dsv3-port shard` again"
-        )
+    _same_hash(folder, file, target.name, tensor_hash(digests), stored)
     return sum(b.nbytes for b in blocks)

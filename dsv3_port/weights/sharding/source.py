@@ -2,27 +2,29 @@
 written.
 
 A tile is a few MiB whatever the tensor, so that memory depends on the number of workers and on
-nothing else. The file calls, torch's kernels and sha256 release Python's lock: threads overlap
+nothing else. The file calls, torch's kernels and XXH3 release Python's lock: threads overlap
 reading, computing and writing.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import threading
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ...errors import PortError
-from ..fp8 import BLOCK, dequantize_blocks
+from ..content import hasher
+from ..fp8 import BLOCK, FP8_MAX, dequantize_blocks
 from ..layout import same
+from ..values import ValueCheck
+from .contents import Contents
 from .plan import Block, Source
 
 if TYPE_CHECKING:
@@ -80,19 +82,25 @@ class Reader:
             view, at = view[done:], at + done
         return into.view(source.dtype).view(count, *shape[1:])
 
-    def values(self, source: Source, first: int, count: int, dtype: torch.dtype) -> Tensor:
+    def values(self, passing: Passing, first: int, count: int, dtype: torch.dtype) -> Tensor:
         """The same in `dtype`, FP8 blocks dequantised; `first` is then a multiple of 128."""
+        source = passing.source
         stored = self.rows(source, first, count)
+        finite = passing.tile(stored, first)
         if stored.dtype == dtype:
             return stored
         out = self.buffer("values", stored.numel() * dtype.itemsize).view(dtype).view(stored.shape)
         if source.scale is None:
-            return out.copy_(stored)
+            passing.fits(out.copy_(stored), stored.dtype)
+            return out
         scale = self.rows(source.scale, first // BLOCK, -(-count // BLOCK), "scale")
+        passing.scales(scale, first // BLOCK)
         try:
-            return dequantize_blocks(stored, scale, dtype, out)
+            dequantize_blocks(stored, scale, dtype, out, finite)
         except PortError as error:
             raise PortError(f"{source.file}: {source.name}: {error}") from error
+        passing.fits(out, stored.dtype, float(scale.max()) * FP8_MAX)
+        return out
 
     def close(self) -> None:
         for fd in self._fds.values():
@@ -100,27 +108,79 @@ class Reader:
         self._fds.clear()
 
 
+class Passing:
+    """What is learned of a source tensor while its tiles pass: its hash, and that its values can be
+    a model's."""
+
+    def __init__(self, source: Source, allow_nonfinite: bool = False) -> None:
+        self.source = source
+        self._check = ValueCheck(source.name, source.file, allow_nonfinite)
+        self._values, self._scales, self._finite = hasher(), hasher(), True
+
+    def tile(self, stored: Tensor, first: int) -> bool:
+        self._values.update(stored.view(torch.uint8).numpy().data)
+        self._finite = self._check.tile(stored, first)
+        return self._finite
+
+    def scales(self, scale: Tensor, first: int) -> None:
+        self._scales.update(scale.view(torch.uint8).numpy().data)
+        self._check.scales(scale, first)
+
+    def fits(self, values: Tensor, stored: torch.dtype, highest: float = 0.0) -> None:
+        """PortError where a finite value is infinite in the dtype it is written in. highest: what
+        the largest may be, if not what `stored` can hold."""
+        highest = highest or torch.finfo(stored).max
+        if highest > torch.finfo(values.dtype).max:
+            if self._finite and not ValueCheck(self.source.name, self.source.file).tile(values):
+                raise PortError(
+                    f"{self.source.file}: {self.source.name} has values that are infinite in "
+                    f"{str(values.dtype).removeprefix('torch.')}; write bf16 or fp32"
+                )
+
+    def end(self) -> None:
+        self._check.end()
+
+    def content(self) -> str:
+        """The hash of what is stored: values, then scales."""
+        found = self._values
+        if self.source.scale is not None:
+            found = hasher()
+            found.update(self._values.digest() + self._scales.digest())
+        return str(found.hexdigest())
+
+
+class Written(NamedTuple):
+    """Of one source tensor: the hash of what is stored, and each rank's digests, in order of its
+    blocks."""
+
+    content: str
+    digests: dict[int, bytes]
+
+
 def split_source(
     reader: Reader,
     source: Source,
     writers: dict[int, RankWriter],
     stop: threading.Event,
-) -> dict[int, bytes]:
-    """Write every block of `source` for every rank of `writers`; returns each rank's digests, in
-    order of its blocks."""
+    contents: Contents,
+) -> Written:
+    """Write every block of `source` for every rank of `writers`; without writers it is read only.
+
+    Raises PortError where it is not what an earlier run read, or a value cannot be a model's."""
+    passing = Passing(source, contents.allow_nonfinite)
     blocks = source.blocks
     dtype = torch.float32 if any(b.dtype == torch.float32 for b in blocks) else blocks[0].dtype
-    hashes: list[dict[int, Any]] = [{r: hashlib.sha256() for r in writers} for _ in blocks]
+    hashes: list[dict[int, Any]] = [{r: hasher() for r in writers} for _ in blocks]
     for k, block in enumerate(blocks):
         if _whole(block):  # the same bytes on every rank: hashed once
-            hashes[k] = dict.fromkeys(writers, hashlib.sha256())
+            hashes[k] = dict.fromkeys(writers, hasher())
     written = [dict.fromkeys(writers, 0) for _ in blocks]
-    turn = zlib.crc32(source.name.encode()) % len(writers)
+    turn = zlib.crc32(source.name.encode()) % max(len(writers), 1)
     ranks = [*writers][turn:] + [*writers][:turn]  # two workers seldom write the same file at once
     for first, count in tiles(source.shape, source.at_once):
         if stop.is_set():
             raise Stopped
-        values = reader.values(source, first, count, dtype)
+        values = reader.values(passing, first, count, dtype)
         for k, block in enumerate(blocks):
             view = None
             for rank in ranks:
@@ -141,7 +201,10 @@ def split_source(
                     f"{block.target.name} of rank {rank}: {count} bytes of {source.name}, "
                     f"not {block.nbytes}"
                 )
-    return {r: b"".join(h[r].digest() for h in hashes) for r in writers}
+    content = passing.content()
+    contents.add(source, content)  # that it is another checkpoint comes before what is wrong in it
+    passing.end()
+    return Written(content, {r: b"".join(h[r].digest() for h in hashes) for r in writers})
 
 
 def _whole(block: Block) -> bool:

@@ -19,8 +19,10 @@ from ...errors import PortError
 from ...parallel import TensorParallel
 from ...steps import PortPlan
 from ..checkpoint import Checkpoint
+from ..content import Remembered
 from ..layout import targets
 from ..load import by_source, check_sources
+from .contents import Contents
 from .estimate import Estimate, estimate, require_room
 from .manifest import finish
 from .plan import DTYPES, RankPlan, identity, sources
@@ -90,6 +92,7 @@ def shard_checkpoint(
     dry_run: bool = False,
     resume: bool = True,
     verify: bool = False,
+    allow_nonfinite: bool = False,
     progress: bool = False,
     file_bytes: int = FILE_BYTES,
     commit_bytes: int = COMMIT_BYTES,
@@ -99,7 +102,8 @@ def shard_checkpoint(
     plan decides names and shapes (default: the full port), dtype is bf16, fp16 or fp32 (FP8 blocks
     are dequantised), ranks limits what this call writes (several machines share one job), jobs is
     the number of threads. resume goes on from what an earlier run wrote; without it that is begun
-    anew. verify reads everything back and hashes it. Raises PortError before anything is written
+    anew. verify reads everything back and hashes it. allow_nonfinite keeps values that are NaN,
+    infinite or all zero, and is noted in the manifest. Raises PortError before anything is written
     where sizes do not divide, tensors are missing or unused, another run is at work, the output is
     of another job, or the disk is too small.
     """
@@ -113,7 +117,7 @@ def shard_checkpoint(
     left_out = check_sources(checkpoint, by_source(wanted))
     rank_plan = RankPlan(wanted, DTYPES[dtype], file_bytes)
     to_read = sources(checkpoint, rank_plan)
-    job = identity(checkpoint, world_size, plan, dtype, file_bytes)
+    job = identity(checkpoint, world_size, plan, dtype, file_bytes, allow_nonfinite)
     report = ShardReport(
         str(output),
         world_size,
@@ -134,14 +138,26 @@ def shard_checkpoint(
     if dry_run:
         require_room(output, rank_plan.nbytes * len(chosen))
         return replace(report, seconds=time.perf_counter() - start)
+    past = Remembered(checkpoint.path, checkpoint.files)
+    contents = Contents(output, to_read, past, allow_nonfinite)
     with ExitStack() as stack:
         try:
-            todo = open_ranks(stack, output, chosen, job, rank_plan, to_read, resume)
-            read, resumed = stream(to_read, todo, jobs, progress, commit_bytes * len(todo))
+            todo = open_ranks(stack, output, chosen, job, rank_plan, to_read, resume, contents)
+            read, resumed = stream(
+                to_read, todo, jobs, progress, commit_bytes * len(todo), contents
+            )
+
+            def name_ranks(content: str) -> None:
+                for rank in todo:
+                    rank.finish(content)
+
             for rank in todo:
-                rank.finish()
+                rank.writer.sync()
             shapes = {t.name: list(t.shape) for t in wanted}
-            there = finish(checkpoint, output, job, left_out, shapes)
+            there = finish(
+                checkpoint.path, output, job, contents.known, left_out, shapes, name_ranks
+            )
+            past.save()
         except OSError as error:
             raise PortError(
                 f"{error.filename or output}: writing stopped: {error.strerror or error}; the same command "

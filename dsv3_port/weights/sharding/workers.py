@@ -14,9 +14,10 @@ from contextlib import contextmanager, suppress
 import torch
 from tqdm import tqdm
 
+from .contents import Contents
 from .plan import Source
 from .ranks import RankJob
-from .source import Reader, split_source
+from .source import Reader, Written, split_source
 
 
 @contextmanager
@@ -36,19 +37,21 @@ def stream(
     jobs: int,
     progress: bool,
     commit_bytes: int,
+    contents: Contents,
 ) -> tuple[int, int]:
     """Every source tensor through the workers; returns (bytes read, tensors that an earlier run had
-    written)."""
+    written). One that is written and whose hash is not known is read once more for that alone."""
     missing = {s.name: [r for r in todo if not r.journal.done[i]] for i, s in enumerate(sources)}
     unread = [s for s in sources if missing[s.name]]
-    total = sum(s.nbytes for s in unread)
+    read = sum(s.nbytes for s in unread)
+    unread = [s for s in sources if missing[s.name] or s.name not in contents.known]
     reader, stop = Reader(), threading.Event()
     with (
         _one_thread(),
         ThreadPoolExecutor(jobs, "shard") as pool,
         _Commits(commit_bytes) as commits,
         tqdm(
-            total=total,
+            total=sum(s.nbytes for s in unread),
             desc="shard",
             unit="B",
             unit_scale=True,
@@ -56,13 +59,14 @@ def stream(
             disable=None if progress else True,
         ) as bar,
     ):
-        running: dict[Future[dict[int, bytes]], Source] = {}
+        running: dict[Future[Written], Source] = {}
         try:
             for source in unread:
                 if len(running) >= 2 * jobs:
                     _collect(running, missing, commits, bar)
                 writers = {r.rank: r.writer for r in missing[source.name]}
-                running[pool.submit(split_source, reader, source, writers, stop)] = source
+                work = pool.submit(split_source, reader, source, writers, stop, contents)
+                running[work] = source
             while running:
                 _collect(running, missing, commits, bar)
         except BaseException:
@@ -77,11 +81,11 @@ def stream(
             for future, source in running.items():
                 if not future.cancelled() and future.exception() is None:
                     _add(source, future.result(), missing, commits)
-    return total, len(sources) - len(unread)
+    return read, sum(not m for m in missing.values())
 
 
 def _collect(
-    running: dict[Future[dict[int, bytes]], Source],
+    running: dict[Future[Written], Source],
     missing: dict[str, list[RankJob]],
     commits: _Commits,
     bar: tqdm,
@@ -97,14 +101,15 @@ def _collect(
 
 def _add(
     source: Source,
-    digests: dict[int, bytes],
+    written: Written,
     missing: dict[str, list[RankJob]],
     commits: _Commits,
 ) -> None:
     commits.add(
         source.name,
-        {r: digests[r.rank] for r in missing[source.name]},
-        sum(b.nbytes for b in source.blocks) * len(digests),
+        written.content,
+        {r: written.digests[r.rank] for r in missing[source.name]},
+        sum(b.nbytes for b in source.blocks) * len(written.digests),
     )
 
 
@@ -114,16 +119,16 @@ class _Commits:
 
     def __init__(self, limit: int) -> None:
         self._limit, self._bytes = limit, 0
-        self._held: dict[RankJob, list[tuple[str, bytes]]] = {}
+        self._held: dict[RankJob, list[tuple[str, bytes, str]]] = {}
         self._pool = ThreadPoolExecutor(1, "commit")
         self._running: Future[None] | None = None
 
     def __enter__(self) -> _Commits:
         return self
 
-    def add(self, source: str, digests: dict[RankJob, bytes], nbytes: int) -> None:
+    def add(self, source: str, content: str, digests: dict[RankJob, bytes], nbytes: int) -> None:
         for rank, digest in digests.items():
-            self._held.setdefault(rank, []).append((source, digest))
+            self._held.setdefault(rank, []).append((source, digest, content))
         self._bytes += nbytes
         if self._bytes >= self._limit:
             self._start()
@@ -147,7 +152,7 @@ class _Commits:
         self._pool.shutdown()
 
 
-def _commit(held: dict[RankJob, list[tuple[str, bytes]]]) -> None:
+def _commit(held: dict[RankJob, list[tuple[str, bytes, str]]]) -> None:
     for rank, written in held.items():
         rank.writer.sync()
         rank.journal.record(written)
