@@ -7,29 +7,45 @@ npu device only: a tensor that was left on the CPU fails here as it does beside 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..ops import OPERATORS
-from . import autograd, fusion_attention, kernels
-from .kernels import Kernel, alias
+from ..ops.checks import device_rules
+from . import autograd, fusion_attention
+from .kernels import Kernel
 from .registry import full_name, has_kernel, overloads, register
 
-# torch_npu's own code, which needs nothing of the device: storage, formats, events, views
+# torch_npu's own code, which needs nothing of the device: storage, events, views, formats (tags here,
+# while the memory keeps its plain order; the copy that a cast makes is launched.py's "Identity")
 NATIVE = frozenset(
     """
 _npu_storage_resize copy_memory_ empty_with_format empty_with_swapped_memory get_npu_format get_storage_size
-npu_change_data_ptr unsafe_empty_with_format
+npu_change_data_ptr unsafe_empty_with_format npu_format_cast npu_format_cast_ _npu_format_cast
 """.split()
 )
 
 
+# the version that torch_npu is told (cann_device.c), as numbers: "8.3.RC1" is (8, 3)
+CANN = tuple(int(n) for n in os.environ.get("DSV3_HOSTNPU_CANN", "").split(".") if n.isdigit())
+
+
 def checked(name: str) -> Callable[..., Any]:
-    """The operator's meaning behind its check."""
-    return OPERATORS[name].checked
+    """The operator's meaning behind its check, with the device's rules."""
+    operator = OPERATORS[name]
+
+    @wraps(operator.meaning)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with device_rules(CANN):
+            operator.check(*args, **kwargs)
+        return operator.meaning(*args, **kwargs)
+
+    return call
 
 
 def _grouped_matmul_list(
@@ -73,36 +89,6 @@ ADAPTED: dict[str, Callable[..., Any]] = {
 }
 
 
-def _format_cast(
-    x: Tensor, acl_format: int, customize_dtype: int | None = None, input_dtype: int | None = None
-) -> Tensor:
-    """The format is a tag here: real in every query and in the GE graph, while the memory keeps its
-    plain order."""
-    import torch_npu
-
-    OPERATORS["npu_format_cast"].check(x, acl_format)
-    if customize_dtype is not None or input_dtype is not None:
-        raise NotImplementedError(
-            "npu_format_cast: customize_dtype and input_dtype have no host kernel"
-        )
-    if kernels.recorder.capturing():
-        raise NotImplementedError(
-            "npu_format_cast: weights change their format before a graph is captured, not in it"
-        )
-    kernels.recorder.flush()
-    out = torch_npu.empty_with_format(
-        x.shape, dtype=x.dtype, device=x.device, acl_format=acl_format
-    )
-    alias(out).copy_(alias(x))
-    return out
-
-
-def _format_cast_(x: Tensor, acl_format: Tensor | int) -> Tensor:
-    raise NotImplementedError(
-        "npu_format_cast_: in place it has no host kernel; use npu_format_cast"
-    )
-
-
 def host_kernel(name: str) -> Callable[..., Any] | None:
     """What computes the npu operator of that full name here, if anything does."""
     return ADAPTED.get(name) or (checked(name) if name in OPERATORS else None)
@@ -123,11 +109,11 @@ def install() -> list[str]:
     refused = []
     for op in overloads("npu"):
         name = full_name(op._schema).removeprefix("npu::")
-        if name == "npu_format_cast":
-            register(op, _format_cast)
-        elif kernel := host_kernel(name):
+        if name.split(".")[0] in NATIVE:
+            continue
+        if kernel := host_kernel(name):
             register(op, Kernel(op, kernel))
-        elif name.split(".")[0] not in NATIVE and has_kernel(op, "PrivateUse1"):
+        elif has_kernel(op, "PrivateUse1"):
             register(op, _refuse(f"npu::{name}"))
             refused.append(name)
     return refused

@@ -8,13 +8,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checks import FLOATS, INDICES, bad, dtype_of, floating, one_of, readable, same_dtype, shape_of
-from .norm import normalise
-from .rope import ROPE_DIM, check_cos_sin, turned_pairs
+from . import kv_cache_modes
+from .checks import (
+    FLOATS,
+    INDICES,
+    bad,
+    dtype_of,
+    floating,
+    for_device,
+    one_of,
+    readable,
+    same_dtype,
+    shape_of,
+)
+from .rope import ROPE_DIM, check_cos_sin
 from .table import operator
-from .wide import unsupported, wide
+from .wide import unsupported
 
-LATENT_DIM = 512
 SCATTER_DTYPES = (torch.int8, torch.float16, torch.float32, torch.bfloat16, torch.int32)
 SCATTER_ND_DTYPES = (*FLOATS, torch.bool, torch.int64, torch.int8)
 
@@ -42,9 +52,7 @@ def check_scatter_update_(
     input: Tensor, indices: Tensor, updates: Tensor, axis: int, operator: str = "scatter_update_"
 ) -> None:
     rank = input.dim()
-    if input.dtype not in SCATTER_DTYPES and (
-        input.dtype != torch.float64 or input.device.type == "npu"
-    ):
+    if input.dtype not in SCATTER_DTYPES and (input.dtype != torch.float64 or for_device(input)):
         dtype_of(operator, "input", input, *SCATTER_DTYPES)
     same_dtype(operator, "updates", updates, "input", input)
     dtype_of(operator, "indices", indices, *INDICES)
@@ -128,9 +136,7 @@ def scatter_update(input: Tensor, indices: Tensor, updates: Tensor, axis: int) -
 def check_scatter_nd_update_(
     input: Tensor, indices: Tensor, updates: Tensor, operator: str = "npu_scatter_nd_update_"
 ) -> None:
-    if input.dtype not in SCATTER_ND_DTYPES and (
-        input.dtype != torch.float64 or input.device.type == "npu"
-    ):
+    if input.dtype not in SCATTER_ND_DTYPES and (input.dtype != torch.float64 or for_device(input)):
         dtype_of(operator, "input", input, *SCATTER_ND_DTYPES)
     same_dtype(operator, "updates", updates, "input", input)
     dtype_of(operator, "indices", indices, *INDICES)
@@ -191,25 +197,33 @@ def check_kv_rmsnorm_rope_cache(
     ckv_cache: Tensor,
     *,
     cache_mode: str = "Norm",
+    v: Tensor | None = None,
     **other: Any,
 ) -> None:
     op = "npu_kv_rmsnorm_rope_cache"
     floating(op, "kv", kv)
-    if kv.dim() != 4 or kv.shape[1] != 1 or kv.shape[3] != LATENT_DIM + ROPE_DIM:
-        raise bad(op, "kv", kv.shape, "[B, 1, S, 576]: 512 latent channels, then 64 rotary ones")
+    whole, normed, second = kv_cache_modes.METHODS["latent" if v is None else "v"]
+    if kv.dim() != 4 or kv.shape[1] != 1 or kv.shape[3] != whole:
+        form = "512 latent channels, then 64 rotary ones" if v is None else "with v"
+        raise bad(op, "kv", kv.shape, f"[B, 1, S, {whole}]: {form}")
     batch, length = kv.shape[0], kv.shape[2]
-    shape_of(op, "gamma", gamma, LATENT_DIM)
+    shape_of(op, "gamma", gamma, normed)
+    if v is not None:
+        shape_of(op, "v", v, batch, 1, length, second)
+        same_dtype(op, "v", v, "kv", kv)
     check_cos_sin(op, cos, sin, batch, length, "kv", kv)
     dtype_of(op, "index", index, torch.int64)
     one_of(
         op, "cache_mode", cache_mode, "Norm", "PA", "PA_BNSD", "PA_NZ", "PA_BLK_BNSD", "PA_BLK_NZ"
     )
     wanted = torch.Size((batch, length)) if cache_mode == "Norm" else torch.Size((batch * length,))
-    if "BLK" not in cache_mode and index.shape != wanted:
+    if "BLK" in cache_mode and k_cache.dim() > 1:
+        wanted = torch.Size((kv_cache_modes.pages(batch, length, max(k_cache.shape[1], 1)),))
+    if index.shape != wanted:
         raise bad(op, "index", index.shape, f"{list(wanted)} in cache_mode {cache_mode!r}")
     for name, cache, width in (
-        ("k_cache", k_cache, ROPE_DIM),
-        ("ckv_cache", ckv_cache, LATENT_DIM),
+        ("k_cache", k_cache, ROPE_DIM if v is None else whole),
+        ("ckv_cache", ckv_cache, normed if v is None else second),
     ):
         lead = "[B, 1, L, " if cache_mode == "Norm" else "[blocks, block, 1, "
         one = 1 if cache_mode == "Norm" else 2
@@ -248,33 +262,19 @@ def npu_kv_rmsnorm_rope_cache(
     kv [B, 1, S, R + Dr], R = gamma's length; k_cache holds the rotary part, ckv_cache the latent
     one. cache_mode "Norm": caches [B, 1, L, *], index [B, S] = position in the batch row's own
     cache. "PA", "PA_BNSD": caches [blocks, block, 1, *], index [B*S] = slot over all blocks,
-    negative = not written.
+    negative = not written; "PA_NZ" the same with 16 (int8: 32) channels side by side; "PA_BLK_BNSD",
+    "PA_BLK_NZ": index holds the first slot of each page of rows. With v [B, 1, S, 128]: kv and gamma
+    192 wide, all of it normalised, the first 64 channels rotated and the result kept in k_cache; v
+    goes to ckv_cache.
     Scales store int8: clip(round(value * scale)). Returns (k_cache, ckv_cache, k_embed, y); the
     last two mean something only with is_output_kv in the PA modes and are NaN otherwise.
     DeepSeek-V3's epsilon is 1e-6, not the default.
     """
-    unsupported(
-        "npu_kv_rmsnorm_rope_cache", k_rope_offset=k_rope_offset, c_kv_offset=c_kv_offset, v=v
-    )
-    paged = cache_mode in ("PA", "PA_BNSD")
-    if not paged and cache_mode != "Norm":
-        raise NotImplementedError(
-            f"npu_kv_rmsnorm_rope_cache: cache_mode {cache_mode!r} has no reference; 'Norm', "
-            "'PA' and 'PA_BNSD' have"
-        )
-    latent, rotary = kv.split((gamma.shape[0], kv.shape[-1] - gamma.shape[0]), -1)
-    y = (normalise(latent, gamma, epsilon)[0] * wide(gamma)).to(kv.dtype)
-    k_embed = turned_pairs(rotary, cos, sin)
-    for cache, value, scale in ((k_cache, k_embed, k_rope_scale), (ckv_cache, y, c_kv_scale)):
-        stored = value if scale is None else (wide(value) * wide(scale)).round().clamp(-128, 127)
-        stored = stored.to(cache.dtype)
-        if paged:
-            slots = index.flatten().long()
-            kept = slots >= 0
-            cache.view(-1, cache.shape[-1])[slots[kept]] = stored.flatten(0, 2)[kept]
-        else:
-            batch = torch.arange(kv.shape[0], device=kv.device)[:, None]
-            cache[batch, 0, index.long()] = stored[:, 0]
-    if not (is_output_kv and paged):
+    unsupported("npu_kv_rmsnorm_rope_cache", k_rope_offset=k_rope_offset, c_kv_offset=c_kv_offset)
+    rotary, latent = kv_cache_modes.rows(kv, gamma, cos, sin, v, epsilon)
+    kv_cache_modes.write(k_cache, rotary, k_rope_scale, cache_mode, index)
+    kv_cache_modes.write(ckv_cache, latent, c_kv_scale, cache_mode, index)
+    k_embed, y = rotary.to(kv.dtype), latent.to(kv.dtype)
+    if not is_output_kv or cache_mode not in kv_cache_modes.PAGED:
         k_embed, y = torch.full_like(k_embed, torch.nan), torch.full_like(y, torch.nan)
     return k_cache, ckv_cache, k_embed, y

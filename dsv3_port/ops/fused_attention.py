@@ -117,7 +117,7 @@ def _check_lengths(
     if lengths is None:
         return
     if isinstance(lengths, Tensor):
-        raise bad(op, name, lengths, "a list of int (host numbers)", TypeError)
+        raise bad(op, name, lengths, "a list of int (host numbers)")
     if 1 < len(lengths) < batch or not all(0 <= n <= limit for n in lengths[:batch]) or not lengths:
         raise bad(
             op,

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import cpu
-from .checks import bad, dtype_of, one_of, readable, same_dtype, shape_of
+from . import cpu, grouped_forms
+from .checks import bad, dtype_of, for_device, one_of, readable, same_dtype, shape_of
 from .table import operator
 from .wide import unsupported, wide
 
@@ -24,42 +24,52 @@ def check_grouped_matmul(
     group_type: int | None = None,
     group_list_type: int | None = 0,
     act_type: int | None = 0,
+    bias: Sequence[Tensor] | None = None,
+    scale: Sequence[Tensor] | None = None,
+    antiquant_scale: Sequence[Tensor] | None = None,
+    per_token_scale: Sequence[Tensor] | None = None,
     **other: Any,
 ) -> None:
     op = "npu_grouped_matmul"
     for name, tensors in (("x", x), ("weight", weight)):
         if isinstance(tensors, Tensor) or not tensors:
             raise bad(
-                op,
-                name,
-                tensors if isinstance(tensors, Tensor) else "empty",
-                "a list of tensors",
-                TypeError,
+                op, name, tensors if isinstance(tensors, Tensor) else "empty", "a list of tensors"
             )
-    one_of(op, "group_type", group_type, -1, 0, 2)
-    one_of(op, "group_list_type", group_list_type, 0, 1, 2)
-    one_of(op, "split_item", split_item, 0, 1, 2, 3)
+    grouped_forms.require_group_type(group_type)
+    one_of(op, "group_list_type", group_list_type, None, 0, 1, 2)
+    one_of(op, "split_item", split_item, None, 0, 1, 2, 3)
     one_of(op, "act_type", act_type, None, 0, 1, 2, 4, 5)
-    if act_type and x[0].device.type == "npu" and x[0].dtype != torch.int8:
+    if act_type and for_device(x[0]) and x[0].dtype != torch.int8:
         raise bad(
             op,
             "act_type",
             act_type,
             f"0 with {x[0].dtype}: activations belong to the int8 per-token form",
         )
-    if group_type != 0 or group_list is None or len(x) != 1:
+    kind, form = group_list_type or 0, group_type if group_type is not None else -1
+    grouped_forms.check(x, weight, group_list, split_item or 0, form, kind)
+    grouped_forms.check_operands(x, weight, bias, scale, antiquant_scale, per_token_scale)
+    if group_list is None or len(x) > 1:
         return
-    check_groups(
-        op, x[0], weight[0] if weight[0].dim() == 3 else weight, group_list, group_list_type or 0
-    )
+    if form == grouped_forms.SPLIT_K:
+        _check_cuts(op, x[0], weight[0], group_list, kind)
+        return
+    matrices = weight[0] if weight[0].dim() == 3 else weight
+    check_groups(op, x[0], matrices, group_list, kind, same=antiquant_scale is None)
 
 
 def check_groups(
-    op: str, x: Tensor, weight: Tensor | Sequence[Tensor], group_list: Tensor, group_list_type: int
+    op: str,
+    x: Tensor,
+    weight: Tensor | Sequence[Tensor],
+    group_list: Tensor,
+    group_list_type: int,
+    same: bool = True,
 ) -> None:
-    """One x [M, K], E weights [K, N], split along M."""
+    """One x [M, K], E weights [K, N], split along M. same: the weight must have x's dtype."""
     if not isinstance(group_list, Tensor):
-        raise bad(op, "group_list", f"a {type(group_list).__name__}", "an int64 tensor", TypeError)
+        raise bad(op, "group_list", f"a {type(group_list).__name__}", "an int64 tensor")
     count, first = len(weight), weight[0]
     if x.dim() != 2 or first.dim() != 2 or x.shape[1] != first.shape[0]:
         raise bad(
@@ -73,7 +83,8 @@ def check_groups(
         raise bad(
             op, "x", f"a view with strides {x.stride()}", "contiguous: x cannot be transposed"
         )
-    same_dtype(op, "weight", first, "x", x)
+    if same:
+        same_dtype(op, "weight", first, "x", x)
     dtype_of(op, "group_list", group_list, torch.int64)
     shape_of(
         op,
@@ -84,6 +95,17 @@ def check_groups(
     )
     if readable(group_list):
         _boundaries(op, group_list.tolist(), group_list_type, x.shape[0])
+
+
+def _check_cuts(op: str, x: Tensor, weight: Tensor, group_list: Tensor, kind: int) -> None:
+    """x [M, K] (the transposed view of what is stored), weight [K, N], split along K."""
+    if x.shape[1] != weight.shape[0]:
+        raise bad(op, "weight", weight.shape, f"[{x.shape[1]}, N], as x is {list(x.shape)}")
+    dtype_of(op, "group_list", group_list, torch.int64)
+    if group_list.dim() != 1:
+        raise bad(op, "group_list", group_list.shape, "1-D with group_type 2")
+    if readable(group_list):
+        _boundaries(op, group_list.tolist(), kind, x.shape[1])
 
 
 def _boundaries(op: str, values: list[Any], kind: int, rows: int) -> None:
@@ -147,29 +169,39 @@ def npu_grouped_matmul(
         groups ascending.
     There is no transpose flag: weights stored [E, N, K] are passed as w.transpose(1, 2). Products
     add up in float32, one cast. A sum larger than M raises; rows past the last group are undefined,
-    here NaN. bias [[E, N]].
+    here NaN. bias [[E, N]]. Other forms (one result a group, no split, split along K, int8):
+    grouped_forms.
     """
     unsupported(
         "npu_grouped_matmul",
-        scale=scale,
         offset=offset,
-        antiquant_scale=antiquant_scale,
-        antiquant_offset=antiquant_offset,
-        per_token_scale=per_token_scale,
         activation_input=activation_input,
         activation_quant_scale=activation_quant_scale,
         activation_quant_offset=activation_quant_offset,
-        output_dtype=output_dtype,
         x_dtype=x_dtype,
         weight_dtype=weight_dtype,
         scale_dtype=scale_dtype,
         per_token_scale_dtype=per_token_scale_dtype,
-        act_type=act_type or None,
     )
-    if len(x) != 1 or group_type != 0 or split_item not in (2, 3) or group_list is None:
-        raise NotImplementedError(
-            "npu_grouped_matmul: the reference takes one x with group_type=0, split_item=2 or 3 "
-            f"and a group_list; got {len(x)} x, group_type={group_type}, split_item={split_item}"
+    usual = len(x) == 1 and group_type == 0 and split_item in (2, 3)
+    quantised = x[0].dtype != weight[0].dtype or not x[0].is_floating_point()
+    if group_list is None or not usual or quantised or output_dtype:
+        kind = group_list_type or 0
+        return grouped_forms.run(
+            x,
+            weight,
+            group_list
+            if group_list is None
+            else cumulative_groups(group_list, kind, group_list.shape[0]),
+            split_item or 0,
+            -1 if group_type is None else group_type,
+            bias=bias,
+            scale=scale,
+            antiquant_scale=antiquant_scale,
+            antiquant_offset=antiquant_offset,
+            per_token_scale=per_token_scale,
+            act_type=act_type or 0,
+            output_dtype=output_dtype,
         )
     rows, weights = x[0], weight[0] if len(weight) == 1 and weight[0].dim() == 3 else list(weight)
     cumulative = cumulative_groups(group_list, group_list_type or 0, len(weights))

@@ -29,11 +29,7 @@ def npu_prefetch(input: Tensor, dependency: Tensor | None, max_size: int, offset
 def check_format_cast(input: Tensor, acl_format: int, **other: Any) -> None:
     if not isinstance(acl_format, int) or isinstance(acl_format, bool):
         raise bad(
-            "npu_format_cast",
-            "acl_format",
-            repr(acl_format),
-            "an integer: 2 ND, 29 FRACTAL_NZ",
-            TypeError,
+            "npu_format_cast", "acl_format", repr(acl_format), "an integer: 2 ND, 29 FRACTAL_NZ"
         )
 
 

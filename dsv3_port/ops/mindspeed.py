@@ -36,9 +36,9 @@ def _check(op: str, x: Tensor, weight: Tensor, group_list: Any, group_type: int,
     one_of(op, "group_type", group_type, 0, 2)
     if not isinstance(group_list, Tensor):
         wanted = "an int64 tensor or a list of int" if kind == 0 else "an int64 tensor"
-        raise bad(op, "group_list", group_list, wanted, TypeError)
+        raise bad(op, "group_list", group_list, wanted)
     if not isinstance(x, Tensor) or not isinstance(weight, Tensor):
-        raise bad(op, "x or weight", type(x).__name__, "a single tensor, not a list", TypeError)
+        raise bad(op, "x or weight", type(x).__name__, "a single tensor, not a list")
     if group_type == 0:
         check_groups(op, x, weight, group_list, kind)
 

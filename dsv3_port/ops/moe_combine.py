@@ -48,7 +48,6 @@ def check_moe_finalize_routing(
                 "scales",
                 scales.dtype,
                 f"{rows.dtype}, the dtype of the rows (bfloat16: also float32)",
-                TypeError,
             )
         if scales.dim() != 2 or index.shape != torch.Size((scales.numel(),)):
             raise bad(

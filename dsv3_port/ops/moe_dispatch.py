@@ -21,8 +21,9 @@ INDEX_LIMIT = 2**24  # of n * k in the routing operators
 _INT32_MAX = 2**31 - 1
 
 
-def _experts(operator: str, x: Tensor, expert_idx: Tensor) -> tuple[int, int]:
-    floating(operator, "x", x)
+def _experts(operator: str, x: Tensor, expert_idx: Tensor, int8: bool = False) -> tuple[int, int]:
+    if not (int8 and x.dtype == torch.int8):
+        floating(operator, "x", x)
     dtype_of(operator, "expert_idx", expert_idx, torch.int32)
     if x.dim() != 2 or expert_idx.dim() != 2 or expert_idx.shape[0] != x.shape[0]:
         raise bad(
@@ -74,6 +75,7 @@ def check_moe_init_routing_v2(
     expert_idx: Tensor,
     *,
     scale: Tensor | None = None,
+    offset: Tensor | None = None,
     expert_capacity: int = -1,
     expert_num: int = -1,
     drop_pad_mode: int = 0,
@@ -84,7 +86,9 @@ def check_moe_init_routing_v2(
     **other: Any,
 ) -> None:
     op = "npu_moe_init_routing_v2"
-    n, _ = _experts(op, x, expert_idx)
+    n, _ = _experts(op, x, expert_idx, int8=True)
+    if x.dtype == torch.int8:
+        one_of(op, "quant_mode (x of int8)", quant_mode, -1)
     one_of(op, "drop_pad_mode", drop_pad_mode, 0, 1)
     one_of(op, "row_idx_type", row_idx_type, 0, 1)
     one_of(op, "expert_tokens_num_type", expert_tokens_num_type, 0, 1, 2)
@@ -94,6 +98,8 @@ def check_moe_init_routing_v2(
     bounds = list(active_expert_range)
     if bounds and (len(bounds) != 2 or not 0 <= bounds[0] < bounds[1] <= expert_num):
         raise bad(op, "active_expert_range", bounds, f"[first, end) within 0..{expert_num}")
+    if n == 0:
+        return  # the device returns here, before it looks at scales
     if drop_pad_mode == 1 and (bounds not in ([], [0, expert_num]) or not 0 < expert_capacity <= n):
         raise bad(
             op,
@@ -101,6 +107,14 @@ def check_moe_init_routing_v2(
             expert_capacity,
             f"in 1..{n}, with the full expert range, in drop_pad_mode 1",
         )
+    if quant_mode == 0:
+        for name, value in (("scale", scale), ("offset", offset)):
+            if value is None:
+                raise bad(op, name, None, "float32 [1] in quant_mode 0")
+            dtype_of(op, name, value, torch.float32)
+            shape_of(op, name, value, 1, names="one number for all in quant_mode 0")
+    elif offset is not None:
+        raise bad(op, "offset", offset, "None but in quant_mode 0")
     if scale is not None:
         if quant_mode == -1:
             shape_of(op, "scale", scale, n, names="[n]")
@@ -140,12 +154,13 @@ def npu_moe_init_routing_v2(
     position of pair t*k + j, -1 if outside;
     1: the pair at each sorted position.  1: rows [E, expert_capacity, H], zero-padded, late tokens dropped (index -1).
     expert tokens (with the flag): type 0 cumulative, 1 counts, 2 [expert, count] pairs closed by
-    [0, 0]; int64. quant_mode -1 none, 1 dynamic int8 per row, with `scale` [1 or range, H] as
+    [0, 0]; int64. quant_mode -1 none (x may be int8), 0 static: x * scale[0] + offset[0] in float16
+    to int8; 1 dynamic int8 per row, with `scale` [1 or range, H] as
     smoothing factors.
     """
-    unsupported("npu_moe_init_routing_v2", offset=offset, x_dtype=x_dtype)
-    if quant_mode not in (-1, 1) or (
-        drop_pad_mode == 1 and (quant_mode != -1 or row_idx_type != 0)
+    unsupported("npu_moe_init_routing_v2", x_dtype=x_dtype)
+    if quant_mode not in (-1, 0, 1) or (
+        drop_pad_mode == 1 and (quant_mode == 1 or row_idx_type != 0)
     ):
         raise NotImplementedError(
             f"npu_moe_init_routing_v2: quant_mode {quant_mode} with drop_pad_mode {drop_pad_mode}"
@@ -162,9 +177,20 @@ def npu_moe_init_routing_v2(
         if expert_tokens_num_flag
         else counts.new_empty(0)
     )
+    if n == 0:
+        empty = x.new_empty((0, x.shape[1]), dtype=x.dtype if quant_mode == -1 else torch.int8)
+        return empty, expert_idx.new_empty(0), tokens, x.new_empty(0, dtype=torch.float32)
+    if quant_mode == 0 and scale is not None and offset is not None:
+        # in float16, each step rounded
+        x = (x.half() * scale.half() + offset.half()).round().clamp(-128, 127).to(torch.int8)
     if drop_pad_mode == 1:
         rows, index = _drop_and_pad(x, experts, order, counts, expert_capacity, k)
-        return rows, index.int(), tokens, wide(x).new_full(rows.shape[:2], torch.nan).flatten()
+        return (
+            rows,
+            index.int(),
+            tokens,
+            x.new_full(rows.shape[:2], torch.nan, dtype=torch.float32).flatten(),
+        )
     count = n * k if active_num <= 0 else min(active_num, n * k)
     source, available = order[:count] // k, inside.sum()
     position = torch.arange(n * k, device=x.device)
@@ -177,7 +203,7 @@ def npu_moe_init_routing_v2(
     rows, valid = x[source], (position[:count] < available)
     expanded_scale = (
         rows.new_full((count,), torch.nan, dtype=torch.float32)
-        if scale is None or quant_mode == 1
+        if scale is None or quant_mode != -1
         else scale.float()[source]
     )
     if quant_mode == 1:
@@ -192,7 +218,7 @@ def npu_moe_init_routing_v2(
         )
         rows, expanded_scale = _int8_rows(rows, smooth)
     else:
-        rows = rows.masked_fill(~valid[:, None], torch.nan)
+        rows = rows.masked_fill(~valid[:, None], torch.nan if rows.is_floating_point() else 0)
     return rows, index.int(), tokens, expanded_scale
 
 

@@ -32,7 +32,6 @@ def check_rms_norm(input: Tensor, gamma: Tensor, epsilon: float = 1e-06) -> None
             "gamma",
             gamma.dtype,
             f"{input.dtype}, the dtype of x, or float32 with a 16-bit x",
-            TypeError,
         )
 
 

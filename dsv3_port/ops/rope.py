@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .checks import bad, dtype_of, floating, one_of, same_dtype, shape_of
+from .checks import ContractError, bad, dtype_of, floating, for_device, same_dtype, shape_of
 from .table import operator
 from .wide import wide
 
@@ -22,7 +22,10 @@ def check_rotary_mul(
 ) -> None:
     op, shape = "npu_rotary_mul", input.shape
     floating(op, "input", input)
-    one_of(op, "rotary_mode", rotary_mode, "half", "interleave")
+    if rotary_mode not in ("half", "interleave"):  # in torch_npu's words
+        raise ContractError(
+            f"{op}: The rotary_mode of npu_rotary_mul should be half or interleave, but got {rotary_mode}"
+        )
     if input.dim() not in (3, 4) or shape[-1] % 2 or shape[-1] >= 896:
         raise bad(op, "input", shape, "4-D (or [T, N, D]) with an even last dim below 896")
     for name, table in (("r1 (cos)", r1), ("r2 (sin)", r2)):
@@ -66,7 +69,7 @@ def npu_rotary_mul(
     elif rotary_mode == "interleave":
         turned = torch.stack((-x[..., 1::2], x[..., ::2]), -1).flatten(-2)
     else:
-        raise ValueError(
+        raise ContractError(
             f"npu_rotary_mul: rotary_mode is {rotary_mode!r}; it is 'half' or 'interleave'"
         )
     return (x * cos + turned * sin).to(input.dtype)
@@ -100,7 +103,7 @@ def check_interleave_rope(x: Tensor, cos: Tensor, sin: Tensor) -> None:
     if x.dim() != 4 or x.shape[-1] != ROPE_DIM:
         raise bad(op, "x", x.shape, "[B, N, S, 64]; other head sizes need npu_rotary_mul on halves")
     floating(op, "x", x)
-    if x.device.type == "npu":
+    if for_device(x):
         dtype_of(op, "x", x, torch.float16, torch.bfloat16)
     if not x.is_contiguous():
         raise bad(op, "x", f"a non-contiguous view with strides {x.stride()}", "contiguous")

@@ -86,9 +86,13 @@ def test_what_mindspeed_cannot_is_refused_before_it_is_called(gmm: Gmm) -> None:
     with pytest.raises(PortError, match="GMM_PROVIDER=torch_npu"):
         ops.npu_grouped_matmul(x, weight, **keywords)
     x, weight, keywords = arguments([2, 1, 2, 1], 0)
-    for other in ({"bias": [torch.zeros(EXPERTS, N)]}, {"act_type": 5}, {"split_item": 0}):
+    for matrices, other in (
+        (weight, {"bias": [torch.zeros(EXPERTS, N)]}),
+        (weight, {"act_type": 5}),
+        (list(weight[0]), {"split_item": 0}),
+    ):
         with pytest.raises(NotImplementedError, match="by MindSpeed"):
-            ops.npu_grouped_matmul(x, weight, **{**keywords, **other})
+            ops.npu_grouped_matmul(x, matrices, **{**keywords, **other})
     assert gmm.calls == []
 
 

@@ -3,7 +3,7 @@ real meta functions', wrong arguments are refused on this device too."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -312,13 +312,40 @@ def test_grouped_matmul_with_numbers() -> None:
     assert torch.equal(got.cpu(), wanted)
 
 
-def test_storage_format_is_a_real_tag_on_plain_values() -> None:
+@pytest.fixture
+def internal_formats() -> Iterator[None]:
+    torch.npu.config.allow_internal_format = True
+    yield
+    torch.npu.config.allow_internal_format = False
+
+
+def test_storage_format_is_a_real_tag_on_plain_values(internal_formats: None) -> None:
     weight = f(32, 48, dtype=F16)
     cast = ops.npu_format_cast(weight.npu(), 29)
     assert torch_npu.get_npu_format(cast) == 29 and torch.equal(cast.cpu(), weight)
     assert torch.equal((f(2, 32, dtype=F16).npu() @ cast).cpu(), f(2, 32, dtype=F16) @ weight)
     plain = ops.npu_format_cast(cast, 2)
     assert torch_npu.get_npu_format(plain) == 2 and torch.equal(plain.cpu(), weight)
+
+
+def test_format_cast_returns_the_tensor_that_the_device_returns(internal_formats: None) -> None:
+    """Between base formats only the input's tag changes; from an internal one the rank decides."""
+    x = f(2, 2, 4, 4, dtype=F16).npu()
+    assert torch_npu.npu_format_cast(x, torch_npu.get_npu_format(x)) is x
+    assert torch_npu.npu_format_cast(x, 2) is x and torch_npu.get_npu_format(x) == 2
+    nz = torch_npu.npu_format_cast(x, 29)
+    assert nz is not x and torch_npu.get_npu_format(nz) == 29 and torch.equal(nz, x)
+    assert torch_npu.get_npu_format(torch_npu.npu_format_cast(nz, 2)) == 0  # 4-D: NCHW
+    assert torch_npu.get_npu_format(torch_npu.npu_format_cast(x, nz)) == 29
+    assert torch_npu.npu_format_cast_(x, 29) is x and torch_npu.get_npu_format(x) == 29
+    assert torch.equal(torch_npu.npu_format_cast(nz[1], 0).contiguous(), nz[1].contiguous())
+    with pytest.raises(RuntimeError, match="customize_dtype is not supported"):
+        torch_npu.npu_format_cast(f(32, 32, dtype=F16).npu(), 29, customize_dtype=1)
+
+
+def test_without_leave_an_internal_format_is_a_base_format() -> None:
+    """torch_npu's default: it warns and creates a base format, so weights stay as they are."""
+    assert torch_npu.get_npu_format(torch_npu.npu_format_cast(f(32, 32).half().npu(), 29)) in (0, 2)
 
 
 def test_prefetch_returns_nothing() -> None:
