@@ -14,7 +14,7 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 INDICES = (torch.int32, torch.int64)
 
 
-class ContractError(RuntimeError, ValueError):
+class ContractError(RuntimeError, ValueError, TypeError):
     """A wrong argument of an NPU operator. torch_npu raises RuntimeError for all of them, Python
     says ValueError or TypeError: whoever catches one of the three catches this."""
 
