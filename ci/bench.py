@@ -130,7 +130,7 @@ def sizes(args: argparse.Namespace) -> Iterator[tuple[str, int, int]]:
 def cases(args: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Case]]]:
     """(key, what measures it)."""
     from dsv3_port.bench import parts
-    from dsv3_port.engine.runner import pick_device
+    from dsv3_port.engine.device import pick_device
 
     if args.part == "imports":
         yield "start-of-a-process", lambda: parts.imports_case(args.rounds)

@@ -12,7 +12,8 @@ from .steps import STEPS, PortPlan
 from .version import __version__
 
 if TYPE_CHECKING:
-    from .engine.runner import generate, load_model
+    from .engine.generate import generate
+    from .engine.loading import load_model
     from .engine.tokenizer import load_tokenizer
     from .model.decoder import build
 
@@ -30,8 +31,8 @@ __all__ = [
 
 _LAZY = {
     "build": "model.decoder",
-    "load_model": "engine.runner",
-    "generate": "engine.runner",
+    "load_model": "engine.loading",
+    "generate": "engine.generate",
     "load_tokenizer": "engine.tokenizer",
 }
 

@@ -61,13 +61,15 @@ MEMBERS = {
     "check.equivalence": "check_equivalence run",
     "check.greedy": "check_greedy",
     "check.peer": "peer_model",
-    "check.rank_calls": "logits_of_rank rank_device tokens_of_rank",
+    "check.rank_calls": "logits_of_rank tokens_of_rank",
     "count.activations": "expert_load module_args module_call",
     "count.copies": "addresses append_bytes",
     "count.flops": "FORMS attention_cost",
     "count.syncs": "host_syncs",
     "count.tape": "Tape taped",
     "count.traffic": "count_traffic handed_bytes sent_bytes",
+    "engine.device": "rank_device",
+    "engine.launch": "run_ranks",
 }
 _HOMES = {name: module for module, names in MEMBERS.items() for name in names.split()}
 

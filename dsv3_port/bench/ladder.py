@@ -23,7 +23,8 @@ from ..check.equivalence import STEPS_CHECKED, Rows, check_equivalence
 from ..check.peer import peer_model
 from ..config import PRESETS, DeepseekV3Config
 from ..count.census import count_ops, peak_memory
-from ..engine.runner import load_model, pick_device, pick_dtype
+from ..engine.device import pick_device, pick_dtype
+from ..engine.loading import load_model
 from ..errors import PortError
 from ..model.cache import Cache
 from ..model.decoder import DeepseekV3

@@ -18,8 +18,9 @@ from torch import Tensor
 from ..check.equivalence import STEPS_CHECKED, check_equivalence
 from ..count.flops import count_flops
 from ..count.graphs import eager_prefill
+from ..engine.device import pick_device, pick_dtype
 from ..engine.graph import compile_steps, run_eager
-from ..engine.runner import load_model, pick_device, pick_dtype
+from ..engine.loading import load_model
 from ..errors import PortError
 from ..model.decoder import DeepseekV3
 from ..model.gate import Gate

@@ -28,6 +28,7 @@ import torch
 from tqdm import tqdm
 
 from ..count.census import count_ops, peak_memory
+from ..engine.device import device_kind, synchronize
 from ..errors import PortError
 from .records import Ratio, Record, Results, load, save, stamp
 
@@ -43,7 +44,6 @@ __all__ = [
     "peak_memory",
     "save",
     "stamp",
-    "synchronize",
 ]
 
 BUSY_SHARE = 0.10  # of all cores, used by other processes: from here on medians drift visibly
@@ -51,17 +51,6 @@ BUSY_SHARE = 0.10  # of all cores, used by other processes: from here on medians
 # otherwise
 SHORT = 1e-3
 Prepare = Callable[[str, int], None]
-
-
-def device_kind(device: str | torch.device) -> str:
-    return str(device).split(":")[0]
-
-
-def synchronize(device: str | torch.device = "cpu") -> None:
-    """Wait until the device has finished what was launched; nothing to do on a CPU."""
-    kind = device_kind(device)
-    if kind in ("cuda", "npu"):
-        torch.get_device_module(kind).synchronize()
 
 
 @functools.cache

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..engine.device import pick_device, pick_dtype
 from ..engine.graph import compile_steps
-from ..engine.runner import load_model, pick_device, pick_dtype
+from ..engine.loading import load_model
 from ..errors import PortError
 from ..model.decoder import DeepseekV3, build
 from ..steps import TOLERANCE, PortPlan
@@ -343,7 +344,12 @@ def _scaled(
         model = load_model(path, plan, device, pick_dtype(dtype))
         if changes:
             twin = build(
-                model.config.replace(**changes), plan, model.parallel, model.device, model.dtype
+                model.config.replace(**changes),
+                plan,
+                model.parallel,
+                model.device,
+                model.dtype,
+                model.gmm,
             )
             twin.load_state_dict(model.state_dict(), assign=True)
             model = twin

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from ..engine.device import device_kind, synchronize
 from ..errors import PortError
-from .measure import BusyWatch, device_kind, synchronize
+from .measure import BusyWatch
 
 
 @contextlib.contextmanager

@@ -22,7 +22,8 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from ..check.greedy import check_greedy
 from ..check.peer import peer_model
-from ..engine.runner import load_model, pick_device, pick_dtype
+from ..engine.device import pick_device, pick_dtype
+from ..engine.loading import load_model
 from ..engine.settings import TABLE, environment
 from ..engine.tokenizer import load_tokenizer
 from ..errors import PortError

@@ -38,7 +38,7 @@ def with_plan(model: DeepseekV3, plan: PortPlan) -> DeepseekV3:
             f"these plans do not share weights ({odd} is in one of them only): load the second one with "
             "load_model"
         )
-    twin = build(model.config, plan, model.parallel, model.device, model.dtype)
+    twin = build(model.config, plan, model.parallel, model.device, model.dtype, model.gmm)
     twin.load_state_dict(model.state_dict(), assign=True)
     return twin
 

@@ -16,11 +16,13 @@ import torch.distributed as dist
 from ..check.equivalence import PROMPTS, Rows, difference, run
 from ..check.rank_calls import own_device, stored_bytes, token_ids
 from ..count.traffic import Collective, CountedParallel
-from ..engine.runner import load_model
+from ..engine.device import synchronize
+from ..engine.launch import run_ranks
+from ..engine.loading import load_model
 from ..errors import PortError
-from ..parallel import TensorParallel, run_ranks
+from ..parallel import TensorParallel
 from ..steps import TOLERANCE, PortPlan
-from .measure import BUSY_SHARE, BusyWatch, device_info, synchronize
+from .measure import BUSY_SHARE, BusyWatch, device_info
 from .records import Record, Results
 
 PHASE = "decode over ranks"

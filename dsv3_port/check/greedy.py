@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..engine.runner import Generation, generate
+from ..engine.generate import Generation, generate
 from ..engine.tokenizer import Prompt, encode
 from ..errors import PortError
 from ..model.decoder import DeepseekV3

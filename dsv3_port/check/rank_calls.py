@@ -1,4 +1,4 @@
-"""What the notebooks run in several processes: functions of one rank for `parallel.run_ranks`.
+"""What the notebooks run in several processes: functions of one rank for `run_ranks`.
 
 They stand here and not in notebook cells because the new processes must be able to import them.
 """
@@ -12,24 +12,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..bench.measure import device_kind
 from ..count.traffic import Collective, CountedParallel
-from ..engine.job import use_card
-from ..engine.runner import generate, load_model
+from ..engine.device import use_card
+from ..engine.generate import generate
+from ..engine.loading import load_model
 from ..engine.tokenizer import Prompt, load_tokenizer
 from ..errors import PortError
 from ..model.decoder import DeepseekV3
 from ..parallel import TensorParallel
 from ..steps import PortPlan
 from .defects import GATHERS
-
-
-def rank_device(device: str, world_size: int) -> str:
-    """Where `world_size` ranks run: `device` if it has a card for each of them, else the CPU."""
-    kind = device_kind(device)
-    if kind == "cpu" or torch.get_device_module(kind).device_count() < world_size:
-        return "cpu"
-    return kind
 
 
 def own_device(parallel: TensorParallel, device: str) -> str:

@@ -15,15 +15,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..bench.measure import device_kind
-from ..engine.runner import load_model, pick_dtype
+from ..engine.device import device_kind, pick_dtype, rank_device
+from ..engine.launch import run_ranks
+from ..engine.loading import load_model
 from ..errors import PortError
-from ..parallel import TensorParallel, run_ranks
+from ..parallel import TensorParallel
 from ..steps import TOLERANCE, PortPlan
 from ..weights.sharding import is_sharded, read_manifest
 from .compare import Report, compare_stages, stages_of
 from .peer import peer_model
-from .rank_calls import own_device, rank_device
+from .rank_calls import own_device
 
 PEER = "transformers"
 

@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     check_positive(args, "tokens")
     from ..check.sides import PEER, Side, compare_sides, default_dtype
     from ..config import DeepseekV3Config
-    from ..engine.runner import pick_device
+    from ..engine.device import pick_device
     from ..engine.tokenizer import encode, load_tokenizer, pad_left
 
     def side(

@@ -11,8 +11,8 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from ..bench.measure import synchronize
 from ..config import DeepseekV3Config
+from ..engine.device import synchronize
 from ..model.decoder import build
 from ..ops import cpu
 from ..parallel import TensorParallel

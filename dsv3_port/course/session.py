@@ -11,7 +11,7 @@ import torch
 
 from ..bench.records import Results, load, save
 from ..config import DeepseekV3Config
-from ..engine.runner import pick_device
+from ..engine.device import pick_device
 from ..errors import PortError
 from ..paths import repo_root
 

@@ -33,7 +33,7 @@ from papermill.execute import remove_error_markers
 from tqdm import tqdm
 
 from ..bench.measure import device_info
-from ..engine.runner import pick_device
+from ..engine.device import pick_device
 from ..errors import PortError
 from ..files import write_atomic
 from .notebook import read_notebook

@@ -44,7 +44,8 @@ def memory_and_cores() -> Check:
 
 def text() -> Check:
     """The embedded model in the full port continues a prompt; nothing of it is downloaded."""
-    from ..engine.runner import generate, load_model
+    from ..engine.generate import generate
+    from ..engine.loading import load_model
     from ..engine.tokenizer import load_tokenizer
     from ..paths import tiny
     from ..steps import PortPlan
@@ -90,7 +91,7 @@ def compiled() -> Check:
     import torch
 
     from ..engine.graph import compile_steps
-    from ..engine.runner import load_model
+    from ..engine.loading import load_model
     from ..paths import tiny
     from ..steps import PortPlan
 
@@ -111,7 +112,7 @@ def compiled() -> Check:
 
 def ranks() -> Check:
     """Two processes meet on the loopback address, as notebooks 01 and 09 need."""
-    from ..parallel import run_ranks
+    from ..engine.launch import run_ranks
 
     said = run_ranks(_rank_number, 2, timeout_seconds=60)
     return Check(

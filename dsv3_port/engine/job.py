@@ -22,12 +22,16 @@ from .. import hostnpu
 from ..config import DeepseekV3Config
 from ..errors import PortError
 from ..model.decoder import DeepseekV3
-from ..parallel import SINGLE, Address, TensorParallel, joined, run_ranks
+from ..parallel import SINGLE, TensorParallel
 from ..steps import PortPlan
 from ..weights.layout import targets
 from ..weights.sharding.manifest import check_fits, is_sharded, read_manifest
+from .device import device_for, use_card
+from .generate import Caches, Generation, generate, warm_up
+from .launch import run_ranks
+from .loading import load_model
+from .ranks import Address, joined
 from .report import JobReport, RankMemory, rank_memory
-from .runner import Caches, Generation, generate, load_model, pick_device, warm_up
 from .settings import Settings
 from .tokenizer import Prompt, load_tokenizer
 
@@ -111,31 +115,8 @@ def check_job(job: Job) -> Job:
         raise PortError(
             "MASTER_PORT is not set: ranks that are started one by one need the port on which they meet"
         )
-    return replace(job, settings=s, plan=plan, device=_device(job.device, s))
-
-
-def _device(name: str, settings: Settings) -> str:
-    """The kind of device, with a card for each rank of this machine."""
-    kind = pick_device(name).type
-    if kind == "cpu":
-        return kind
-    cards = torch.get_device_module(kind).device_count()
-    here = settings.local_rank + 1 if settings.is_rank else settings.world_size
-    if here <= cards:
-        return kind
-    if name == "auto":
-        return "cpu"
-    raise PortError(
-        f"{here} ranks on this machine and {cards} {kind} devices: one for each rank is needed"
-    )
-
-
-def use_card(kind: str, index: int) -> str:
-    """Make card `index` this process's own; returns its name for torch."""
-    if kind == "cpu":
-        return kind
-    torch.get_device_module(kind).set_device(index)
-    return f"{kind}:{index}"
+    here = s.local_rank + 1 if s.is_rank else s.world_size
+    return replace(job, settings=s, plan=plan, device=device_for(job.device, here))
 
 
 def run_rank(parallel: TensorParallel, job: Job, card: int | None = None) -> JobReport | None:
@@ -151,6 +132,7 @@ def run_rank(parallel: TensorParallel, job: Job, card: int | None = None) -> Job
         job.dtype,
         parallel,
         progress=job.progress and parallel.rank == 0,
+        gmm=s.gmm_provider,
     )
     parallel.all_reduce(
         torch.zeros(1, device=model.device)

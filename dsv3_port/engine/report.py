@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..model.decoder import DeepseekV3
-from .runner import Generation
+from .generate import Generation
 
 
 @dataclass(frozen=True)

@@ -183,11 +183,11 @@ class Settings:
         ]
 
     def export(self) -> None:
-        """Put what HCCL and load_model read by themselves into the environment, so that a flag
-        reaches them and every rank; before ranks meet."""
+        """Put what HCCL reads by itself into the environment, so that a flag reaches it on every
+        rank; before ranks meet."""
         for row in TABLE:
             value = getattr(self, row.field)
-            if row.variable.startswith(("HCCL_", "GMM_")) and row.field in self.origin and value:
+            if row.variable.startswith("HCCL_") and row.field in self.origin and value:
                 os.environ[row.variable] = value
 
     @classmethod

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from ..course.show import Shown, banner
 from ..engine.graph import compile_steps, converted_graphs, graph_blockers
-from ..engine.runner import load_model
+from ..engine.loading import load_model
 from ..errors import PortError
 from ..hostnpu.ge_cost import kernels_of as kernels_of
 from ..model.decoder import DeepseekV3

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..config import DeepseekV3Config
 from ..errors import PortError
+from ..ops.providers import GroupedMatmul, by_torch_npu
 from ..parallel import SINGLE, TensorParallel
 from ..steps import PortPlan
 from .attention import Step, make_attention
@@ -71,6 +72,7 @@ class DeepseekV3(nn.Module):
     def __init__(self, ctx: Context) -> None:
         super().__init__()
         self.config, self.plan, self.parallel = ctx.config, ctx.plan, ctx.parallel
+        self.gmm = ctx.gmm
         self.model = Decoder(ctx)
         self.lm_head = Head(ctx)
         self.rotary_emb = (
@@ -202,12 +204,13 @@ def build(
     parallel: TensorParallel = SINGLE,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    gmm: GroupedMatmul = by_torch_npu,
 ) -> DeepseekV3:
     """The model of this plan with empty parameters, for `weights.load` to fill;
-    `parallel` says which cut it holds."""
+    `parallel` says which cut it holds, `gmm` multiplies its experts (ops/providers.py)."""
     plan = plan or PortPlan.full()
     if parallel.world_size > 1 and not plan.tensor_parallel:
         raise PortError(
             f"world size {parallel.world_size} needs the step 'tensor_parallel' in the plan"
         )
-    return DeepseekV3(Context(config, plan, parallel, device, dtype)).eval()
+    return DeepseekV3(Context(config, plan, parallel, device, dtype, gmm)).eval()

@@ -70,6 +70,7 @@ class GroupedExperts(nn.Module):
             ctx.share(c.moe_intermediate_size, "moe_intermediate_size"),
         )
         self.experts, self.merged = experts, ctx.plan.mlp == "merged"
+        self.gmm = ctx.gmm
         if self.merged:
             self.group_w1_w3 = ctx.empty(experts, 2 * width, c.hidden_size)
         else:
@@ -92,14 +93,7 @@ class GroupedExperts(nn.Module):
         expert's last -> [T*K, H]."""
 
         def gmm(x: Tensor, weight: Tensor) -> Tensor:  # weight [E, N, K]
-            return ops.npu_grouped_matmul(
-                [x],
-                [weight.transpose(1, 2)],
-                group_list=group_list,
-                split_item=3,
-                group_type=0,
-                group_list_type=0,
-            )[0]
+            return self.gmm(x, weight.transpose(1, 2), group_list)
 
         if self.merged:
             inner = ops.npu_swiglu(gmm(rows, self.group_w1_w3))

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from .. import ops
 from ..config import DeepseekV3Config
+from ..ops.providers import GroupedMatmul, by_torch_npu
 from ..parallel import SINGLE, TensorParallel
 from ..steps import PortPlan
 
@@ -28,6 +29,7 @@ class Context:
     parallel: TensorParallel = SINGLE
     device: torch.device | str = "cpu"
     dtype: torch.dtype = torch.float32
+    gmm: GroupedMatmul = by_torch_npu
 
     def empty(self, *shape: int, dtype: torch.dtype | None = None) -> nn.Parameter:
         """A parameter without values; weights/load.py fills every one or raises."""

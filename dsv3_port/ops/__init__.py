@@ -12,6 +12,7 @@ from .cache import (
 )
 from .cpu import attention, head_matmul, linear, shared_scores
 from .fused_attention import npu_fused_infer_attention_score
+from .grouped_matmul import npu_grouped_matmul
 from .matmul import npu_transpose_batchmatmul
 from .memory import npu_format_cast, npu_prefetch
 from .mindspeed import npu_gmm, npu_gmm_v2
@@ -23,7 +24,6 @@ from .moe_dispatch import (
 )
 from .moe_gating import npu_moe_gating_top_k
 from .norm import npu_add_rms_norm, npu_add_rms_norm_cast, npu_rms_norm
-from .providers import npu_grouped_matmul
 from .rope import npu_interleave_rope, npu_rotary_mul
 from .table import OPERATORS
 

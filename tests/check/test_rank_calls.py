@@ -12,11 +12,12 @@ from dsv3_port.check.rank_calls import (
     gathers_of_rank,
     logits_of_rank,
     measure_rank,
-    rank_device,
     tokens_of_rank,
 )
 from dsv3_port.count.traffic import count_traffic
-from dsv3_port.parallel import SINGLE, run_ranks
+from dsv3_port.engine.device import rank_device
+from dsv3_port.engine.launch import run_ranks
+from dsv3_port.parallel import SINGLE
 from dsv3_port.paths import tiny
 from dsv3_port.plots.ranks import step_split
 from dsv3_port.weights.sharding import shard_checkpoint

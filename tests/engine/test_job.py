@@ -16,10 +16,11 @@ import torch
 
 from dsv3_port import DeepseekV3Config, PortError, PortPlan, load_model, load_tokenizer
 from dsv3_port.engine.job import Job, _same_tokens, check_job, run_job, run_rank
+from dsv3_port.engine.launch import run_ranks
 from dsv3_port.engine.report import JobReport
 from dsv3_port.engine.settings import Settings
 from dsv3_port.engine.tokenizer import encode
-from dsv3_port.parallel import TensorParallel, run_ranks
+from dsv3_port.parallel import TensorParallel
 from dsv3_port.weights.sharding import shard_checkpoint
 from dsv3_port.weights.write import write_checkpoint
 from tests.oracle import hf_model

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from dsv3_port import PortError, PortPlan, load_model, load_tokenizer
-from dsv3_port.engine.runner import generate
-from dsv3_port.parallel import TensorParallel, run_ranks
+from dsv3_port.engine.generate import generate
+from dsv3_port.engine.launch import run_ranks
+from dsv3_port.parallel import TensorParallel
 from dsv3_port.paths import tiny
 
 TEXT = ["Once upon a time", "The"]

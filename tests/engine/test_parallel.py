@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from dsv3_port import PortError, PortPlan, load_model
-from dsv3_port.parallel import TensorParallel, run_ranks
+from dsv3_port.engine.launch import run_ranks
+from dsv3_port.parallel import TensorParallel
 from dsv3_port.weights.sharding import shard_checkpoint
 
 TINY = Path(__file__).parents[2] / "data" / "tiny-dsv3"

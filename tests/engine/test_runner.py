@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from dsv3_port import PortError, PortPlan, generate, load_model, load_tokenizer
+from dsv3_port.engine.device import pick_device, pick_dtype
 from dsv3_port.engine.graph import compile_steps, graph_blockers
-from dsv3_port.engine.runner import pick_device, pick_dtype
 from dsv3_port.engine.tokenizer import encode, pad_left
 from tests.oracle import hf_model
 

@@ -8,7 +8,7 @@ pytestmark = needs_torch_npu
 
 RANKS = """
 import dsv3_port.hostnpu as h
-from dsv3_port.parallel import run_ranks
+from dsv3_port.engine.launch import run_ranks
 from tests.hostnpu.ranks import {name}
 h.enable()
 for result in run_ranks({name}, {size}, device='npu'): print(result)

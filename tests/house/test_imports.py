@@ -36,12 +36,8 @@ LAYERS = (
 FLOOR = {room: floor for floor, rooms in enumerate(reversed(LAYERS)) for room in rooms}
 # arrows that break this today, file -> room; a commit may only shorten this
 KNOWN = {
-    ("check/rank_calls.py", "bench"),
-    ("check/sides.py", "bench"),
-    ("count/traffic.py", "bench"),
     ("ge/census.py", "course"),
     ("ge/census.py", "plots"),
-    ("parallel.py", "hostnpu"),
 }
 # packages that only these places import; a trailing slash names a room
 ONLY = {
@@ -163,11 +159,9 @@ LONG_FILES: set[str] = {
     "course/show.py",
     "course/tutorial.py",
     "engine/graph.py",
-    "engine/runner.py",
     "ge/census.py",
     "hostnpu/ge.py",
     "hostnpu/kernels.py",
-    "parallel.py",
     "steps.py",
     "weights/layout.py",
 }

@@ -112,7 +112,6 @@ def device(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     monkeypatch.setattr(table, "_torch_npu", modules.torch_npu)
     monkeypatch.setattr(mindspeed, "_module", modules.mindspeed)
     monkeypatch.setattr(table, "on_npu", lambda tensor: True)
-    monkeypatch.setattr(providers, "_gmm_provider", "auto")
     return modules
 
 
@@ -152,16 +151,21 @@ def test_contracts_hold_on_the_device_too(device: SimpleNamespace) -> None:
 
 @pytest.mark.parametrize("provider", ["auto", "torch_npu"])
 def test_grouped_matmul_by_torch_npu(device: SimpleNamespace, provider: str) -> None:
-    providers.use_gmm_provider(provider)
     x, weight, keywords = gmm_arguments()
     assert ops.npu_grouped_matmul(x, weight, **keywords) == "device npu_grouped_matmul"
     assert device.torch_npu.calls == [("npu_grouped_matmul", (x, weight), keywords)]
+    device.torch_npu.calls.clear()
+    ends = keywords["group_list"].cumsum(0)
+    y = providers.provider(provider)(x[0], weight[0], ends)
+    assert y == "device npu_grouped_matmul"[0]  # of the list that the operator returns
+    ((_, (rows, experts), given),) = device.torch_npu.calls
+    assert rows[0] is x[0] and experts[0] is weight[0]
+    assert given == keywords | {"group_list": ends, "group_list_type": 0}
 
 
 def test_grouped_matmul_by_the_reference_on_the_device(device: SimpleNamespace) -> None:
-    providers.use_gmm_provider("reference")
     x, weight, keywords = gmm_arguments()
-    (y,) = ops.npu_grouped_matmul(x, weight, **keywords)
+    y = providers.provider("reference")(x[0], weight[0], keywords["group_list"].cumsum(0))
     torch.testing.assert_close(y[2:4], x[0][2:4] @ weight[0][1])
     assert device.torch_npu.calls == []
 
@@ -172,20 +176,18 @@ def test_mindspeed_operators_on_the_device(device: SimpleNamespace) -> None:
     assert ops.npu_gmm_v2(x, weight, group_list=torch.tensor([2, 2, 2])) == "device npu_gmm_v2"
 
 
-def test_other_devices_use_the_reference_whatever_the_provider(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(providers, "_gmm_provider", "mindspeed")
+def test_other_devices_use_the_reference_whatever_the_provider() -> None:
     x, weight, keywords = gmm_arguments()
-    (y,) = ops.npu_grouped_matmul(x, weight, **keywords)
-    assert y.shape == (6, 5) and not table.on_npu(y)
+    for multiply in providers.PROVIDERS.values():
+        y = multiply(x[0], weight[0], keywords["group_list"].cumsum(0))
+        assert y.shape == (6, 5) and not table.on_npu(y)
 
 
 def test_unknown_provider_and_missing_mindspeed_are_said_in_a_sentence(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with pytest.raises(PortError, match="GMM_PROVIDER is 'cutlass'; it can be auto, torch_npu"):
-        providers.use_gmm_provider("cutlass")
+        providers.provider("cutlass")
     monkeypatch.setattr(mindspeed, "_module", None)
     monkeypatch.setitem(__import__("sys").modules, "mindspeed", None)
     with pytest.raises(

@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from dsv3_port import ops
 from dsv3_port.config import DeepseekV3Config
-from dsv3_port.engine import runner
+from dsv3_port.engine import job, loading
 from dsv3_port.engine.settings import TABLE, Settings
 from dsv3_port.errors import PortError
 from dsv3_port.model.decoder import build
 from dsv3_port.ops import mindspeed, providers, table
+from dsv3_port.parallel import SINGLE
 from dsv3_port.paths import tiny
 from dsv3_port.steps import PortPlan
 
@@ -33,7 +33,6 @@ def gmm(monkeypatch: pytest.MonkeyPatch) -> Gmm:
     """MindSpeed installed, CPU tensors taken for NPU ones, torch_npu absent."""
     monkeypatch.setattr(mindspeed, "_module", None)
     monkeypatch.setattr(table, "_torch_npu", None)
-    monkeypatch.setattr(providers, "_gmm_provider", "auto")
     monkeypatch.setattr(table, "on_npu", lambda tensor: True)
     return install(monkeypatch)
 
@@ -54,14 +53,22 @@ def arguments(counts: list[int], kind: int) -> tuple[list[Tensor], list[Tensor],
     )
 
 
+def by_mindspeed(
+    x: list[Tensor], weight: list[Tensor], *, group_list: Tensor, **keywords: Any
+) -> Tensor:
+    """npu_grouped_matmul's arguments handed to the provider."""
+    multiply: Any = providers.provider("mindspeed")
+    result: Tensor = multiply(x[0], weight[0], group_list, **keywords)
+    return result
+
+
 @pytest.mark.parametrize("counts", [[2, 1, 2, 1], [0, 3, 0, 3], [6, 0, 0, 0]])
 @pytest.mark.parametrize("kind", [0, 1, 2])
 def test_mindspeed_computes_what_the_reference_does(gmm: Gmm, counts: list[int], kind: int) -> None:
     if kind == 2 and 0 in counts:
         counts = [2, 1, 2, 1]  # pairs end at the first empty one
     x, weight, keywords = arguments(counts, kind)
-    providers.use_gmm_provider("mindspeed")
-    (y,) = ops.npu_grouped_matmul(x, weight, **keywords)
+    y = by_mindspeed(x, weight, **keywords)
     (want,) = reference.npu_grouped_matmul(x, weight, **keywords)
     torch.testing.assert_close(y, want)
     ends = torch.tensor(counts).cumsum(0).tolist()
@@ -71,20 +78,16 @@ def test_mindspeed_computes_what_the_reference_does(gmm: Gmm, counts: list[int],
 def test_mindspeed_gets_pairs_that_skip_a_group_as_cumulative_rows(gmm: Gmm) -> None:
     x, weight, keywords = arguments([2, 0, 3, 1], 1)
     pairs = torch.tensor([[0, 2], [2, 3], [3, 1], [0, 0]])
-    providers.use_gmm_provider("mindspeed")
-    (y,) = ops.npu_grouped_matmul(
-        x, weight, **{**keywords, "group_list": pairs, "group_list_type": 2}
-    )
+    y = by_mindspeed(x, weight, **{**keywords, "group_list": pairs, "group_list_type": 2})
     (want,) = reference.npu_grouped_matmul(x, weight, **keywords)
     torch.testing.assert_close(y, want)
     assert gmm.calls == [("npu_gmm", [2, 2, 5, 6])]
 
 
 def test_what_mindspeed_cannot_is_refused_before_it_is_called(gmm: Gmm) -> None:
-    providers.use_gmm_provider("mindspeed")
     x, weight, keywords = arguments([6], 0)
     with pytest.raises(PortError, match="GMM_PROVIDER=torch_npu"):
-        ops.npu_grouped_matmul(x, weight, **keywords)
+        by_mindspeed(x, weight, **keywords)
     x, weight, keywords = arguments([2, 1, 2, 1], 0)
     for matrices, other in (
         (weight, {"bias": [torch.zeros(EXPERTS, N)]}),
@@ -92,7 +95,7 @@ def test_what_mindspeed_cannot_is_refused_before_it_is_called(gmm: Gmm) -> None:
         (list(weight[0]), {"split_item": 0}),
     ):
         with pytest.raises(NotImplementedError, match="by MindSpeed"):
-            ops.npu_grouped_matmul(x, matrices, **{**keywords, **other})
+            by_mindspeed(x, matrices, **{**keywords, **other})
     assert gmm.calls == []
 
 
@@ -132,7 +135,8 @@ def test_a_model_says_the_same_through_mindspeed(
 ) -> None:
     """The whole model, every operator by its reference but the grouped matmul, which goes through
     MindSpeed."""
-    model = build(DeepseekV3Config.preset("tiny"), plan)
+    config = DeepseekV3Config.preset("tiny")
+    model = build(config, plan)
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.05, generator=generator)
@@ -152,9 +156,9 @@ def test_a_model_says_the_same_through_mindspeed(
         ),
     )
     monkeypatch.setattr(table, "on_npu", lambda tensor: True)
-    monkeypatch.setattr(providers, "_gmm_provider", "auto")
-    providers.use_gmm_provider("mindspeed")
-    torch.testing.assert_close(model(ids), want, rtol=1e-5, atol=1e-5)
+    ported = build(config, plan, gmm=providers.provider("mindspeed"))
+    ported.load_state_dict(model.state_dict())
+    torch.testing.assert_close(ported(ids), want, rtol=1e-5, atol=1e-5)
     layers = model.config.num_hidden_layers - model.config.first_k_dense_replace
     assert [name for name, _ in gmm.calls] == ["npu_gmm"] * layers * (
         2 if plan.mlp == "merged" else 3
@@ -169,21 +173,45 @@ def test_a_model_for_the_npu_is_loaded_with_the_provider_of_the_environment(
         pass
 
     def build(*args: Any) -> None:
-        raise Stop
+        raise Stop(args[-1])
 
-    monkeypatch.setattr(providers, "_gmm_provider", "auto")
     monkeypatch.setenv("GMM_PROVIDER", "reference")
-    monkeypatch.setattr(runner, "pick_device", lambda name: SimpleNamespace(type=device))
-    monkeypatch.setattr(runner, "build", build)
-    with pytest.raises(Stop):
-        runner.load_model(tiny(), device=device)
-    assert providers._gmm_provider == want
+    monkeypatch.setattr(loading, "pick_device", lambda name: SimpleNamespace(type=device))
+    monkeypatch.setattr(loading, "build", build)
+    with pytest.raises(Stop) as stopped:
+        loading.load_model(tiny(), device=device)
+    assert stopped.value.args == (providers.provider(want),)
 
 
-def test_a_flag_reaches_every_rank_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_provider_that_is_handed_in_wins_over_the_environment(
+    monkeypatch: pytest.MonkeyPatch, gmm: Gmm
+) -> None:
+    monkeypatch.setenv("GMM_PROVIDER", "reference")
+    monkeypatch.setattr(loading, "pick_device", lambda name: SimpleNamespace(type="npu"))
+    monkeypatch.setattr(loading, "build", lambda *args: SimpleNamespace(gmm=args[-1]))
+    monkeypatch.setattr(loading, "load_weights", lambda *args: None)
+    monkeypatch.setattr(loading, "compile_steps", lambda model, graph: model)
+    model = loading.load_model(tiny(), device="npu", gmm="mindspeed")
+    assert model.gmm is providers.by_mindspeed
+
+
+def test_a_flag_reaches_every_rank_with_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each rank gets the job, and hands its setting to load_model; the environment is left alone."""
+
+    class Stop(Exception):
+        pass
+
+    def load_model(*args: Any, **keywords: Any) -> None:
+        raise Stop(keywords["gmm"])
+
     monkeypatch.setenv("GMM_PROVIDER", "auto")
-    Settings.from_env_and_flags({"gmm_provider": "mindspeed"}).export()
-    assert os.environ["GMM_PROVIDER"] == "mindspeed"
+    settings = Settings.from_env_and_flags({"gmm_provider": "mindspeed", "model_dir": str(tiny())})
+    settings.export()
+    assert os.environ["GMM_PROVIDER"] == "auto"
+    monkeypatch.setattr(job, "load_model", load_model)
+    with pytest.raises(Stop) as stopped:
+        job.run_rank(SINGLE, job.Job(settings, ("a",), PortPlan.full(), "cpu"))
+    assert stopped.value.args == ("mindspeed",)
 
 
 def test_the_setting_knows_the_same_providers() -> None:

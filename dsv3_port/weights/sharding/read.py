@@ -16,6 +16,7 @@ from tqdm import tqdm
 from ...config import DeepseekV3Config
 from ...errors import PortError
 from ...model.decoder import DeepseekV3, build
+from ...ops.providers import GroupedMatmul, by_torch_npu
 from ...parallel import TensorParallel
 from ...steps import PortPlan
 from ..content import SIDE_FILES, Remembered, hash_file, hasher
@@ -33,6 +34,7 @@ def load_shard(
     parallel: TensorParallel,
     device: torch.device,
     dtype: torch.dtype,
+    gmm: GroupedMatmul = by_torch_npu,
     check_hashes: bool = False,
 ) -> DeepseekV3:
     """This rank's model from a folder that shard_checkpoint wrote; what does not fit is refused
@@ -51,7 +53,7 @@ def load_shard(
     check_headers(folder, rank_plan, parallel.rank)
     if check_hashes:
         verify_shards(path, [parallel.rank])
-    model = build(DeepseekV3Config.from_pretrained(path), plan, parallel, device, dtype)
+    model = build(DeepseekV3Config.from_pretrained(path), plan, parallel, device, dtype, gmm)
     parameters = dict(model.named_parameters())
     if {t.name: t.shape for t in rank_plan.targets} != {
         name: tuple(p.shape) for name, p in parameters.items()

@@ -1,4 +1,4 @@
-"""From a checkpoint folder to a model, and from prompts to text."""
+"""From prompts to text."""
 
 from __future__ import annotations
 
@@ -7,107 +7,16 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import hostnpu
 from ..errors import PortError
 from ..model.cache import Cache
-from ..model.decoder import DeepseekV3, build
-from ..ops.providers import use_gmm_provider
-from ..parallel import SINGLE, TensorParallel
-from ..steps import PortPlan
-from ..weights.checkpoint import Checkpoint
-from ..weights.load import load_weights
-from .graph import compile_steps
+from ..model.decoder import DeepseekV3
 from .nonfinite import first_nonfinite
-from .settings import environment
 from .tokenizer import Prompt, check_length, encode, pad_left
-
-DTYPES = {
-    "float32": torch.float32,
-    "fp32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "bf16": torch.bfloat16,
-    "float16": torch.float16,
-    "fp16": torch.float16,
-}
-
-
-def pick_device(name: str | torch.device = "auto") -> torch.device:
-    """`auto`: npu where torch_npu sees one, else cuda, else cpu. A device that is not there is an
-    error.
-
-    `host-npu` enables the package's stand-in for CANN in this process and is device npu from then
-    on.
-    """
-    if isinstance(name, torch.device):
-        return name
-    if name == "host-npu":
-        hostnpu.enable()
-        return torch.device("npu")
-    has_npu = hasattr(torch, "npu") and torch.npu.is_available()
-    if (
-        str(name).split(":")[0] == "npu" and not has_npu
-    ):  # torch itself does not even know the word without torch_npu
-        raise PortError(
-            "device 'npu': torch_npu is not loaded or sees no NPU; `dsv3-port doctor` says why. Device "
-            "'host-npu' is the real torch_npu on a stand-in for CANN, for machines without an NPU"
-        )
-    if name == "auto":
-        return torch.device("npu" if has_npu else "cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise PortError(f"unknown device {name!r}; use auto, cpu, cuda, npu or host-npu") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise PortError("device 'cuda': this torch sees no GPU; use --device cpu")
-    if device.type not in ("cpu", "cuda", "npu"):
-        raise PortError(f"device {name!r} is not supported; use auto, cpu, cuda, npu or host-npu")
-    return device
-
-
-def pick_dtype(name: str | torch.dtype | None, default: torch.dtype = torch.float32) -> torch.dtype:
-    if name is None:
-        return default
-    if isinstance(name, torch.dtype):
-        if name in DTYPES.values():
-            return name
-    elif name in DTYPES:
-        return DTYPES[name]
-    raise PortError(f"dtype {name!r} is not supported; use {', '.join(DTYPES)}")
-
-
-def load_model(
-    path: str | Path,
-    plan: PortPlan | None = None,
-    device: str | torch.device = "auto",
-    dtype: str | torch.dtype | None = None,
-    parallel: TensorParallel = SINGLE,
-    progress: bool = False,
-) -> DeepseekV3:
-    """Read a checkpoint folder into the model of `plan` (default: the full port); dtype defaults to
-    float32 on cpu and bfloat16 elsewhere. A published checkpoint is cut on the way for `parallel`;
-    a folder that `dsv3-port shard` wrote must have been written for the same world size and forms.
-    plan.graph other than eager compiles the step.
-    """
-    from ..weights.sharding import is_sharded, load_shard
-
-    plan = plan or PortPlan.full()
-    where = pick_device(device)
-    if where.type == "npu":
-        use_gmm_provider(environment("GMM_PROVIDER") or "auto")
-    chosen = pick_dtype(dtype, torch.float32 if where.type == "cpu" else torch.bfloat16)
-    if is_sharded(path):
-        model = load_shard(path, plan, parallel, where, chosen)
-    else:
-        checkpoint = Checkpoint.open(path)
-        model = build(checkpoint.config, plan, parallel, where, chosen)
-        load_weights(model, checkpoint, progress)
-    return compile_steps(model, plan.graph)
 
 
 @dataclass(frozen=True)
