@@ -126,7 +126,7 @@ STEPS: tuple[Step, ...] = (
         False,
         True,
         "model.linear:Linear",
-        "model.linear:RowLinear",
+        "model.linear:RowParallelLinear",
         "logits; each rank holds 1/W of heads, widths and vocabulary",
         "memory per card; adds two all-reduces a layer",
     ),

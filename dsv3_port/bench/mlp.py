@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..config import DeepseekV3Config
 from ..errors import PortError
-from ..model.linear import Context
+from ..model.context import BuildContext
 from ..model.mlp import MergedMLP, SplitMLP
 from ..steps import TOLERANCE, PortPlan
 from .measure import Results, measure
@@ -22,7 +22,7 @@ def mlp_pair(
 ) -> tuple[SplitMLP, MergedMLP]:
     """Both forms with equal random weights; gate and up of the split form are the halves of the
     merged weight."""
-    context = Context(
+    context = BuildContext(
         DeepseekV3Config.preset("v3-671b").replace(hidden_size=hidden),
         PortPlan.upstream(),
         device=device,

@@ -119,7 +119,7 @@ class _Ours:
     def fill(self, ids: Tensor) -> None:
         """The prompt in pieces, operator by operator: a graph for each size of piece is not what is
         timed."""
-        compiled, self.model.run_step = self.model.run_step, self.model.step
+        compiled, self.model.run_step = self.model.run_step, self.model.forward_step
         self.clear()
         for piece in ids.split(PIECE, dim=1):
             self.model(piece.contiguous(), cache=self.cache)

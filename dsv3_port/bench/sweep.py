@@ -136,7 +136,9 @@ def sweep(
         "dtype": str(first.dtype).removeprefix("torch."),
         "batch": batch,
         "phase": phase,
-        "mode": {n: "eager" if m.run_step == m.step else "compiled" for n, m in models.items()},
+        "mode": {
+            n: "eager" if m.run_step == m.forward_step else "compiled" for n, m in models.items()
+        },
     }
     ids = {name: model.plan.step_ids for name, model in models.items()}
     results = Results()

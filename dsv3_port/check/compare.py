@@ -147,7 +147,7 @@ def _forward(model: nn.Module, ids: Tensor, mask: Tensor | None) -> Callable[[],
     if isinstance(model, DeepseekV3):
 
         def eagerly() -> None:  # a compiled step would not call the hooks
-            compiled, model.run_step = model.run_step, model.step
+            compiled, model.run_step = model.run_step, model.forward_step
             try:
                 model(ids, mask)
             finally:

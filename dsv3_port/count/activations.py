@@ -19,7 +19,10 @@ def _read(
     model: DeepseekV3, ids: Tensor, mask: Tensor | None, hooks: list[RemovableHandle]
 ) -> None:
     """One uncached eager pass with the hooks in place, which are gone afterwards."""
-    compiled, model.run_step = model.run_step, model.step  # a compiled step would not call them
+    compiled, model.run_step = (
+        model.run_step,
+        model.forward_step,
+    )  # a compiled step would not call them
     try:
         model(ids.to(model.device), None if mask is None else mask.to(model.device))
     finally:

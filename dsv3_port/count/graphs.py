@@ -119,9 +119,9 @@ def watch(model: DeepseekV3, *, fullgraph: bool = True, dynamic: bool = False) -
     before = model.run_step
 
     def step(input_ids: Tensor, pad: Tensor, cache: Cache | None, first: bool) -> Tensor:
-        return model.step(
+        return model.forward_step(
             input_ids, pad, cache, first
-        )  # in a function of its own: not counted for model.step
+        )  # in a function of its own: not counted for model.forward_step
 
     compiled = torch.compile(step, backend=seen.backend, fullgraph=fullgraph, dynamic=dynamic)
     limits: dict[str, Any] = dict(RECOMPILE_LIMITS)
@@ -139,7 +139,7 @@ def eager_prefill(model: DeepseekV3) -> DeepseekV3:
     compiled = model.run_step
 
     def run_step(input_ids: Tensor, pad: Tensor, cache: Cache | None, first: bool) -> Tensor:
-        step = model.step if first else compiled
+        step = model.forward_step if first else compiled
         return step(input_ids, pad, cache, first)
 
     model.run_step = run_step

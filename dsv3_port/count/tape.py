@@ -121,11 +121,11 @@ def taped(model: DeepseekV3, clone_output: bool = False) -> list[Tape]:
 
     def run_step(input_ids: Tensor, pad: Tensor, cache: Cache | None, first: bool) -> Tensor:
         if cache is None or first:
-            return model.step(input_ids, pad, cache, first)
+            return model.forward_step(input_ids, pad, cache, first)
         if id(cache) in known:  # other buffers, other addresses: a tape belongs to one cache
             logits: Tensor = known[id(cache)][1].replay(input_ids)
             return logits.clone() if clone_output else logits
-        tape = Tape.capture(lambda ids: model.step(ids, pad, cache, first), input_ids)
+        tape = Tape.capture(lambda ids: model.forward_step(ids, pad, cache, first), input_ids)
         known[id(cache)] = cache, tape
         tapes.append(tape)
         return tape.output.clone() if clone_output else tape.output

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +15,8 @@ from ..errors import PortError
 from ..model.cache import Cache
 from ..model.decoder import DeepseekV3
 from .nonfinite import first_nonfinite
+from .sampler import Sampler
+from .streamer import TextStreamer
 from .tokenizer import Prompt, check_length, encode, pad_left
 
 
@@ -65,28 +66,28 @@ def generate(
     stop = set(model.config.eos_token_ids) | ({tokenizer.eos_token_id} - {None})
     pad_id = next(i for i in (tokenizer.pad_token_id, *sorted(stop), 0) if i is not None)
     ids, mask = pad_left(rows, pad_id, pad_to, model.device)
-    pick = _Picker(
+    sample = Sampler(
         temperature,
         [seed + first_number + i for i in range(len(rows))],
-        lambda row: first_nonfinite(model, rows[row] + stream.out[row]),
+        lambda row: first_nonfinite(model, rows[row] + streamer.out[row]),
     )
     caches = caches or Caches.make(model, len(rows), ids.shape[1], max_new_tokens)
-    stream = _Stream(tokenizer, len(rows), stop, on_token)
+    streamer = TextStreamer(tokenizer, len(rows), stop, on_token)
 
     start = time.perf_counter()
-    token, firsts = _prefill(model, ids, mask, caches, pick, stream, start)
+    token, firsts = _prefill(model, ids, mask, caches, sample, streamer, start)
     steps: list[float] = []
-    while len(steps) + 1 < max_new_tokens and not stream.done:
+    while len(steps) + 1 < max_new_tokens and not streamer.done:
         start = time.perf_counter()
-        token = pick(model(token.unsqueeze(1), cache=caches.batch)[:, -1])
-        stream.add(token.tolist())
+        token = sample(model(token.unsqueeze(1), cache=caches.batch)[:, -1])
+        streamer.add(token.tolist())
         steps.append(time.perf_counter() - start)
     pace = statistics.median(steps) if steps else 0.0
     return [
         Generation(
             prompt, tokenizer.decode(out, skip_special_tokens=True), out, len(row), first, pace
         )
-        for prompt, row, out, first in zip(prompts, rows, stream.out, firsts, strict=True)
+        for prompt, row, out, first in zip(prompts, rows, streamer.out, firsts, strict=True)
     ]
 
 
@@ -143,8 +144,8 @@ def _prefill(
     ids: Tensor,
     mask: Tensor,
     caches: Caches,
-    pick: _Picker,
-    stream: _Stream,
+    sample: Sampler,
+    streamer: TextStreamer,
     start: float,
 ) -> tuple[Tensor, list[float]]:
     """Row by row through a cache of one sequence, so that the step has the same shape [1, S]
@@ -156,8 +157,8 @@ def _prefill(
     tokens, seconds = [], []
     for row in range(len(ids)):
         caches.one.reset()
-        token = pick(model(ids[row : row + 1], mask[row : row + 1], caches.one)[:, -1], row)
-        stream.add(token.tolist(), row)
+        token = sample(model(ids[row : row + 1], mask[row : row + 1], caches.one)[:, -1], row)
+        streamer.add(token.tolist(), row)
         seconds.append(time.perf_counter() - start)
         tokens.append(token)
         _adopt(caches.batch, caches.one, row)
@@ -175,68 +176,3 @@ def _adopt(cache: Cache, one: Cache, row: int) -> None:
     for mine, its in zip(cache.buffers, one.buffers, strict=True):
         for target, source in zip(mine, its, strict=True):
             target[row, :, : one.length].copy_(source[0])
-
-
-class _Picker:
-    """The next token of each row: the largest logit, or a draw from the row's own generator.
-
-    Drawn on the host, so that the draw is the same on every device; and every rank has the same
-    logits to draw from, because each part of them is computed by one rank and gathered.
-    """
-
-    def __init__(
-        self, temperature: float, seeds: Sequence[int], explain: Callable[[int], str]
-    ) -> None:
-        if not 0 <= temperature < math.inf:  # a NaN compares false
-            raise PortError(f"temperature must be 0 (greedy) or a number above, not {temperature}")
-        for seed in seeds:
-            if not -(2**63) <= seed < 2**64:
-                raise PortError(f"seed must be within -2**63..2**64-1, {seed} is not")
-        self.temperature, self.explain = temperature, explain
-        self.generators = [torch.Generator().manual_seed(s) for s in seeds] if temperature else []
-
-    def __call__(self, logits: Tensor, first_row: int = 0) -> Tensor:
-        """logits [B, V] of the rows from `first_row` on -> token ids [B]. PortError where a row has
-        a NaN, an infinite logit, or nothing else than -inf."""
-        highest, token = logits.max(-1)
-        if not bool(highest.isfinite().all()):
-            raise PortError(self.explain(first_row + int(highest.isfinite().int().argmin())))
-        if not self.temperature:
-            return token
-        scaled = logits.cpu() / self.temperature
-        if not bool(scaled.isfinite().all()):  # a temperature close to 0
-            scaled = (logits - highest.unsqueeze(-1)).cpu() / self.temperature
-        chances = scaled.softmax(-1)
-        drawn = [
-            torch.multinomial(row, 1, generator=self.generators[first_row + i])
-            for i, row in enumerate(chances)
-        ]
-        return torch.cat(drawn).to(logits.device)
-
-
-class _Stream:
-    """Collects tokens of each row until its EOS and hands out text as it becomes whole characters."""
-
-    def __init__(
-        self, tokenizer: Any, rows: int, stop: set[int], on_token: Callable[[int, str], None] | None
-    ) -> None:
-        self.tokenizer, self.stop, self.on_token = tokenizer, stop, on_token
-        self.out: list[list[int]] = [[] for _ in range(rows)]
-        self.shown = [""] * rows
-        self.ended = [False] * rows
-
-    @property
-    def done(self) -> bool:
-        return all(self.ended)
-
-    def add(self, tokens: list[int], first_row: int = 0) -> None:
-        for row, token in enumerate(tokens, first_row):
-            if self.ended[row]:
-                continue
-            self.out[row].append(token)
-            self.ended[row] = token in self.stop
-            if self.on_token is not None:
-                text = self.tokenizer.decode(self.out[row], skip_special_tokens=True)
-                if not text.endswith("\ufffd"):  # a character may take several tokens
-                    self.on_token(row, text[len(self.shown[row]) :])
-                    self.shown[row] = text

@@ -108,14 +108,14 @@ OPTIONS: tuple[Option, ...] = (
 
 def run_eager(model: DeepseekV3) -> DeepseekV3:
     """Upstream: every operator is launched by the host on its own."""
-    model.run_step = model.step
+    model.run_step = model.forward_step
     return model
 
 
 def compile_steps(
     model: DeepseekV3, mode: str = "ge", *, dynamic: bool = False, **options: Any
 ) -> DeepseekV3:
-    """Ported: `model.step` becomes one graph for prefill of each length and one for decode; returns
+    """Ported: `model.forward_step` becomes one graph for prefill of each length and one for decode; returns
     the model.
 
     mode: a PortPlan.graph ("eager", "ge", "aclgraph"), on npu also "npugraph_ex" and
@@ -143,7 +143,7 @@ def compile_steps(
         ):  # else epsilons and scales become inputs on the host, which torchair 2.13.0 cannot copy
             torch._dynamo.config.specialize_float = True
         model.run_step = _compile_for_npu(
-            model.step, chosen, backend_options(chosen, options), dynamic
+            model.forward_step, chosen, backend_options(chosen, options), dynamic
         )
     elif kind in ("cpu", "cuda") and mode in ("ge", "aclgraph"):
         # a torch that cannot keep the graphs of two models apart needs the guards that tell them
@@ -158,7 +158,7 @@ def compile_steps(
         if mode == "aclgraph" and kind == "cuda":
             settings["triton.cudagraphs"] = True
         model.run_step = torch.compile(
-            model.step, fullgraph=True, dynamic=dynamic, options=settings | options, **apart
+            model.forward_step, fullgraph=True, dynamic=dynamic, options=settings | options, **apart
         )
     else:
         raise PortError(
@@ -291,7 +291,7 @@ class _StepModule(torch.nn.Module):
         self.model, self.cache, self.first = model, cache, first
 
     def forward(self, input_ids: Tensor, pad: Tensor) -> Tensor:
-        return self.model.step(input_ids, pad, self.cache, self.first)
+        return self.model.forward_step(input_ids, pad, self.cache, self.first)
 
 
 def export_graph(

@@ -30,7 +30,10 @@ def first_nonfinite(model: DeepseekV3, ids: list[int]) -> str:
         for name, module in model.named_modules()
         if name and next(module.parameters(), None) is not None
     ]
-    compiled, model.run_step = model.run_step, model.step  # a compiled step would not call them
+    compiled, model.run_step = (
+        model.run_step,
+        model.forward_step,
+    )  # a compiled step would not call them
     try:
         model(torch.tensor([ids], device=model.device))
     finally:

@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from .. import ops
 from .cache import Cache
-from .linear import ColumnLinear, Context, Linear, RowLinear
+from .context import BuildContext
+from .linear import ColumnParallelLinear, Linear, RowParallelLinear
 from .norm import make_norm
 from .rope import RotaryEmbedding, apply_rope, apply_rope_ported
 
 
 @dataclass
-class Step:
+class StepInputs:
     """What all layers of one forward call share."""
 
     positions: Tensor  # [B, S]
@@ -31,26 +32,26 @@ class LatentProjections(nn.Module):
     """The part both forms share: queries and the compressed key/value row of each
     token."""
 
-    def __init__(self, ctx: Context) -> None:
+    def __init__(self, ctx: BuildContext) -> None:
         super().__init__()
         c = ctx.config
         self.config, self.scale = c, c.softmax_scale
         self.heads = ctx.share(c.num_attention_heads, "num_attention_heads")
         if c.q_lora_rank is None:
-            self.q_proj = ColumnLinear(
+            self.q_proj = ColumnParallelLinear(
                 ctx, c.hidden_size, c.num_attention_heads * c.qk_head_dim
             )
         else:
             self.q_a_proj = Linear(ctx, c.hidden_size, c.q_lora_rank)
             self.q_a_layernorm = make_norm(ctx, c.q_lora_rank)
-            self.q_b_proj = ColumnLinear(
+            self.q_b_proj = ColumnParallelLinear(
                 ctx, c.q_lora_rank, c.num_attention_heads * c.qk_head_dim
             )
         self.kv_a_proj_with_mqa = Linear(
             ctx, c.hidden_size, c.kv_lora_rank + c.qk_rope_head_dim
         )
         self.kv_a_layernorm = make_norm(ctx, c.kv_lora_rank)
-        self.o_proj = RowLinear(
+        self.o_proj = RowParallelLinear(
             ctx, c.num_attention_heads * c.v_head_dim, c.hidden_size
         )
         self.rotary_emb = (
@@ -58,7 +59,7 @@ class LatentProjections(nn.Module):
         )
 
     def project(
-        self, hidden: Tensor, step: Step
+        self, hidden: Tensor, inputs: StepInputs
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """hidden [B, S, H] -> q_nope [B, N, S, Dn], q_rope [B, N, S, Dr], latent [B, 1,
         S, R], k_rope [B, 1, S, Dr]."""
@@ -72,9 +73,10 @@ class LatentProjections(nn.Module):
         row = self.kv_a_proj_with_mqa(hidden).unsqueeze(1)
         latent, k_rope = row.split([c.kv_lora_rank, c.qk_rope_head_dim], -1)
         if self.rotary_emb is not None:
-            turn, (cos, sin) = apply_rope, self.rotary_emb(step.positions, hidden.dtype)
+            turn = apply_rope
+            cos, sin = self.rotary_emb(inputs.positions, hidden.dtype)
         else:
-            turn, cos, sin = apply_rope_ported, step.cos, step.sin
+            turn, cos, sin = apply_rope_ported, inputs.cos, inputs.sin
         q_rope = turn(q_rope, cos, sin, c.rope_interleave)
         return (
             q_nope,
@@ -99,10 +101,10 @@ class ExpandedAttention(LatentProjections):
     """Upstream: every head's keys and values are expanded from the latent row and
     cached in full."""
 
-    def __init__(self, ctx: Context) -> None:
+    def __init__(self, ctx: BuildContext) -> None:
         super().__init__(ctx)
         c = ctx.config
-        self.kv_b_proj = ColumnLinear(
+        self.kv_b_proj = ColumnParallelLinear(
             ctx,
             c.kv_lora_rank,
             c.num_attention_heads * (c.qk_nope_head_dim + c.v_head_dim),
@@ -116,11 +118,11 @@ class ExpandedAttention(LatentProjections):
         ]
 
     def forward(
-        self, hidden: Tensor, step: Step, cache: Cache | None, layer: int
+        self, hidden: Tensor, inputs: StepInputs, cache: Cache | None, layer: int
     ) -> Tensor:
         """hidden [B, S, H] -> [B, S, H]; the new positions are added to the cache."""
         c = self.config
-        q_nope, q_rope, latent, k_rope = self.project(hidden, step)
+        q_nope, q_rope, latent, k_rope = self.project(hidden, inputs)
         kv = (
             self.kv_b_proj(latent.squeeze(1))
             .unflatten(-1, (self.heads, -1))
@@ -131,9 +133,9 @@ class ExpandedAttention(LatentProjections):
         k = torch.cat((k_nope, k_rope.expand(-1, self.heads, -1, -1)), -1)
         if cache is not None:
             all_k, all_v = cache.update(layer, k, v)
-            if not step.first:
+            if not inputs.first:
                 k, v = all_k, all_v
-        return self.output(attend(q, k, v, step.mask, self.scale))
+        return self.output(attend(q, k, v, inputs.mask, self.scale))
 
 
 class LowRankAttention(LatentProjections):
@@ -145,7 +147,7 @@ class LowRankAttention(LatentProjections):
     keys, and expanding is cheaper there (`prefill_attention`).
     """
 
-    def __init__(self, ctx: Context) -> None:
+    def __init__(self, ctx: BuildContext) -> None:
         super().__init__(ctx)
         c = ctx.config
         self.absorb_prefill = ctx.plan.prefill_attention == "absorbed"
@@ -157,21 +159,21 @@ class LowRankAttention(LatentProjections):
         return [(1, self.config.kv_lora_rank + self.config.qk_rope_head_dim)]
 
     def forward(
-        self, hidden: Tensor, step: Step, cache: Cache | None, layer: int
+        self, hidden: Tensor, inputs: StepInputs, cache: Cache | None, layer: int
     ) -> Tensor:
         """hidden [B, S, H] -> [B, S, H]; the new positions are added to the cache."""
-        q_nope, q_rope, latent, k_rope = self.project(hidden, step)
+        q_nope, q_rope, latent, k_rope = self.project(hidden, inputs)
         rows = torch.cat((latent, k_rope), -1)  # [B, 1, S, R + Dr]
         if cache is not None:
             (all_rows,) = cache.update(layer, rows)
-            if not step.first:
+            if not inputs.first:
                 rows = all_rows
         inner = (
             self.absorbed
             if hidden.shape[1] == 1 or self.absorb_prefill
             else self.expanded
         )
-        return self.output(inner(q_nope, q_rope, rows, step.mask))
+        return self.output(inner(q_nope, q_rope, rows, inputs.mask))
 
     def absorbed(
         self, q_nope: Tensor, q_rope: Tensor, rows: Tensor, mask: Tensor
@@ -219,7 +221,7 @@ class LowRankAttention(LatentProjections):
         return ops.attention(torch.cat((q_nope, q_rope), -1), k, v, mask, self.scale)
 
 
-def make_attention(ctx: Context) -> ExpandedAttention | LowRankAttention:
+def make_attention(ctx: BuildContext) -> ExpandedAttention | LowRankAttention:
     return (
         LowRankAttention if ctx.plan.attention == "low_rank" else ExpandedAttention
     )(ctx)

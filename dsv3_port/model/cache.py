@@ -45,7 +45,7 @@ class Cache:
         self.buffers: list[list[Tensor]] = []
         self.reset()
 
-    def room(self, new: int) -> None:
+    def require_capacity(self, new: int) -> None:
         if self.length + new > self.max_length:
             raise PortError(
                 f"the cache holds {self.max_length} positions; {self.length} are used and {new} more do "
@@ -63,7 +63,7 @@ class Cache:
     def fill_random(self, length: int, seed: int = 0) -> None:
         """Pretend that `length` positions were processed; for timing only."""
         self.reset()
-        self.room(length)
+        self.require_capacity(length)
         generator = torch.Generator().manual_seed(seed)
         for layer in range(self.layers):
             values = [

@@ -11,10 +11,16 @@ from ..errors import PortError
 from ..ops.providers import GroupedMatmul, by_torch_npu
 from ..parallel import SINGLE, TensorParallel
 from ..steps import PortPlan
-from .attention import Step, make_attention
+from .attention import StepInputs, make_attention
 from .cache import Cache, FixedCache, GrowingCache
+from .context import BuildContext
 from .experts import MoE
-from .linear import Context, Embedding, Head, every_position, last_position
+from .linear import (
+    ParallelLMHead,
+    VocabParallelEmbedding,
+    every_position,
+    last_position,
+)
 from .mlp import make_mlp
 from .norm import make_norm
 from .rope import RotaryEmbedding
@@ -28,7 +34,7 @@ class DecoderLayer(nn.Module):
     operator.
     """
 
-    def __init__(self, ctx: Context, layer: int) -> None:
+    def __init__(self, ctx: BuildContext, layer: int) -> None:
         super().__init__()
         c = ctx.config
         self.layer = layer
@@ -38,10 +44,14 @@ class DecoderLayer(nn.Module):
         self.mlp = MoE(ctx) if c.is_moe(layer) else make_mlp(ctx, c.intermediate_size)
 
     def forward(
-        self, delta: Tensor, residual: Tensor | None, step: Step, cache: Cache | None
+        self,
+        delta: Tensor,
+        residual: Tensor | None,
+        inputs: StepInputs,
+        cache: Cache | None,
     ) -> tuple[Tensor, Tensor]:
         hidden, residual = self.input_layernorm(delta, residual)
-        hidden = self.self_attn(hidden, step, cache, self.layer)
+        hidden = self.self_attn(hidden, inputs, cache, self.layer)
         hidden, residual = self.post_attention_layernorm(hidden, residual)
         return self.mlp(hidden), residual
 
@@ -50,18 +60,20 @@ class Decoder(nn.Module):
     """Embedding, layers and final norm; names are those of the published checkpoint
     (`model.`)."""
 
-    def __init__(self, ctx: Context) -> None:
+    def __init__(self, ctx: BuildContext) -> None:
         super().__init__()
-        self.embed_tokens = Embedding(ctx)
+        self.embed_tokens = VocabParallelEmbedding(ctx)
         layers = [DecoderLayer(ctx, i) for i in range(ctx.config.num_hidden_layers)]
         self.cache_widths = layers[0].self_attn.cache_widths
         self.layers = nn.ModuleList(layers)
         self.norm = make_norm(ctx, ctx.config.hidden_size)
 
-    def forward(self, input_ids: Tensor, step: Step, cache: Cache | None) -> Tensor:
+    def forward(
+        self, input_ids: Tensor, inputs: StepInputs, cache: Cache | None
+    ) -> Tensor:
         delta, residual = self.embed_tokens(input_ids), None
         for layer in self.layers:
-            delta, residual = layer(delta, residual, step, cache)
+            delta, residual = layer(delta, residual, inputs, cache)
         return self.norm(delta, residual)[0]
 
 
@@ -69,19 +81,21 @@ class DeepseekV3(nn.Module):
     """DeepSeek-V3 for inference, built by `build`; attributes `config`, `plan`,
     `parallel`."""
 
-    def __init__(self, ctx: Context) -> None:
+    def __init__(self, ctx: BuildContext) -> None:
         super().__init__()
         self.config, self.plan, self.parallel = ctx.config, ctx.plan, ctx.parallel
         self.gmm = ctx.gmm
         self.model = Decoder(ctx)
-        self.lm_head = Head(ctx)
+        self.lm_head = ParallelLMHead(ctx)
         self.rotary_emb = (
             RotaryEmbedding(ctx.config, ctx.device)
             if ctx.plan.rope == "per_step"
             else None
         )
         self.keep = last_position if ctx.plan.lm_head == "last" else every_position
-        self.run_step = self.step  # engine/graph.py puts a compiled function here
+        self.run_step = (
+            self.forward_step
+        )  # engine/graph.py puts a compiled function here
 
     @property
     def device(self) -> torch.device:
@@ -122,27 +136,27 @@ class DeepseekV3(nn.Module):
         pad = self._check(input_ids, attention_mask, cache, first)
         if cache is None:
             return self.run_step(input_ids, pad, None, True)
-        cache.room(input_ids.shape[1])
+        cache.require_capacity(input_ids.shape[1])
         if first:
             cache.pad.copy_(pad)
         logits = self.run_step(input_ids, cache.pad, cache, first)
         cache.advance(input_ids.shape[1])
         return logits
 
-    def step(
+    def forward_step(
         self, input_ids: Tensor, pad: Tensor, cache: Cache | None, first: bool
     ) -> Tensor:
         """One call without host-side checks: what a graph captures. pad: [B] int64,
         left padding of each row."""
-        step = self._step_inputs(input_ids, pad, cache, first)
-        hidden = self.model(input_ids, step, cache)
+        inputs = self._step_inputs(input_ids, pad, cache, first)
+        hidden = self.model(input_ids, inputs, cache)
         if cache is not None:
             cache.slot.add_(input_ids.shape[1])
         return self.lm_head(self.keep(hidden))
 
     def _step_inputs(
         self, input_ids: Tensor, pad: Tensor, cache: Cache | None, first: bool
-    ) -> Step:
+    ) -> StepInputs:
         batch, new = input_ids.shape
         device = input_ids.device
         query = torch.arange(new, device=device).expand(batch, new)
@@ -161,10 +175,10 @@ class DeepseekV3(nn.Module):
         # the lowest number and not -inf: a padding query sees nothing, and its softmax
         # must not be NaN
         mask = torch.where(visible, 0.0, torch.finfo(torch.float32).min).unsqueeze(1)
-        step = Step((query - pad.unsqueeze(1)).clamp(min=0), mask, first)
+        inputs = StepInputs((query - pad.unsqueeze(1)).clamp(min=0), mask, first)
         if self.rotary_emb is not None:
-            step.cos, step.sin = self.rotary_emb(step.positions, self.dtype)
-        return step
+            inputs.cos, inputs.sin = self.rotary_emb(inputs.positions, self.dtype)
+        return inputs
 
     def _check(
         self, input_ids: Tensor, mask: Tensor | None, cache: Cache | None, first: bool
@@ -213,4 +227,4 @@ def build(
         raise PortError(
             f"world size {parallel.world_size} needs the step 'tensor_parallel' in the plan"
         )
-    return DeepseekV3(Context(config, plan, parallel, device, dtype, gmm)).eval()
+    return DeepseekV3(BuildContext(config, plan, parallel, device, dtype, gmm)).eval()

@@ -11,20 +11,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import ops
+from .context import BuildContext
 from .gate import Gate
-from .linear import Context
 from .mlp import make_mlp
 
 
 class ExpertLoop(nn.ModuleList):
     """Upstream: one MLP per expert, visited in a Python loop.
 
-    x [T, H], chosen [T, K], weights [T, K] float32, shared [T, H] or None -> [T, H].
+    x [T, H], topk_idx [T, K], topk_weight [T, K] float32, shared [T, H] or None -> [T, H].
     The number of tokens of each expert is read on the host, so every layer waits for
     the device, and a graph breaks here.
     """
 
-    def __init__(self, ctx: Context) -> None:
+    def __init__(self, ctx: BuildContext) -> None:
         c = ctx.config
         super().__init__(
             make_mlp(ctx, c.moe_intermediate_size, reduce=False)
@@ -32,12 +32,12 @@ class ExpertLoop(nn.ModuleList):
         )
 
     def forward(
-        self, x: Tensor, chosen: Tensor, weights: Tensor, shared: Tensor | None
+        self, x: Tensor, topk_idx: Tensor, topk_weight: Tensor, shared: Tensor | None
     ) -> Tensor:
-        tokens, top = chosen.shape
-        order = chosen.flatten().argsort(stable=True)
+        tokens, top = topk_idx.shape
+        order = topk_idx.flatten().argsort(stable=True)
         counts = torch.zeros(len(self), dtype=torch.int64, device=x.device)
-        counts.scatter_add_(0, chosen.flatten(), torch.ones_like(chosen).flatten())
+        counts.scatter_add_(0, topk_idx.flatten(), torch.ones_like(topk_idx).flatten())
         rows = x[order // top]
         parts, start = [], 0
         for expert, count in enumerate(counts.tolist()):
@@ -47,7 +47,7 @@ class ExpertLoop(nn.ModuleList):
         expert_out = torch.empty_like(rows)
         expert_out[order] = torch.cat(parts)
         y = (
-            (expert_out.view(tokens, top, -1) * weights.unsqueeze(-1))
+            (expert_out.view(tokens, top, -1) * topk_weight.unsqueeze(-1))
             .sum(1)
             .to(x.dtype)
         )
@@ -62,7 +62,7 @@ class GroupedExperts(nn.Module):
     apart without the merged MLP), group_w2 [E, H, I/W].
     """
 
-    def __init__(self, ctx: Context) -> None:
+    def __init__(self, ctx: BuildContext) -> None:
         super().__init__()
         c = ctx.config
         experts, width = (
@@ -84,9 +84,9 @@ class GroupedExperts(nn.Module):
         )
 
     def forward(
-        self, x: Tensor, chosen: Tensor, weights: Tensor, shared: Tensor | None
+        self, x: Tensor, topk_idx: Tensor, topk_weight: Tensor, shared: Tensor | None
     ) -> Tensor:
-        return self.route(x, chosen, weights, shared)
+        return self.route(x, topk_idx, topk_weight, shared)
 
     def multiply(self, rows: Tensor, group_list: Tensor) -> Tensor:
         """rows [T*K, H] sorted by expert; group_list [E] int64, the row after each
@@ -102,27 +102,31 @@ class GroupedExperts(nn.Module):
         return gmm(inner, self.group_w2)
 
     def moe_infer_normal(
-        self, x: Tensor, chosen: Tensor, weights: Tensor, shared: Tensor | None
+        self, x: Tensor, topk_idx: Tensor, topk_weight: Tensor, shared: Tensor | None
     ) -> Tensor:
         """Routing in torch: sort, count, multiply, un-sort, weigh."""
-        tokens, top = chosen.shape
+        tokens, top = topk_idx.shape
         sorted_expert, order = (
-            chosen.flatten().sort()
+            topk_idx.flatten().sort()
         )  # any order within an expert: torchair has no stable sort
         last = torch.arange(self.experts, device=x.device).unsqueeze(-1)
         group_list = (sorted_expert <= last).sum(-1)  # rows up to and with each expert
         out = self.multiply(x[order // top], group_list)
         back = order.sort()[1]  # position of choice (token, k) among the sorted rows
-        y = (out[back].view(tokens, top, -1) * weights.unsqueeze(-1)).sum(1).to(x.dtype)
+        y = (
+            (out[back].view(tokens, top, -1) * topk_weight.unsqueeze(-1))
+            .sum(1)
+            .to(x.dtype)
+        )
         return y if shared is None else y + shared
 
     def moe_infer_fusion(
-        self, x: Tensor, chosen: Tensor, weights: Tensor, shared: Tensor | None
+        self, x: Tensor, topk_idx: Tensor, topk_weight: Tensor, shared: Tensor | None
     ) -> Tensor:
         """Routing by npu_moe_init_routing, npu_moe_compute_expert_tokens and
         npu_moe_finalize_routing."""
-        tokens, top = chosen.shape
-        chosen = chosen.to(torch.int32)
+        tokens, top = topk_idx.shape
+        topk_idx = topk_idx.to(torch.int32)
         # column-major by contract: choice k of token t has number k*T + t
         row_idx = (
             torch.arange(tokens * top, dtype=torch.int32, device=x.device)
@@ -130,23 +134,25 @@ class GroupedExperts(nn.Module):
             .t()
             .contiguous()
         )
-        rows, back, sorted_expert = ops.npu_moe_init_routing(x, row_idx, chosen, tokens)
+        rows, back, sorted_expert = ops.npu_moe_init_routing(
+            x, row_idx, topk_idx, tokens
+        )
         group_list = ops.npu_moe_compute_expert_tokens(sorted_expert, self.experts).to(
             torch.int64
         )
         out = self.multiply(rows, group_list)
         scales = (
-            weights if x.dtype == torch.bfloat16 else weights.to(x.dtype)
+            topk_weight if x.dtype == torch.bfloat16 else topk_weight.to(x.dtype)
         )  # bf16 rows take float32 scales
         return ops.npu_moe_finalize_routing(
-            out, shared, None, None, scales, back, chosen
+            out, shared, None, None, scales, back, topk_idx
         )
 
 
 class MoE(nn.Module):
     """[B, S, H] -> [B, S, H]: gate, routed experts, shared experts, one all-reduce."""
 
-    def __init__(self, ctx: Context) -> None:
+    def __init__(self, ctx: BuildContext) -> None:
         super().__init__()
         c = ctx.config
         self.parallel = ctx.parallel
@@ -162,8 +168,8 @@ class MoE(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         x = hidden.flatten(0, -2)  # [T, H]
-        chosen, weights = self.gate(x)
+        topk_idx, topk_weight = self.gate(x)
         shared = self.shared_experts(x) if self.shared_experts is not None else None
         return self.parallel.all_reduce(
-            self.experts(x, chosen, weights, shared)
+            self.experts(x, topk_idx, topk_weight, shared)
         ).view_as(hidden)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from .linear import Context
+from .context import BuildContext
 
 
 def scatter_group_mask(group_scores: Tensor, group_idx: Tensor) -> Tensor:
@@ -31,10 +31,10 @@ def one_hot_group_mask(group_scores: Tensor, group_idx: Tensor) -> Tensor:
 
 
 class Gate(nn.Module):
-    """hidden [T, H] -> (expert indices [T, K] int64, weights [T, K] float32); the same
+    """hidden [T, H] -> (topk_idx [T, K] int64, topk_weight [T, K] float32); the same
     on every rank."""
 
-    def __init__(self, ctx: Context) -> None:
+    def __init__(self, ctx: BuildContext) -> None:
         super().__init__()
         config = ctx.config
         self.config = config
@@ -68,8 +68,8 @@ class Gate(nn.Module):
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         scores = ops.linear(hidden.float(), self.weight).sigmoid()
-        chosen = self.choose(scores)
-        weights = scores.gather(1, chosen)
+        topk_idx = self.choose(scores)
+        topk_weight = scores.gather(1, topk_idx)
         if self.config.norm_topk_prob:
-            weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
-        return chosen, weights * self.config.routed_scaling_factor
+            topk_weight = topk_weight / (topk_weight.sum(-1, keepdim=True) + 1e-20)
+        return topk_idx, topk_weight * self.config.routed_scaling_factor

@@ -7,45 +7,18 @@ cut completes a block. `weight` is [out, in] as in nn.Linear.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import ops
-from ..config import DeepseekV3Config
-from ..ops.providers import GroupedMatmul, by_torch_npu
-from ..parallel import SINGLE, TensorParallel
-from ..steps import PortPlan
-
-
-@dataclass(frozen=True)
-class Context:
-    """What every component is built from."""
-
-    config: DeepseekV3Config
-    plan: PortPlan
-    parallel: TensorParallel = SINGLE
-    device: torch.device | str = "cpu"
-    dtype: torch.dtype = torch.float32
-    gmm: GroupedMatmul = by_torch_npu
-
-    def empty(self, *shape: int, dtype: torch.dtype | None = None) -> nn.Parameter:
-        """A parameter without values; weights/load.py fills every one or raises."""
-        return nn.Parameter(
-            torch.empty(shape, device=self.device, dtype=dtype or self.dtype),
-            requires_grad=False,
-        )
-
-    def share(self, total: int, what: str) -> int:
-        return self.parallel.share(total, what) if self.plan.tensor_parallel else total
+from .context import BuildContext
 
 
 class Linear(nn.Module):
     """Upstream: the whole matrix on every rank. [..., in] -> [..., out]."""
 
-    def __init__(self, ctx: Context, inputs: int, outputs: int) -> None:
+    def __init__(self, ctx: BuildContext, inputs: int, outputs: int) -> None:
         super().__init__()
         self.weight = ctx.empty(outputs, inputs)
 
@@ -53,20 +26,20 @@ class Linear(nn.Module):
         return ops.linear(x, self.weight)
 
 
-class ColumnLinear(Linear):
+class ColumnParallelLinear(Linear):
     """Column cut: this rank's out/W outputs. [..., in] -> [..., out/W]; no
     communication."""
 
-    def __init__(self, ctx: Context, inputs: int, outputs: int) -> None:
+    def __init__(self, ctx: BuildContext, inputs: int, outputs: int) -> None:
         super().__init__(ctx, inputs, ctx.share(outputs, "outputs"))
 
 
-class RowLinear(Linear):
+class RowParallelLinear(Linear):
     """Row cut: this rank's in/W inputs. [..., in/W] -> [..., out], summed over ranks
     unless `reduce` is False."""
 
     def __init__(
-        self, ctx: Context, inputs: int, outputs: int, reduce: bool = True
+        self, ctx: BuildContext, inputs: int, outputs: int, reduce: bool = True
     ) -> None:
         super().__init__(ctx, ctx.share(inputs, "inputs"), outputs)
         self.parallel = ctx.parallel
@@ -77,11 +50,11 @@ class RowLinear(Linear):
         return self.parallel.all_reduce(y) if self.reduce else y
 
 
-class Embedding(nn.Module):
+class VocabParallelEmbedding(nn.Module):
     """Token ids [B, S] -> [B, S, H]; cut over the vocabulary each rank looks up its own
     rows and the sum completes."""
 
-    def __init__(self, ctx: Context) -> None:
+    def __init__(self, ctx: BuildContext) -> None:
         super().__init__()
         self.parallel = ctx.parallel
         self.rows = ctx.share(ctx.config.vocab_size, "vocab_size")
@@ -96,11 +69,11 @@ class Embedding(nn.Module):
         return self.parallel.all_reduce(torch.where(mine.unsqueeze(-1), rows, 0.0))
 
 
-class Head(nn.Module):
+class ParallelLMHead(nn.Module):
     """LM head [B, S, H] -> logits [B, S, V] in float32; cut over the vocabulary the
     shards are gathered."""
 
-    def __init__(self, ctx: Context) -> None:
+    def __init__(self, ctx: BuildContext) -> None:
         super().__init__()
         self.parallel = ctx.parallel
         self.weight = ctx.empty(

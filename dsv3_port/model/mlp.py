@@ -7,19 +7,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import ops
-from .linear import ColumnLinear, Context, RowLinear
+from .context import BuildContext
+from .linear import ColumnParallelLinear, RowParallelLinear
 
 
 class SplitMLP(nn.Module):
     """Upstream: two matmuls, SiLU and a product. [..., H] -> [..., H]; each rank holds
     I/W of the width."""
 
-    def __init__(self, ctx: Context, width: int, reduce: bool = True) -> None:
+    def __init__(self, ctx: BuildContext, width: int, reduce: bool = True) -> None:
         super().__init__()
         hidden = ctx.config.hidden_size
-        self.gate_proj = ColumnLinear(ctx, hidden, width)
-        self.up_proj = ColumnLinear(ctx, hidden, width)
-        self.down_proj = RowLinear(ctx, width, hidden, reduce)
+        self.gate_proj = ColumnParallelLinear(ctx, hidden, width)
+        self.up_proj = ColumnParallelLinear(ctx, hidden, width)
+        self.down_proj = RowParallelLinear(ctx, width, hidden, reduce)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
@@ -32,15 +33,17 @@ class MergedMLP(nn.Module):
         one rank and up on another.
     """
 
-    def __init__(self, ctx: Context, width: int, reduce: bool = True) -> None:
+    def __init__(self, ctx: BuildContext, width: int, reduce: bool = True) -> None:
         super().__init__()
         hidden = ctx.config.hidden_size
-        self.merge_up_gate_proj = ColumnLinear(ctx, hidden, 2 * width)
-        self.down_proj = RowLinear(ctx, width, hidden, reduce)
+        self.merge_up_gate_proj = ColumnParallelLinear(ctx, hidden, 2 * width)
+        self.down_proj = RowParallelLinear(ctx, width, hidden, reduce)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(ops.npu_swiglu(self.merge_up_gate_proj(x)))
 
 
-def make_mlp(ctx: Context, width: int, reduce: bool = True) -> SplitMLP | MergedMLP:
+def make_mlp(
+    ctx: BuildContext, width: int, reduce: bool = True
+) -> SplitMLP | MergedMLP:
     return (MergedMLP if ctx.plan.mlp == "merged" else SplitMLP)(ctx, width, reduce)

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from .linear import Context
+from .context import BuildContext
 
 
 class SeparateNorm(nn.Module):
     """Upstream: add, then normalise, each as torch operators. Rounds to the dtype
     before the weight's product."""
 
-    def __init__(self, ctx: Context, width: int) -> None:
+    def __init__(self, ctx: BuildContext, width: int) -> None:
         super().__init__()
         self.weight = ctx.empty(width)
         self.eps = ctx.config.rms_norm_eps
@@ -35,7 +35,7 @@ class FusedNorm(nn.Module):
     """Ported: npu_add_rms_norm gives the normalised value and the new residual stream
     in one operator."""
 
-    def __init__(self, ctx: Context, width: int) -> None:
+    def __init__(self, ctx: BuildContext, width: int) -> None:
         super().__init__()
         self.weight = ctx.empty(width)
         self.eps = ctx.config.rms_norm_eps
@@ -50,5 +50,5 @@ class FusedNorm(nn.Module):
         return y, stream
 
 
-def make_norm(ctx: Context, width: int) -> SeparateNorm | FusedNorm:
+def make_norm(ctx: BuildContext, width: int) -> SeparateNorm | FusedNorm:
     return (FusedNorm if ctx.plan.norm == "add_rms_norm" else SeparateNorm)(ctx, width)

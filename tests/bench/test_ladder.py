@@ -83,7 +83,9 @@ def test_compiled_rung_compiles_once_per_phase(folder, monkeypatch):
         return module.forward
 
     def compile_steps(model, mode):
-        model.run_step = torch.compile(model.step, fullgraph=True, dynamic=False, backend=counting)
+        model.run_step = torch.compile(
+            model.forward_step, fullgraph=True, dynamic=False, backend=counting
+        )
         return model
 
     monkeypatch.setattr(graph, "compile_steps", compile_steps)

@@ -30,7 +30,7 @@ def test_with_plan_refuses_another_layout():
 def test_sweep_records(phase):
     model = random_model(PortPlan.full())
     models = {"a": model, "b": with_plan(model, PortPlan.full().minus("add_rms_norm"))}
-    step = models["b"].step
+    step = models["b"].forward_step
     models["b"].run_step = lambda *inputs: step(*inputs)  # as a compiled step stands there
     results = sweep(models, [3, 6], phase=phase, batch=2, rounds=2, profile="test")
     field = "context" if phase == "decode" else "tokens"

@@ -31,7 +31,7 @@ def test_full_plan_is_two_graphs_and_equal():
     with graphs.watch(model) as seen:
         assert torch.equal(run(model), eager)
     assert (len(seen.graphs), seen.runs, seen.breaks) == (2, 4, {})
-    assert model.run_step == model.step
+    assert model.run_step == model.forward_step
     with graphs.watch(model) as again:
         run(model, steps=5)
     assert len(again.graphs) == 2  # of its own: not found in an earlier watch's cache
@@ -96,7 +96,7 @@ def test_expert_loop_breaks_the_graph():
     assert any("Data dependent" in reason for reason in seen.breaks)
     with graphs.watch(model) as seen, pytest.raises(Exception, match="[Dd]ata.dependent"):
         run(model)
-    assert model.run_step == model.step
+    assert model.run_step == model.forward_step
 
 
 def test_prompt_lengths_recompile_unless_padded():
@@ -138,7 +138,7 @@ def test_generated_code_of_a_compiled_step():
         model(token, cache=cache)
     assert len(texts) == 1
     launched = sum(graphs.generated_kernels(texts[0]).values())
-    model.run_step = model.step
+    model.run_step = model.forward_step
     assert 0 < launched < sum(count_ops(lambda: model(token, cache=cache)).values())
 
 

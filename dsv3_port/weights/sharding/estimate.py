@@ -98,7 +98,7 @@ def _free(output: Path) -> int:
     return shutil.disk_usage(existing(output)).free
 
 
-def require_room(output: Path, need: int) -> None:
+def require_space(output: Path, need: int) -> None:
     free = _free(output)
     if need > free:
         raise PortError(

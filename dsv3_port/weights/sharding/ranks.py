@@ -19,7 +19,7 @@ from ...errors import PortError
 from ...files import sync_folder, write_json
 from ..content import hash_bytes
 from .contents import Contents
-from .estimate import require_room
+from .estimate import require_space
 from .journal import Journal, lock_rank
 from .manifest import MANIFEST, WORK, earlier_contents, rank_folder, read_rank_manifest
 from .plan import CODES, INDEX, FilePlan, RankPlan, Source, differences
@@ -192,7 +192,7 @@ def open_ranks(
     for rank_job in found:
         contents.expect(rank_job.journal.contents, rank_job.journal.fresh)
     contents.recall()
-    require_room(output, sum(r.bytes_to_write for r in found))
+    require_space(output, sum(r.bytes_to_write for r in found))
     allow_open_files(len(found) * (len(plan.files) + 1))
     for rank_job in found:
         stack.callback(rank_job.close)

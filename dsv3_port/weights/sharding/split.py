@@ -23,7 +23,7 @@ from ..content import Remembered
 from ..layout import targets
 from ..load import by_source, check_sources
 from .contents import Contents
-from .estimate import Estimate, estimate, require_room
+from .estimate import Estimate, estimate, require_space
 from .manifest import finish
 from .plan import DTYPES, RankPlan, identity, sources
 from .ranks import open_ranks
@@ -136,7 +136,7 @@ def shard_checkpoint(
         False,
     )
     if dry_run:
-        require_room(output, rank_plan.nbytes * len(chosen))
+        require_space(output, rank_plan.nbytes * len(chosen))
         return replace(report, seconds=time.perf_counter() - start)
     past = Remembered(checkpoint.path, checkpoint.files)
     contents = Contents(output, to_read, past, allow_nonfinite)

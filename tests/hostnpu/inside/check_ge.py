@@ -122,7 +122,7 @@ def test_view_optimisation_of_torchair() -> None:
     logits, _ = greedy(load_model(TINY, ABSORBED, "npu", "float32"), 0)
     model = load_model(TINY, ABSORBED, "npu", "float32")
     model.run_step = torch.compile(
-        model.step, fullgraph=True, dynamic=False, backend=torchair.get_npu_backend()
+        model.forward_step, fullgraph=True, dynamic=False, backend=torchair.get_npu_backend()
     )
     got, _ = greedy(model, 0)
     assert (got[0] - logits[0]).abs().max() <= 1e-5 * logits[0].abs().max()

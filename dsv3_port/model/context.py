@@ -1,0 +1,35 @@
+"""What every component of the model is built from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ..config import DeepseekV3Config
+from ..ops.providers import GroupedMatmul, by_torch_npu
+from ..parallel import SINGLE, TensorParallel
+from ..steps import PortPlan
+
+
+@dataclass(frozen=True)
+class BuildContext:
+    """Sizes, forms, this rank's place, where parameters lie, and who multiplies the experts."""
+
+    config: DeepseekV3Config
+    plan: PortPlan
+    parallel: TensorParallel = SINGLE
+    device: torch.device | str = "cpu"
+    dtype: torch.dtype = torch.float32
+    gmm: GroupedMatmul = by_torch_npu
+
+    def empty(self, *shape: int, dtype: torch.dtype | None = None) -> nn.Parameter:
+        """A parameter without values; weights/load.py fills every one or raises."""
+        return nn.Parameter(
+            torch.empty(shape, device=self.device, dtype=dtype or self.dtype),
+            requires_grad=False,
+        )
+
+    def share(self, total: int, what: str) -> int:
+        return self.parallel.share(total, what) if self.plan.tensor_parallel else total
