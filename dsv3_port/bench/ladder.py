@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..check.equivalence import STEPS_CHECKED, Rows, check_equivalence
-from ..check.peer import peer_model
+from ..check.peer import cache_argument, peer_model
 from ..config import PRESETS, DeepseekV3Config
 from ..count.census import count_ops, peak_memory
 from ..engine.device import pick_device, pick_dtype
@@ -131,6 +131,7 @@ class _Decode:
         self.ids = _tokens(models, (64, batch, 1), seed)
         self.now: dict[str, Tensor] = {}
         self.caches: dict[str, Any] = {}
+        self.word = cache_argument(models[PEER]) if PEER in models else ""
         for name, model in models.items():
             if isinstance(model, DeepseekV3):
                 self.caches[name] = model.new_cache(batch, context + 1)
@@ -150,7 +151,7 @@ class _Decode:
         model, cache = self.models[name], self.caches[name]
         if isinstance(model, DeepseekV3):
             return model(self.now[name], cache=cache)
-        return model(self.now[name], past_key_values=cache).logits
+        return model(self.now[name], **{self.word: cache}).logits
 
 
 class _Prefill:
@@ -192,7 +193,7 @@ def _peer_cache(peer: Any, batch: int, context: int, seed: int) -> Any:
     cache = DynamicCache(config=peer.config)
     ids = _tokens({PEER: peer}, (batch, context), seed)
     for part in ids.split(256, dim=1):
-        peer(part, past_key_values=cache, logits_to_keep=1)
+        peer(part, logits_to_keep=1, **{cache_argument(peer): cache})
     return cache
 
 

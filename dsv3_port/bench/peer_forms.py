@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..check.peer import peer_model
+from ..check.peer import cache_argument, peer_model
 from ..engine.graph import compile_peer
 from ..errors import PortError
 
@@ -65,6 +65,7 @@ class Peer:
         self.form, self.model, self.batch, self.room = form, model, batch, room
         self.device, self.config = model.device, model.config
         self.forward = compile_peer(model.forward, **options) if form.compiled else model.forward
+        self.word = cache_argument(model)
         self.clear()
 
     def clear(self) -> None:
@@ -79,9 +80,8 @@ class Peer:
     def prefill(self, ids: Tensor) -> Tensor:
         """Logits after the last token [B, 1, V]; the model's own prefill is never compiled, as its
         documents say."""
-        logits: Tensor = self.model.forward(
-            ids, past_key_values=self.cache, logits_to_keep=1
-        ).logits
+        given = {self.word: self.cache}
+        logits: Tensor = self.model.forward(ids, logits_to_keep=1, **given).logits
         return logits
 
     def fill(self, ids: Tensor) -> None:
@@ -91,7 +91,7 @@ class Peer:
 
     def step(self, ids: Tensor) -> Tensor:
         """One cached step, [B, 1] -> [B, 1, V]."""
-        logits: Tensor = self.forward(ids, past_key_values=self.cache, logits_to_keep=1).logits
+        logits: Tensor = self.forward(ids, logits_to_keep=1, **{self.word: self.cache}).logits
         return logits
 
     def rewind(self, length: int) -> None:

@@ -3,6 +3,7 @@ every plan."""
 
 from __future__ import annotations
 
+import inspect
 import logging
 from typing import Any
 
@@ -34,6 +35,22 @@ def peer_weights(model: DeepseekV3) -> dict[str, Tensor]:
         )
         state[f"{at}.down_proj"] = torch.stack(parts["down"])
     return {name: tensor.detach() for name, tensor in state.items()}
+
+
+def cache_argument(peer: Any) -> str:
+    """What the forward of transformers' model calls its cache: "cache" from 5.24 on,
+    "past_key_values" before.
+
+    By signature: the new name would vanish in the **kwargs of an older one, and every step would
+    see its own token only.
+    """
+    known = inspect.signature(peer.forward).parameters
+    for word in ("cache", "past_key_values"):
+        if word in known:
+            return word
+    raise PortError(
+        "this transformers takes its cache under a name that is not known here: use the pinned version"
+    )
 
 
 def peer_model(model: DeepseekV3) -> Any:

@@ -22,6 +22,7 @@ from ..errors import PortError
 from .library import supported_platform
 
 FOLDER_VARIABLE = "DSV3_TORCH_NPU_DIR"
+VERSION_VARIABLE = "DSV3_TORCH_NPU"  # a release of torch's own version, as 2.14.0 or 2.12.0.post3
 NETWORK = (
     "Temporary failure in name resolution",
     "Name or service not known",
@@ -34,14 +35,27 @@ NETWORK = (
 )
 
 
-def wanted_version() -> str:
-    """The torch_npu release that belongs to the installed torch: "2.13.0" for torch 2.13.0+cpu."""
+def torch_version() -> str:
+    """The installed torch's, without the build: "2.13.0" for 2.13.0+cpu."""
     try:
         return metadata.version("torch").split("+")[0]
     except metadata.PackageNotFoundError:
         raise PortError(
             "torch is not installed, and torch_npu must have its version: pip install torch==2.13.0"
         ) from None
+
+
+def wanted_version() -> str:
+    """The torch_npu release that belongs to the installed torch: "2.13.0" for torch 2.13.0+cpu, or
+    what DSV3_TORCH_NPU names. PortError where that one is for another torch."""
+    torch, named = torch_version(), os.environ.get(VERSION_VARIABLE)
+    if named and named.split(".post")[0] != torch:
+        own = named.split(".post")[0]
+        raise PortError(
+            f"{VERSION_VARIABLE} is {named}, which is for torch {own}, and torch is {torch}: unset it, or use "
+            f"an environment with torch {own} (pip install torch=={own})"
+        )
+    return named or torch
 
 
 def _name(version: str) -> str:
@@ -74,8 +88,7 @@ def find() -> Path | None:
             raise PortError(f"{FOLDER_VARIABLE} is {named}, where no torch_npu is")
         if version != wanted:
             raise PortError(
-                f"{FOLDER_VARIABLE} is {named} with torch_npu {version}, and torch is {wanted}: the two "
-                "must have one version"
+                f"{FOLDER_VARIABLE} is {named} with torch_npu {version}, and {wanted} is the one for this torch"
             )
         return Path(named)
     return next((p for p in places(wanted) if version_in(p) == wanted), None)

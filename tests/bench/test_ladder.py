@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 
 import pytest
 import torch
 
 from dsv3_port.bench import ladder as ladder_module
 from dsv3_port.bench.ladder import bench_ladder, ladder_plans, load_variants
+from dsv3_port.bench.peer_forms import PeerForm, make_peer
 from dsv3_port.bench.records import FAIR, PEER, UPSTREAM
 from dsv3_port.check.equivalence import check_equivalence
-from dsv3_port.check.peer import peer_model
+from dsv3_port.check.peer import cache_argument, peer_model
 from dsv3_port.engine import graph
 from dsv3_port.errors import PortError
 from dsv3_port.steps import STEPS, PortPlan
@@ -149,3 +151,27 @@ def test_peer_needs_upstream_forms_and_a_shared_expert():
         peer_model(random_model(PortPlan.full()))
     with pytest.raises(PortError, match="shared"):
         peer_model(random_model(PortPlan.upstream(), CONFIG.replace(n_shared_experts=0)))
+
+
+def test_the_peers_cache_by_the_name_that_its_forward_has():
+    """5.24 renamed it; an unknown name would be swallowed, and the peer would see no past."""
+
+    class Before:
+        def forward(self, input_ids, past_key_values=None, **kwargs): ...
+
+    class Now:
+        def forward(self, input_ids, cache=None, **kwargs): ...
+
+    class Neither:
+        def forward(self, input_ids, **kwargs): ...
+
+    assert cache_argument(Before()) == "past_key_values" and cache_argument(Now()) == "cache"
+    with pytest.raises(PortError, match="use the pinned version"):
+        cache_argument(Neither())
+    upstream = random_model(PortPlan.upstream())
+    peer = make_peer(PeerForm("as loaded"), upstream, 1, 8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        peer.prefill(torch.arange(5).view(1, 5))
+        peer.step(torch.tensor([[7]]))
+    assert peer.cache.get_seq_length() == 6

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from dsv3_port import cli
+from dsv3_port import cli, hostnpu
 from dsv3_port.errors import PortError
 from dsv3_port.hostnpu import install as folder
 from dsv3_port.hostnpu import library
 
-VERSION = folder.wanted_version()
+VERSION = folder.torch_version()
 
 
 @pytest.fixture(autouse=True)
@@ -25,6 +25,7 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     monkeypatch.setattr(folder, "places", lambda version: found)
     monkeypatch.setattr(folder, "supported_platform", lambda: "")
     monkeypatch.delenv(folder.FOLDER_VARIABLE, raising=False)
+    monkeypatch.delenv(folder.VERSION_VARIABLE, raising=False)
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "wheels"))
@@ -56,6 +57,31 @@ def digest(text: str) -> str:
 def test_version_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folder.metadata, "version", lambda name: "2.13.0+cpu")
     assert folder.wanted_version() == "2.13.0"
+
+
+def test_variable_names_the_release(
+    tmp_path: Path, places: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A later release for the same torch; one for another torch is refused before it is loaded."""
+    monkeypatch.setattr(folder, "torch_version", lambda: "2.14.0")
+    monkeypatch.setenv(folder.VERSION_VARIABLE, "2.14.0.post1")
+    make_wheel(tmp_path / "wheels", "2.14.0.post1")
+    assert folder.wanted_version() == "2.14.0.post1" and folder.find() is None
+    assert folder.install() == places[0] == folder.find()
+    monkeypatch.setenv(folder.VERSION_VARIABLE, "2.14.0")
+    assert folder.find() is None  # what is there is another release
+    monkeypatch.setenv(folder.VERSION_VARIABLE, "2.13.0")
+    with pytest.raises(
+        PortError,
+        match="DSV3_TORCH_NPU is 2.13.0, .* torch is 2.14.0: unset it, or .*torch==2.13.0",
+    ):
+        folder.find()
+    if not hostnpu.enabled():
+        monkeypatch.setattr(library, "supported_platform", lambda: "")
+        monkeypatch.setattr(library, "cann", lambda: None)
+        monkeypatch.setattr(hostnpu.importlib.util, "find_spec", lambda name: None)
+        assert hostnpu.why_not().startswith("DSV3_TORCH_NPU is 2.13.0")
+        assert hostnpu.status().folder == ""
 
 
 def test_real_places_are_the_environment_then_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +164,7 @@ def test_other_version_is_refused(
     assert folder.find() is None
     monkeypatch.setenv(folder.FOLDER_VARIABLE, str(places[0]))
     with pytest.raises(
-        PortError, match=f"torch_npu {VERSION}, and torch is 9.9.9: the two must have one version"
+        PortError, match=f"torch_npu {VERSION}, and 9.9.9 is the one for this torch"
     ):
         folder.find()
 
