@@ -27,7 +27,8 @@ from ..engine.runner import load_model, pick_device, pick_dtype
 from ..errors import PortError
 from ..model.cache import Cache
 from ..model.decoder import DeepseekV3
-from ..steps import STEPS, PortPlan
+from ..plan import PortPlan
+from ..steps import STEPS
 from ..weights.layout import targets
 from .measure import Results, measure
 from .records import FAIR, PEER, UPSTREAM

@@ -23,7 +23,7 @@ from ..engine.runner import load_model, pick_device, pick_dtype
 from ..errors import PortError
 from ..model.decoder import DeepseekV3
 from ..model.gate import Gate
-from ..steps import PortPlan
+from ..plan import PortPlan
 from .ladder import DECODE_SAMPLE, checkpoint_of
 from .measure import Results, measure
 from .records import Ratio

@@ -19,7 +19,8 @@ from ..count.traffic import Collective, CountedParallel
 from ..engine.runner import load_model
 from ..errors import PortError
 from ..parallel import TensorParallel, run_ranks
-from ..steps import TOLERANCE, PortPlan
+from ..plan import PortPlan
+from ..steps import TOLERANCE
 from .measure import BUSY_SHARE, BusyWatch, device_info, synchronize
 from .records import Record, Results
 

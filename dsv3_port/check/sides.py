@@ -19,7 +19,8 @@ from ..bench.measure import device_kind
 from ..engine.runner import load_model, pick_dtype
 from ..errors import PortError
 from ..parallel import TensorParallel, run_ranks
-from ..steps import TOLERANCE, PortPlan
+from ..plan import PortPlan
+from ..steps import TOLERANCE
 from ..weights.sharding import is_sharded, read_manifest
 from .compare import Report, compare_stages, stages_of
 from .peer import peer_model

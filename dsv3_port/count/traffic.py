@@ -16,7 +16,7 @@ from ..config import DeepseekV3Config
 from ..model.decoder import build
 from ..ops import cpu
 from ..parallel import TensorParallel
-from ..steps import PortPlan
+from ..plan import PortPlan
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from ..model.cache import Cache
 from ..model.decoder import DeepseekV3, build
 from ..ops.providers import use_gmm_provider
 from ..parallel import SINGLE, TensorParallel
-from ..steps import PortPlan
+from ..plan import PortPlan
 from ..weights.checkpoint import Checkpoint
 from ..weights.load import load_weights
 from .graph import compile_steps

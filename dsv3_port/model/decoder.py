@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..config import DeepseekV3Config
 from ..errors import PortError
 from ..parallel import SINGLE, TensorParallel
-from ..steps import PortPlan
+from ..plan import PortPlan
 from .attention import Step, make_attention
 from .cache import Cache, FixedCache, GrowingCache
 from .experts import MoE

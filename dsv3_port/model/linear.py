@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from .. import ops
 from ..config import DeepseekV3Config
 from ..parallel import SINGLE, TensorParallel
-from ..steps import PortPlan
+from ..plan import PortPlan
 
 
 @dataclass(frozen=True)
