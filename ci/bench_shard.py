@@ -100,7 +100,7 @@ def turn(kind: str, source: Path, work: Path) -> dict[str, Any]:
 
 def prepare(work: Path, experts: int, fp8: bool) -> Path:
     from dsv3_port.parallel import TensorParallel
-    from dsv3_port.steps import PortPlan
+    from dsv3_port.plan import PortPlan
     from dsv3_port.weights.layout import targets
     from dsv3_port.weights.sharding import DTYPES
     from dsv3_port.weights.sharding.plan import target_bytes

@@ -73,7 +73,7 @@ def ordinary(source: Path, target: Path) -> int:
 
     from dsv3_port.config import DeepseekV3Config
     from dsv3_port.parallel import TensorParallel
-    from dsv3_port.steps import PortPlan
+    from dsv3_port.plan import PortPlan
     from dsv3_port.weights.layout import targets
 
     stored: dict[str, Any] = {}

@@ -40,19 +40,9 @@ def steps_table_zh() -> str:
 
 
 def settings_table() -> str:
-    from dsv3_port.engine.settings import TABLE
+    from dsv3_port.cli.settings import markdown
 
-    rows = ["| variable | default | meaning |", "|---|---|---|"]
-    for row in TABLE:
-        choices = (
-            " (" + ", ".join(f"`{c}`" if c != "" else "unset" for c in row.choices) + ")"
-            if row.choices
-            else ""
-        )
-        rows.append(
-            f"| `{row.variable}` | {row.default if row.default != '' else '–'} | {row.meaning}{choices} |"
-        )
-    return "\n".join(rows)
+    return markdown()
 
 
 def signatures_table() -> str:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from .config import DeepseekV3Config
 from .errors import PortError
-from .steps import STEPS, PortPlan
+from .plan import PortPlan
+from .steps import STEPS
 from .version import __version__
 
 if TYPE_CHECKING:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import PortError
+from .presets import SIZES
 
 FP8_BLOCK = (128, 128)
 
@@ -89,31 +90,14 @@ class DeepseekV3Config:
     pad_token_id: int | None = None
     torch_dtype: str = "bfloat16"
     fp8: bool = False  # weights stored as e4m3 blocks with weight_scale_inv
-    extra: dict[str, Any] = field(
-        default_factory=dict, compare=False, repr=False
-    )  # keys kept but not used
+    extra: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)  # unused keys
 
     def __post_init__(self) -> None:
         def check(ok: bool, what: str) -> None:
             if not ok:
                 raise PortError(f"config: {what}")
 
-        for name in (
-            "vocab_size",
-            "hidden_size",
-            "intermediate_size",
-            "moe_intermediate_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "kv_lora_rank",
-            "qk_nope_head_dim",
-            "qk_rope_head_dim",
-            "v_head_dim",
-            "n_routed_experts",
-            "num_experts_per_tok",
-            "n_group",
-            "topk_group",
-        ):
+        for name in (*_required(), "n_group", "topk_group"):
             value = getattr(self, name)
             check(
                 isinstance(value, int) and value > 0,
@@ -154,9 +138,8 @@ class DeepseekV3Config:
     def softmax_scale(self) -> float:
         """Scale of the attention scores; it stays this value after the low-rank absorb (D is not R
         + Dr)."""
-        return self.qk_head_dim**-0.5 * (
-            self.rope_scaling.softmax_mscale if self.rope_scaling else 1.0
-        )
+        factor = self.rope_scaling.softmax_mscale if self.rope_scaling else 1.0
+        return self.qk_head_dim**-0.5 * factor
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
@@ -211,21 +194,9 @@ class DeepseekV3Config:
         dtype = values.pop("torch_dtype", None) or values.get("dtype") or "bfloat16"
         if isinstance(values.get("eos_token_id"), list):
             values["eos_token_id"] = tuple(values["eos_token_id"])
-        own = {f.name for f in dataclasses.fields(cls)} - {
-            "extra",
-            "fp8",
-            "rope_theta",
-            "rope_scaling",
-            "rope_interleave",
-            "torch_dtype",
-        }
-        missing = sorted(
-            f.name
-            for f in dataclasses.fields(cls)
-            if f.default is dataclasses.MISSING
-            and f.default_factory is dataclasses.MISSING
-            and f.name not in values
-        )
+        apart = {"extra", "fp8", "rope_theta", "rope_scaling", "rope_interleave", "torch_dtype"}
+        own = {f.name for f in dataclasses.fields(cls)} - apart
+        missing = sorted(set(_required()) - set(values))
         if missing:
             raise PortError(f"missing {', '.join(missing)}")
         extra = {k: v for k, v in values.items() if k not in own}
@@ -278,6 +249,15 @@ class DeepseekV3Config:
         return PRESETS[name]
 
 
+def _required() -> list[str]:
+    """The sizes that have no default."""
+    return [
+        f.name
+        for f in dataclasses.fields(DeepseekV3Config)
+        if f.default is f.default_factory is dataclasses.MISSING
+    ]
+
+
 def _rope(values: dict[str, Any]) -> tuple[float, RopeScaling | None, bool]:
     """rope_theta, yarn settings and layout, from `rope_scaling` (published) or `rope_parameters`
     (transformers 5)."""
@@ -312,114 +292,7 @@ def _check_quantization(q: dict[str, Any] | None) -> bool:
     return True
 
 
-_YARN = RopeScaling(
-    factor=40,
-    original_max_position_embeddings=4096,
-    beta_fast=32,
-    beta_slow=1,
-    mscale=1.0,
-    mscale_all_dim=1.0,
-)
-
-
-def _random(
-    hidden: int,
-    heads: int,
-    q_rank: int,
-    kv_rank: int,
-    nope: int,
-    rope: int,
-    experts: int,
-    groups: int,
-    top: int,
-    width: int,
-    vocab: int,
-) -> DeepseekV3Config:
-    """Random-weight sizes of the timing profiles: four layers, the first one dense."""
-    return DeepseekV3Config(
-        vocab_size=vocab,
-        hidden_size=hidden,
-        intermediate_size=4 * hidden,
-        moe_intermediate_size=width,
-        num_hidden_layers=4,
-        num_attention_heads=heads,
-        kv_lora_rank=kv_rank,
-        q_lora_rank=q_rank,
-        qk_nope_head_dim=nope,
-        qk_rope_head_dim=rope,
-        v_head_dim=nope,
-        n_routed_experts=experts,
-        num_experts_per_tok=top,
-        n_group=groups,
-        topk_group=max(1, groups // 2),
-        first_k_dense_replace=1,
-        routed_scaling_factor=2.5,
-        rope_scaling=_YARN,
-        max_position_embeddings=163840,
-        fp8=True,
-    )
-
-
-PRESETS: dict[str, DeepseekV3Config] = {
-    # the embedded model, data/tiny-dsv3, trained by data/train_tiny
-    "tiny": DeepseekV3Config(
-        vocab_size=1024,
-        hidden_size=256,
-        intermediate_size=512,
-        moe_intermediate_size=64,
-        num_hidden_layers=4,
-        num_attention_heads=8,
-        kv_lora_rank=64,
-        q_lora_rank=96,
-        qk_nope_head_dim=32,
-        qk_rope_head_dim=16,
-        v_head_dim=32,
-        n_routed_experts=16,
-        num_experts_per_tok=4,
-        n_group=4,
-        topk_group=2,
-        first_k_dense_replace=1,
-        routed_scaling_factor=2.5,
-        num_nextn_predict_layers=1,
-        rope_scaling=RopeScaling(
-            factor=4, original_max_position_embeddings=256, mscale=1.0, mscale_all_dim=1.0
-        ),
-        max_position_embeddings=1024,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=2,
-        fp8=True,
-    ),
-    # heads, ranks and expert counts: hidden, N, q rank, R, Dn, Dr, E, G, K, I, V
-    "small": _random(256, 8, 128, 64, 32, 16, 16, 4, 4, 128, 4096),
-    "w1": _random(
-        256, 32, 128, 64, 32, 16, 256, 8, 8, 64, 16384
-    ),  # DeepSeek-V3's own routing numbers
-    "w2": _random(512, 32, 192, 128, 64, 32, 128, 8, 8, 128, 16384),
-    "l": _random(1024, 16, 384, 256, 64, 32, 64, 8, 8, 512, 16384),
-    "v3-671b": DeepseekV3Config(
-        vocab_size=129280,
-        hidden_size=7168,
-        intermediate_size=18432,
-        moe_intermediate_size=2048,
-        num_hidden_layers=61,
-        num_attention_heads=128,
-        kv_lora_rank=512,
-        q_lora_rank=1536,
-        qk_nope_head_dim=128,
-        qk_rope_head_dim=64,
-        v_head_dim=128,
-        n_routed_experts=256,
-        num_experts_per_tok=8,
-        n_group=8,
-        topk_group=4,
-        first_k_dense_replace=3,
-        routed_scaling_factor=2.5,
-        num_nextn_predict_layers=1,
-        rope_scaling=_YARN,
-        max_position_embeddings=163840,
-        bos_token_id=0,
-        eos_token_id=1,
-        fp8=True,
-    ),
+PRESETS = {
+    name: DeepseekV3Config(**{**sizes, "rope_scaling": RopeScaling(**sizes["rope_scaling"])})
+    for name, sizes in SIZES.items()
 }

@@ -6,7 +6,7 @@ import torch
 
 from dsv3_port.config import DeepseekV3Config, RopeScaling
 from dsv3_port.model.decoder import DeepseekV3, build
-from dsv3_port.steps import PortPlan
+from dsv3_port.plan import PortPlan
 from dsv3_port.weights.layout import source_shapes, targets
 
 CONFIG = DeepseekV3Config(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from pathlib import Path
 
 import pytest
 
 from dsv3_port import STEPS, PortError, PortPlan
+from dsv3_port.plan import CHOICES
 from dsv3_port.steps import progress_map, step
 
 ROOT = Path(__file__).parents[1]
@@ -31,6 +33,19 @@ def test_plans():
     assert PortPlan.with_steps("merged_mlp").step_ids == ("merged_mlp",)
     assert PortPlan.full().minus("merged_mlp").plus("merged_mlp") == PortPlan.full()
     assert PortPlan.upto("aclgraph").graph == "aclgraph"
+
+
+def test_steps_and_the_choices_of_a_plan_agree():
+    assert set(CHOICES) == {f.name for f in dataclasses.fields(PortPlan)}
+    assert all(getattr(PortPlan(), name) == values[0] for name, values in CHOICES.items())
+    for s in STEPS:
+        assert s.upstream == CHOICES[s.field][0] and s.ported in CHOICES[s.field][1:]
+    own = {s.field for s in STEPS} | {
+        "prefill_attention",
+        "npu_routing_kernel",
+        "group_mask_value",
+    }
+    assert own == set(CHOICES)
 
 
 def test_unknown_names_are_refused_with_the_known_ones():

@@ -28,7 +28,8 @@ from ..engine.loading import load_model
 from ..errors import PortError
 from ..model.cache import Cache
 from ..model.decoder import DeepseekV3
-from ..steps import STEPS, PortPlan
+from ..plan import PortPlan
+from ..steps import STEPS
 from ..weights.layout import targets
 from .measure import Results, measure
 from .records import FAIR, PEER, UPSTREAM

@@ -24,7 +24,7 @@ from ..engine.loading import load_model
 from ..errors import PortError
 from ..model.decoder import DeepseekV3
 from ..model.gate import Gate
-from ..steps import PortPlan
+from ..plan import PortPlan
 from .ladder import DECODE_SAMPLE, checkpoint_of
 from .measure import Results, measure
 from .records import Ratio

@@ -13,7 +13,8 @@ from ..config import DeepseekV3Config
 from ..errors import PortError
 from ..model.context import BuildContext
 from ..model.mlp import MergedMLP, SplitMLP
-from ..steps import TOLERANCE, PortPlan
+from ..plan import PortPlan
+from ..steps import TOLERANCE
 from .measure import Results, measure
 
 

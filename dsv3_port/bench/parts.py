@@ -20,7 +20,8 @@ from ..engine.graph import compile_steps
 from ..engine.loading import load_model
 from ..errors import PortError
 from ..model.decoder import DeepseekV3, build
-from ..steps import TOLERANCE, PortPlan
+from ..plan import PortPlan
+from ..steps import TOLERANCE
 from .cases import FULL, GRAPHS, Case
 from .ladder import DECODE_SAMPLE, bench_ladder, checkpoint_of, ladder_plans
 from .limit import GEMM_SIZE, READ_BYTES, decode_limit, prefill_limit

@@ -28,7 +28,8 @@ from ..engine.settings import TABLE, environment
 from ..engine.tokenizer import load_tokenizer
 from ..errors import PortError
 from ..paths import tiny
-from ..steps import TOLERANCE, PortPlan
+from ..plan import PortPlan
+from ..steps import TOLERANCE
 from .ladder import bench_ladder, ladder_plans
 from .measure import device_info
 from .records import PEER, UPSTREAM, Record, Results

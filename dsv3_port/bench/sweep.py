@@ -16,7 +16,7 @@ from torch import Tensor
 from ..check.equivalence import check_equivalence
 from ..errors import PortError
 from ..model.decoder import DeepseekV3, build
-from ..steps import PortPlan
+from ..plan import PortPlan
 from ..weights.layout import targets
 from .measure import Results, measure
 

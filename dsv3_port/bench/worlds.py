@@ -21,7 +21,8 @@ from ..engine.launch import run_ranks
 from ..engine.loading import load_model
 from ..errors import PortError
 from ..parallel import TensorParallel
-from ..steps import TOLERANCE, PortPlan
+from ..plan import PortPlan
+from ..steps import TOLERANCE
 from .measure import BUSY_SHARE, BusyWatch, device_info
 from .records import Record, Results
 

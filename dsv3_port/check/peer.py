@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import PortError
 from ..model.decoder import DeepseekV3
-from ..steps import PortPlan
+from ..plan import PortPlan
 
 
 def peer_weights(model: DeepseekV3) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from ..engine.tokenizer import Prompt, load_tokenizer
 from ..errors import PortError
 from ..model.decoder import DeepseekV3
 from ..parallel import TensorParallel
-from ..steps import PortPlan
+from ..plan import PortPlan
 from .defects import GATHERS
 
 

@@ -20,7 +20,8 @@ from ..engine.launch import run_ranks
 from ..engine.loading import load_model
 from ..errors import PortError
 from ..parallel import TensorParallel
-from ..steps import TOLERANCE, PortPlan
+from ..plan import PortPlan
+from ..steps import TOLERANCE
 from ..weights.sharding import is_sharded, read_manifest
 from .compare import Report, compare_stages, stages_of
 from .peer import peer_model

@@ -19,7 +19,7 @@ def arguments(p: argparse.ArgumentParser) -> None:
     for row in TABLE:
         default = f", default {row.default}" if row.default != "" else ""
         text = f"{row.meaning} ({row.variable}{default})"
-        p.add_argument("--" + row.field.replace("_", "-"), dest=row.field, help=text)
+        p.add_argument(row.flag, dest=row.field, help=text)
     p.add_argument(
         "--prompt", action="append", help="a text to continue; may be given several times"
     )

@@ -26,6 +26,7 @@ COMMANDS = {
     "plan": "memory per card, from config.json alone; a forecast of times; or the steps of the port",
     "shard": "split a published checkpoint into one folder per rank",
     "infer": "continue prompts; every setting is a flag and an environment variable",
+    "settings": "what can be set for `infer`: variables, flags, values, defaults",
     "bench": "measure the ladder on this machine",
     "record": "a signed measurement of this device for data/recorded",
     "compare": "find the first layer in which two models differ",

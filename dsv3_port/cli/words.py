@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import PortError
-from ..steps import PortPlan, step
+from ..plan import PortPlan
+from ..steps import step
 
 DEVICE_HELP = "auto, cpu, cuda, npu or host-npu"
 DTYPE_HELP = "float32, bfloat16 or float16 (default: float32 on cpu, else bfloat16)"

@@ -17,7 +17,7 @@ from ..errors import PortError
 from ..model.attention import ExpandedAttention, LowRankAttention, attend, make_attention
 from ..model.context import BuildContext
 from ..ops.cpu import plain_products
-from ..steps import PortPlan
+from ..plan import PortPlan
 
 # what the cache holds, and how the queries meet it
 FORMS = ("expanded", "latent, absorbed", "latent, expanded again")

@@ -28,7 +28,7 @@ from ..model.cache import FixedCache
 from ..model.decoder import DeepseekV3, build
 from ..ops import cpu
 from ..parallel import TensorParallel
-from ..steps import PortPlan
+from ..plan import PortPlan
 from .census import is_launch, op_name
 from .traffic import Collective, sent_bytes
 

@@ -16,7 +16,7 @@ from ..engine.device import synchronize
 from ..model.decoder import build
 from ..ops import cpu
 from ..parallel import TensorParallel
-from ..steps import PortPlan
+from ..plan import PortPlan
 
 
 @dataclass(frozen=True)

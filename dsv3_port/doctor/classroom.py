@@ -48,7 +48,7 @@ def text() -> Check:
     from ..engine.loading import load_model
     from ..engine.tokenizer import load_tokenizer
     from ..paths import tiny
-    from ..steps import PortPlan
+    from ..plan import PortPlan
 
     folder = tiny()
     model = load_model(folder, PortPlan.full(), "cpu", "float32")
@@ -93,7 +93,7 @@ def compiled() -> Check:
     from ..engine.graph import compile_steps
     from ..engine.loading import load_model
     from ..paths import tiny
-    from ..steps import PortPlan
+    from ..plan import PortPlan
 
     model = load_model(tiny(), PortPlan.full(), "cpu", "float32")
     ids, start = torch.tensor([[5]]), time.perf_counter()

@@ -25,7 +25,8 @@ from ..errors import PortError
 from ..model.cache import Cache
 from ..model.decoder import DeepseekV3
 from ..ops.table import torch_npu
-from ..steps import PortPlan, step
+from ..plan import PortPlan
+from ..steps import step
 
 # every model compiled in a process shares one code object, and each counts as a recompile of it
 RECOMPILE_LIMITS = {"recompile_limit": 256, "accumulated_recompile_limit": 2048}

@@ -23,7 +23,7 @@ from ..config import DeepseekV3Config
 from ..errors import PortError
 from ..model.decoder import DeepseekV3
 from ..parallel import SINGLE, TensorParallel
-from ..steps import PortPlan
+from ..plan import PortPlan
 from ..weights.layout import targets
 from ..weights.sharding.manifest import check_fits, is_sharded, read_manifest
 from .device import device_for, use_card

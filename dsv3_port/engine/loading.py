@@ -9,7 +9,7 @@ import torch
 from ..model.decoder import DeepseekV3, build
 from ..ops.providers import provider
 from ..parallel import SINGLE, TensorParallel
-from ..steps import PortPlan
+from ..plan import PortPlan
 from ..weights.checkpoint import Checkpoint
 from ..weights.load import load_weights
 from .device import pick_device, pick_dtype

@@ -1,14 +1,15 @@
 """The settings of an inference run, and the only place where environment variables are read.
 
-Names and defaults are those of Ascend's sample; each is an environment variable and a flag, and the
-flag wins. `Settings.origin` says where each value came from.
+Each is an environment variable and a flag, and the flag wins; names are those of Ascend's sample
+where it has them. `Settings.origin` says where each value came from, TABLE what
+`dsv3-port settings` and docs/settings.md tell.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ..errors import PortError
@@ -16,127 +17,105 @@ from ..errors import PortError
 
 @dataclass(frozen=True)
 class Setting:
-    """One row of the table: field of Settings, variable, type, default, meaning."""
+    """One row of TABLE: a field of Settings, and what is known about it."""
 
     field: str
-    variable: str
     kind: type
     default: Any
+    variable: str
     meaning: str
     choices: tuple[Any, ...] = ()
+    at_least: int | None = None
+    in_sample: bool = True  # Ascend's sample has a variable of this name
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.field.replace("_", "-")
+
+    @property
+    def values(self) -> str:
+        """What it can be, in words."""
+        if self.choices:
+            return ", ".join("unset" if c == "" else str(c) for c in self.choices)
+        if self.kind is str:
+            return "text"
+        return "whole number" + (f", {self.at_least} or more" if self.at_least is not None else "")
 
 
-TABLE: tuple[Setting, ...] = (
-    Setting(
-        "world_size",
-        "WORLD_SIZE",
-        int,
-        1,
-        "ranks (cards) of the run; unset, that of the folder's manifest",
-    ),
-    Setting(
-        "local_rank", "LOCAL_RANK", int, 0, "this process's card on its machine; torchrun sets it"
-    ),
-    Setting(
-        "rank_id",
-        "RANK_ID",
-        int,
-        0,
-        "this process's rank among all (torchrun's RANK is read too); a "
-        "process in which it is set is that rank, one without it starts all ranks",
-    ),
-    Setting("master_addr", "MASTER_ADDR", str, "127.0.0.1", "address of rank 0's machine"),
-    Setting("master_port", "MASTER_PORT", int, 0, "port on it; 0 takes a free one"),
-    Setting("model_name", "MODEL_NAME", str, "deepseek_v3", "name used in reports"),
-    Setting(
-        "model_dir",
-        "MODEL_DIR",
-        str,
-        "",
-        "checkpoint folder, published format or written by `dsv3-port shard`",
-    ),
-    Setting(
-        "input_max_len",
-        "INPUT_MAX_LEN",
-        int,
-        1024,
-        "tokens of the longest prompt; graphs pad every "
-        "prompt to it, eager to the longest of its batch",
-    ),
-    Setting("max_new_tokens", "MAX_NEW_TOKENS", int, 32, "tokens generated at most"),
-    Setting("batch_size", "BATCH_SIZE", int, 1, "sequences decoded together"),
-    Setting(
-        "tokenizer_mode",
-        "TOKENIZER_MODE",
-        str,
-        "default",
-        "prompt as it is, or through the chat template",
-        ("default", "chat"),
-    ),
-    Setting(
-        "exe_mode",
-        "EXE_MODE",
-        str,
-        "eager",
-        "operator by operator, or compiled graphs",
-        ("eager", "dynamo"),
-    ),
-    Setting(
-        "enable_aclgraph", "ENABLE_ACLGRAPH", int, 0, "with dynamo: 0 GE graph, 1 aclgraph", (0, 1)
-    ),
-    Setting(
-        "gmm_provider",
-        "GMM_PROVIDER",
-        str,
-        "auto",
-        "who multiplies the experts on npu; auto is torch_npu",
-        ("auto", "torch_npu", "mindspeed", "reference"),
-    ),
-    Setting(
-        "job_timeout",
-        "JOB_TIMEOUT",
-        int,
-        300,
-        "seconds that ranks wait for one that does not answer before the job ends",
-    ),
-    Setting(
-        "hccl_deterministic",
-        "HCCL_DETERMINISTIC",
-        str,
-        "false",
-        "deterministic reductions across cards",
-        ("false", "true"),
-    ),
-    Setting(
-        "hccl_op_expansion_mode",
-        "HCCL_OP_EXPANSION_MODE",
-        str,
-        "",
-        "AIV: collectives on the vector cores",
-        ("", "AIV", "AI_CPU", "HOST", "HOST_TS"),
-    ),
-)
+def setting(variable: str, default: Any, meaning: str, *choices: Any, **more: Any) -> Any:
+    """A field of Settings with its row; `more` are the other columns of Setting."""
+    return field(
+        default=default, metadata=dict(more, variable=variable, meaning=meaning, choices=choices)
+    )
 
 
 @dataclass(frozen=True)
 class Settings:
-    world_size: int = 1
-    local_rank: int = 0
-    rank_id: int = 0
-    master_addr: str = "127.0.0.1"
-    master_port: int = 0
-    model_name: str = "deepseek_v3"
-    model_dir: str = ""
-    input_max_len: int = 1024
-    max_new_tokens: int = 32
-    batch_size: int = 1
-    tokenizer_mode: str = "default"
-    exe_mode: str = "eager"
-    enable_aclgraph: int = 0
-    gmm_provider: str = "auto"
-    job_timeout: int = 300
-    hccl_deterministic: str = "false"
-    hccl_op_expansion_mode: str = ""
+    world_size: int = setting(
+        "WORLD_SIZE",
+        1,
+        "ranks (cards) of the run; unset, that of the folder's manifest",
+        at_least=1,
+    )
+    local_rank: int = setting(
+        "LOCAL_RANK", 0, "this process's card on its machine; torchrun sets it"
+    )
+    rank_id: int = setting(
+        "RANK_ID",
+        0,
+        "this process's rank among all (torchrun's RANK is read too); a process in which it is set is that "
+        "rank, one without it starts all ranks",
+    )
+    master_addr: str = setting("MASTER_ADDR", "127.0.0.1", "address of rank 0's machine")
+    master_port: int = setting("MASTER_PORT", 0, "port on it; 0 takes a free one")
+    model_name: str = setting("MODEL_NAME", "deepseek_v3", "name used in reports")
+    model_dir: str = setting(
+        "MODEL_DIR", "", "checkpoint folder, published format or written by `dsv3-port shard`"
+    )
+    input_max_len: int = setting(
+        "INPUT_MAX_LEN",
+        1024,
+        "tokens of the longest prompt; graphs pad every prompt to it, eager to the longest of its batch",
+        at_least=1,
+    )
+    max_new_tokens: int = setting("MAX_NEW_TOKENS", 32, "tokens generated at most", at_least=1)
+    batch_size: int = setting("BATCH_SIZE", 1, "sequences decoded together", at_least=1)
+    tokenizer_mode: str = setting(
+        "TOKENIZER_MODE",
+        "default",
+        "prompt as it is, or through the chat template",
+        "default",
+        "chat",
+    )
+    exe_mode: str = setting(
+        "EXE_MODE", "eager", "operator by operator, or compiled graphs", "eager", "dynamo"
+    )
+    enable_aclgraph: int = setting(
+        "ENABLE_ACLGRAPH", 0, "with dynamo: 0 GE graph, 1 aclgraph", 0, 1
+    )
+    gmm_provider: str = setting(
+        "GMM_PROVIDER",
+        "auto",
+        "who multiplies the experts on npu; auto is torch_npu",
+        *("auto", "torch_npu", "mindspeed", "reference"),
+        in_sample=False,
+    )
+    job_timeout: int = setting(
+        "JOB_TIMEOUT",
+        300,
+        "seconds that ranks wait for one that does not answer before the job ends",
+        at_least=1,
+        in_sample=False,
+    )
+    hccl_deterministic: str = setting(
+        "HCCL_DETERMINISTIC", "false", "deterministic reductions across cards", "false", "true"
+    )
+    hccl_op_expansion_mode: str = setting(
+        "HCCL_OP_EXPANSION_MODE",
+        "",
+        "AIV: collectives on the vector cores",
+        *("", "AIV", "AI_CPU", "HOST", "HOST_TS"),
+    )
     origin: Mapping[str, str] = field(
         default_factory=dict, compare=False, repr=False
     )  # field -> what set it
@@ -148,9 +127,8 @@ class Settings:
                 raise PortError(
                     f"{row.variable} is {value!r}; it can be {', '.join(repr(c) for c in row.choices)}"
                 )
-        for name in ("world_size", "input_max_len", "max_new_tokens", "batch_size", "job_timeout"):
-            if getattr(self, name) < 1:
-                raise PortError(f"{name.upper()} must be 1 or more, not {getattr(self, name)}")
+            if row.at_least is not None and value < row.at_least:
+                raise PortError(f"{row.variable} must be {row.at_least} or more, not {value}")
         if not 0 <= self.master_port < 2**16:
             raise PortError(f"MASTER_PORT must be within 0..65535, not {self.master_port}")
         if self.local_rank < 0 or not 0 <= self.rank_id < self.world_size and self.is_rank:
@@ -200,7 +178,7 @@ class Settings:
         origin: dict[str, str] = {}
         for row in TABLE:
             raw, variable = (flags or {}).get(row.field), row.variable
-            origin[row.field] = f"flag --{row.field.replace('_', '-')}"
+            origin[row.field] = f"flag {row.flag}"
             if raw is None:
                 if row.field == "rank_id" and variable not in env:
                     variable = "RANK"
@@ -216,6 +194,13 @@ class Settings:
         if "hccl_deterministic" in values:
             values["hccl_deterministic"] = str(values["hccl_deterministic"]).lower()
         return cls(**values, origin=origin)
+
+
+TABLE = tuple(
+    Setting(f.name, type(f.default), f.default, **f.metadata)
+    for f in fields(Settings)
+    if "variable" in f.metadata
+)
 
 
 def environment(name: str, default: str | None = None) -> str | None:

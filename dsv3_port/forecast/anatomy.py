@@ -9,7 +9,7 @@ from typing import Any
 
 from ..config import DeepseekV3Config
 from ..parallel import TensorParallel
-from ..steps import PortPlan
+from ..plan import PortPlan
 from ..weights.layout import targets
 from .planner import active_params, rank_targets, total_params
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ..config import DeepseekV3Config
 from ..count.step_work import StepWork, step_work
-from ..steps import PortPlan
+from ..plan import PortPlan
 from .planner import kv_bytes_per_token, weight_bytes
 from .roofline import CARDS, FAST, SLOW, Assumptions, Card, Range, forecast_step
 

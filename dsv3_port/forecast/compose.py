@@ -17,7 +17,8 @@ from ..config import DeepseekV3Config
 from ..count.step_work import StepWork, step_work
 from ..errors import PortError
 from ..ge import layers as ge_layers
-from ..steps import STEPS, PortPlan
+from ..plan import PortPlan
+from ..steps import STEPS
 from .kernel_fit import ANY, MATMUL
 from .kernel_model import HOW, Costed, KernelModel, published_model
 from .roofline import recorded_rung

@@ -17,7 +17,7 @@ from functools import lru_cache
 from ..config import DeepseekV3Config
 from ..errors import PortError
 from ..parallel import SINGLE, TensorParallel
-from ..steps import PortPlan
+from ..plan import PortPlan
 from ..weights.layout import Target, targets
 
 GIB = 2**30

@@ -1,5 +1,4 @@
-"""FORECAST of prefill and decode on Ascend NPUs, rung by rung, as a range. Nothing here is a
-measurement.
+"""FORECAST of prefill and decode on Ascend NPUs, rung by rung, as a range; nothing is measured.
 
 Each operator of the step (count/step_work.py) takes the longer of its bytes over the memory's rate
 and its FLOPs over the matrix units' rate (a roofline: Williams et al. 2009, doi
@@ -18,7 +17,8 @@ from ..config import DeepseekV3Config
 from ..count.step_work import StepWork, Work, step_work
 from ..errors import PortError
 from ..ge import layers as ge_layers
-from ..steps import STEPS, PortPlan
+from ..plan import PortPlan
+from ..steps import STEPS
 
 _MSMODELING = "Ascend/msmodeling on gitcode.com: tensor_cast/device.py, profile "
 _CLOCK = "; 24 cube cores x 4096 products x 1.8 GHz (CANN's platform_config/Ascend910B2C.ini) give the same 353.9"

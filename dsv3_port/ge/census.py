@@ -29,8 +29,9 @@ from ..engine.loading import load_model
 from ..errors import PortError
 from ..hostnpu.ge_cost import kernels_of as kernels_of
 from ..model.decoder import DeepseekV3
+from ..plan import PortPlan
 from ..plots.style import title_of
-from ..steps import STEPS, PortPlan
+from ..steps import STEPS
 
 FULL = "full port"
 

@@ -10,7 +10,7 @@ from torch import nn
 from ..config import DeepseekV3Config
 from ..ops.providers import GroupedMatmul, by_torch_npu
 from ..parallel import SINGLE, TensorParallel
-from ..steps import PortPlan
+from ..plan import PortPlan
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from ..config import DeepseekV3Config
 from ..errors import PortError
 from ..ops.providers import GroupedMatmul, by_torch_npu
 from ..parallel import SINGLE, TensorParallel
-from ..steps import PortPlan
+from ..plan import PortPlan
 from .attention import StepInputs, make_attention
 from .cache import Cache, FixedCache, GrowingCache
 from .context import BuildContext

@@ -15,7 +15,7 @@ from ..config import DeepseekV3Config
 from ..errors import PortError
 from ..forecast.planner import GIB, Forecast, kv_bytes_per_token
 from ..paths import recorded_file
-from ..steps import PortPlan
+from ..plan import PortPlan
 from .shapes import box, name_rows, stack
 from .style import (
     BLUE,

@@ -11,7 +11,7 @@ from matplotlib.patches import Patch
 
 from ..config import DeepseekV3Config
 from ..parallel import TensorParallel
-from ..steps import PortPlan
+from ..plan import PortPlan
 from ..weights.layout import targets
 from .shapes import box
 from .style import CYCLE, GREY, LIGHT, SMALL, LabFigure, figure, finish, styled

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..config import DeepseekV3Config
 from ..parallel import SINGLE, TensorParallel
-from ..steps import PortPlan
+from ..plan import PortPlan
 
 
 def same(x: Tensor) -> Tensor:

@@ -16,7 +16,8 @@ from dsv3_port.check.equivalence import check_equivalence
 from dsv3_port.check.peer import cache_argument, peer_model
 from dsv3_port.engine import graph
 from dsv3_port.errors import PortError
-from dsv3_port.steps import STEPS, PortPlan
+from dsv3_port.plan import PortPlan
+from dsv3_port.steps import STEPS
 from dsv3_port.weights.synthetic import synthetic_checkpoint
 from tests.random_models import CONFIG, random_model
 

@@ -17,7 +17,7 @@ from dsv3_port.bench import measure as module
 from dsv3_port.bench.measure import count_ops, device_info, measure, peak_memory
 from dsv3_port.bench.records import Record, Results, load, quartiles, save, seconds_text, stamp
 from dsv3_port.errors import PortError
-from dsv3_port.steps import PortPlan
+from dsv3_port.plan import PortPlan
 from tests.random_models import random_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:other processes used")

@@ -7,7 +7,7 @@ import torch
 
 from dsv3_port.bench.sweep import decode_call, sweep, with_plan
 from dsv3_port.errors import PortError
-from dsv3_port.steps import PortPlan
+from dsv3_port.plan import PortPlan
 from tests.random_models import random_model
 
 

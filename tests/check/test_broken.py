@@ -6,7 +6,7 @@ import torch
 
 from dsv3_port import ops
 from dsv3_port.check.broken import row_major_row_idx, up_before_gate
-from dsv3_port.steps import PortPlan
+from dsv3_port.plan import PortPlan
 from tests.random_models import random_model
 
 

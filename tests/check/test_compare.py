@@ -9,7 +9,8 @@ from dsv3_port.check.compare import compare_models, record_stages, stages
 from dsv3_port.check.equivalence import check_equivalence
 from dsv3_port.check.peer import peer_model
 from dsv3_port.errors import PortError
-from dsv3_port.steps import STEPS, PortPlan
+from dsv3_port.plan import PortPlan
+from dsv3_port.steps import STEPS
 from tests.random_models import CONFIG, random_model
 
 IDS = torch.randint(3, 96, (2, 9), generator=torch.Generator().manual_seed(1))

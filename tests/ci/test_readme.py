@@ -60,7 +60,8 @@ def test_the_chinese_readme_is_its_twin():
 
 def test_what_the_readme_says_a_graph_needs_is_what_blocks_one():
     from dsv3_port.engine.graph import graph_blockers
-    from dsv3_port.steps import STEPS, PortPlan
+    from dsv3_port.plan import PortPlan
+    from dsv3_port.steps import STEPS
 
     needed = {
         w for s in STEPS for r in graph_blockers(PortPlan.upstream()) for w in [s.id] if w in r

@@ -7,7 +7,7 @@ import torch
 
 from dsv3_port.count.activations import expert_load, module_args, module_call
 from dsv3_port.errors import PortError
-from dsv3_port.steps import PortPlan
+from dsv3_port.plan import PortPlan
 from tests.random_models import CONFIG, random_model
 
 GATE = "model.layers.1.mlp.gate"

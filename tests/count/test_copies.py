@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dsv3_port.count.copies import addresses, append_bytes, written_bytes
-from dsv3_port.steps import PortPlan
+from dsv3_port.plan import PortPlan
 from tests.random_models import random_model
 
 

@@ -9,7 +9,7 @@ from dsv3_port.config import DeepseekV3Config
 from dsv3_port.count.flops import FORMS, attention_cost, count_flops
 from dsv3_port.errors import PortError
 from dsv3_port.forecast.planner import kv_bytes_per_token
-from dsv3_port.steps import PortPlan
+from dsv3_port.plan import PortPlan
 
 
 def formula(c: DeepseekV3Config, form: str, queries: int, context: int) -> int:

@@ -9,7 +9,7 @@ from dsv3_port.count import graphs
 from dsv3_port.count.census import count_ops
 from dsv3_port.engine.graph import compile_steps, graph_blockers
 from dsv3_port.errors import PortError
-from dsv3_port.steps import PortPlan
+from dsv3_port.plan import PortPlan
 
 from ..random_models import CONFIG, random_model
 

@@ -13,7 +13,8 @@ from dsv3_port.count.traffic import count_traffic
 from dsv3_port.errors import PortError
 from dsv3_port.forecast.planner import active_params, kv_bytes_per_token, weight_bytes
 from dsv3_port.ops import cpu
-from dsv3_port.steps import STEPS, PortPlan
+from dsv3_port.plan import PortPlan
+from dsv3_port.steps import STEPS
 from tests.random_models import CONFIG, random_model
 
 V3 = DeepseekV3Config.preset("v3-671b")

@@ -8,7 +8,7 @@ import torch
 from dsv3_port.bench.measure import count_ops
 from dsv3_port.count.activations import module_call
 from dsv3_port.count.syncs import host_syncs
-from dsv3_port.steps import PortPlan
+from dsv3_port.plan import PortPlan
 from tests.random_models import random_model
 
 X = torch.arange(4)

@@ -10,7 +10,7 @@ from dsv3_port.count.census import count_ops
 from dsv3_port.count.tape import Tape, taped
 from dsv3_port.engine.graph import run_eager
 from dsv3_port.errors import PortError
-from dsv3_port.steps import PortPlan
+from dsv3_port.plan import PortPlan
 
 from ..random_models import CONFIG, random_model
 

@@ -13,8 +13,8 @@ from dsv3_port.count.traffic import (
     handed_bytes,
     sent_bytes,
 )
+from dsv3_port.plan import PortPlan
 from dsv3_port.plots.ranks import traffic_plot
-from dsv3_port.steps import PortPlan
 from tests.random_models import CONFIG
 
 

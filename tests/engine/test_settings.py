@@ -8,13 +8,29 @@ import os
 
 import pytest
 
-from dsv3_port import PortError
+from dsv3_port import PortError, cli, paths
 from dsv3_port.engine.settings import TABLE, Settings
 
 
 def test_table_and_dataclass_hold_the_same_fields_and_defaults():
     fields = {f.name: f.default for f in dataclasses.fields(Settings) if f.name != "origin"}
     assert {row.field: row.default for row in TABLE} == fields
+
+
+def test_the_page_is_what_the_command_writes(capsys):
+    assert cli.main(["settings", "--markdown"]) == 0
+    page = (paths.repo_root() / "docs" / "settings.md").read_text(encoding="utf-8")
+    assert f"-->\n{capsys.readouterr().out}<!-- settings:end -->" in page
+
+
+def test_the_command_names_every_setting(capsys):
+    assert cli.main(["settings"]) == 0
+    out = capsys.readouterr().out
+    assert all(row.variable in out and row.flag in out for row in TABLE)
+
+
+def test_only_two_names_are_not_of_the_old_sample():
+    assert [r.variable for r in TABLE if not r.in_sample] == ["GMM_PROVIDER", "JOB_TIMEOUT"]
 
 
 def test_defaults_are_those_of_the_old_sample():

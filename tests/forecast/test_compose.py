@@ -14,7 +14,8 @@ from dsv3_port.forecast.compose import BAND, compose, in_order, ladder
 from dsv3_port.forecast.kernel_model import published_model
 from dsv3_port.forecast.kernels import by_id, find
 from dsv3_port.forecast.waits import sent, wait
-from dsv3_port.steps import STEPS, PortPlan
+from dsv3_port.plan import PortPlan
+from dsv3_port.steps import STEPS
 
 V3 = DeepseekV3Config.preset("v3-671b")
 SMALL = V3.replace(num_hidden_layers=4, first_k_dense_replace=1)

@@ -19,7 +19,7 @@ from dsv3_port.forecast.planner import (
 )
 from dsv3_port.model.decoder import build
 from dsv3_port.parallel import TensorParallel
-from dsv3_port.steps import PortPlan
+from dsv3_port.plan import PortPlan
 from tests.random_models import CONFIG, random_model
 
 V3 = DeepseekV3Config.preset("v3-671b")

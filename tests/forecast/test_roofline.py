@@ -29,7 +29,8 @@ from dsv3_port.forecast.roofline import (
 from dsv3_port.forecast.waits import wait
 from dsv3_port.ge import layers as ge_layers
 from dsv3_port.lab import plots
-from dsv3_port.steps import STEPS, PortPlan
+from dsv3_port.plan import PortPlan
+from dsv3_port.steps import STEPS
 
 ELEMENTWISE = (
     *VECTOR,

@@ -20,7 +20,7 @@ from dsv3_port.model.decoder import build
 from dsv3_port.ops import mindspeed, providers, table
 from dsv3_port.parallel import SINGLE
 from dsv3_port.paths import tiny
-from dsv3_port.steps import PortPlan
+from dsv3_port.plan import PortPlan
 
 from .meanings import reference
 from .mindspeed_stand_in import Gmm, install

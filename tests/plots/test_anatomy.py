@@ -9,9 +9,10 @@ import pytest
 from dsv3_port.config import DeepseekV3Config
 from dsv3_port.forecast.anatomy import component_params, config_rows, cut_rows
 from dsv3_port.forecast.planner import active_params, total_params
+from dsv3_port.plan import PortPlan
 from dsv3_port.plots.model_map import model_picture
 from dsv3_port.plots.parameters import parameter_picture
-from dsv3_port.steps import STEPS, PortPlan
+from dsv3_port.steps import STEPS
 from tests.random_models import CONFIG
 
 V3 = DeepseekV3Config.preset("v3-671b")

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from ...errors import PortError
 from ...files import write_atomic, write_json
-from ...steps import PortPlan
+from ...plan import PortPlan
 from ...version import __version__
 from ..content import hash_bytes, hash_file, of_tensors
 from .plan import FORMAT, differences, layout_of

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from ...steps import PortPlan
+from ...plan import PortPlan
 from ..checkpoint import SCALE, Checkpoint
 from ..content import hasher, side_files
 from ..fp8 import FP8

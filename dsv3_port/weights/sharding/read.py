@@ -18,7 +18,7 @@ from ...errors import PortError
 from ...model.decoder import DeepseekV3, build
 from ...ops.providers import GroupedMatmul, by_torch_npu
 from ...parallel import TensorParallel
-from ...steps import PortPlan
+from ...plan import PortPlan
 from ..content import SIDE_FILES, Remembered, hash_file, hasher
 from ..layout import Target, targets
 from .manifest import MANIFEST, check_fits, rank_folder, read_manifest, read_rank_manifest

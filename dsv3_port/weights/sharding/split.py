@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ...errors import PortError
 from ...parallel import TensorParallel
-from ...steps import PortPlan
+from ...plan import PortPlan
 from ..checkpoint import Checkpoint
 from ..content import Remembered
 from ..layout import targets

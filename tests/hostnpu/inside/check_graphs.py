@@ -29,20 +29,20 @@ from dsv3_port.engine.graph import (
 from dsv3_port.hostnpu import graphs, tape
 from dsv3_port.hostnpu.ge_table import OPERATORS
 from dsv3_port.model.decoder import DeepseekV3
-from dsv3_port.steps import _FORMS
+from dsv3_port.plan import CHOICES
 from tests.hostnpu.inside import check_model
 from tests.hostnpu.inside.short import load
 
 FULL = PortPlan.full()
 LENGTH = 10
 NEEDED = ("experts", "cache")  # upstream's forms of these cannot be a graph
-FREE = tuple(field for field in _FORMS if field not in (*NEEDED, "graph"))
+FREE = tuple(field for field in CHOICES if field not in (*NEEDED, "graph"))
 # Two sets of three rows out of five always share one, and none holds the other; with the row of no
 # set that is every pair of forms of any two fields.
 SETS = list(combinations(range(1, 6), 3))
 PLANS = [
     FULL.replace(
-        **{field: _FORMS[field][row in rows] for field, rows in zip(FREE, SETS, strict=True)}
+        **{field: CHOICES[field][row in rows] for field, rows in zip(FREE, SETS, strict=True)}
     )
     for row in range(6)
 ]
@@ -126,7 +126,7 @@ def test_ge_graphs_are_interpreted_here() -> None:
 def test_plans_hold_every_pair_of_forms() -> None:
     for first, second in combinations(FREE, 2):
         found = {(getattr(p, first), getattr(p, second)) for p in PLANS}
-        assert found == set(product(_FORMS[first], _FORMS[second]))
+        assert found == set(product(CHOICES[first], CHOICES[second]))
 
 
 @pytest.mark.parametrize("row", range(6))

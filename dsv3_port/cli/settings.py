@@ -1,0 +1,37 @@
+"""`dsv3-port settings`: what can be set for a run, as docs/settings.md has it."""
+
+from __future__ import annotations
+
+import argparse
+
+from tabulate import tabulate
+
+from ..engine.settings import TABLE
+
+NEEDS_TORCH = False
+
+
+def arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--markdown", action="store_true", help="the table of docs/settings.md")
+
+
+def run(args: argparse.Namespace) -> int:
+    print(markdown() if args.markdown else text())
+    return 0
+
+
+def text() -> str:
+    rows = [(r.variable, r.flag, r.default, f"{r.meaning} ({r.values})") for r in TABLE]
+    head = ("variable", "flag", "default", "meaning")
+    return tabulate(rows, head, disable_numparse=True, maxcolwidths=[None, None, None, 70])
+
+
+def markdown() -> str:
+    """The last column is the name in Ascend's sample of this model."""
+    rows = [
+        f"| `{r.variable}` | {r.values} | {'–' if r.default == '' else r.default} | {r.meaning} | "
+        f"{f'`{r.variable}`' if r.in_sample else '–'} |"
+        for r in TABLE
+    ]
+    head = "| variable | values | default | meaning | the old sample's name |"
+    return "\n".join([head, "|---|---|---|---|---|", *rows])

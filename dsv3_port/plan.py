@@ -1,0 +1,87 @@
+"""The plan of a port: which form of each component is built, and so which steps are on."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_type_hints
+
+from .errors import PortError
+from .steps import STEPS, step
+
+
+@dataclass(frozen=True, kw_only=True)
+class PortPlan:
+    """Which form of each component is built. The defaults are the upstream model. Every combination
+    is correct when run eagerly; engine/graph.py says which forms a graph needs.
+
+    Options that are not steps of their own: `prefill_attention` (of mla_low_rank: how it computes
+    several queries at once), `npu_routing_kernel` (of gmm_routing: npu_moe_* routing operators, else
+    sort and count in torch), `group_mask_value` (the old sample and Hugging Face's first code used
+    0.0, DeepSeek's own -inf).
+    """
+
+    tensor_parallel: bool = False
+    attention: Literal["expanded", "low_rank"] = "expanded"
+    prefill_attention: Literal["expanded", "absorbed"] = "expanded"
+    experts: Literal["loop", "grouped"] = "loop"
+    npu_routing_kernel: bool = True
+    group_mask: Literal["scatter", "one_hot"] = "scatter"
+    group_mask_value: float = -math.inf
+    mlp: Literal["split", "merged"] = "split"
+    cache: Literal["growing", "fixed"] = "growing"
+    rope: Literal["per_layer", "per_step"] = "per_layer"
+    norm: Literal["separate", "add_rms_norm"] = "separate"
+    lm_head: Literal["all", "last"] = "all"
+    graph: Literal["eager", "ge", "aclgraph"] = "eager"  # an execution mode, see engine/graph.py
+
+    def __post_init__(self) -> None:
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise PortError(
+                    f"PortPlan.{name} is {getattr(self, name)!r}; it can be "
+                    + " or ".join(repr(a) for a in allowed)
+                )
+
+    @classmethod
+    def upstream(cls) -> PortPlan:
+        """The model as DeepSeek and Hugging Face wrote it."""
+        return cls()
+
+    @classmethod
+    def full(cls) -> PortPlan:
+        """Every step that changes the model (1 to 6.4), run eagerly; graph modes are added with
+        `plus`."""
+        return cls.with_steps(*(s.id for s in STEPS if s.field != "graph"))
+
+    @classmethod
+    def upto(cls, step_id: str) -> PortPlan:
+        """The ladder's rung at `step_id`: this step and all before it."""
+        last = STEPS.index(step(step_id))
+        return cls.with_steps(*(s.id for s in STEPS[: last + 1]))
+
+    @classmethod
+    def with_steps(cls, *step_ids: str) -> PortPlan:
+        """Upstream plus just these steps, in any combination."""
+        return cls().plus(*step_ids)
+
+    def plus(self, *step_ids: str) -> PortPlan:
+        return dataclasses.replace(self, **{step(i).field: step(i).ported for i in step_ids})
+
+    def minus(self, *step_ids: str) -> PortPlan:
+        return dataclasses.replace(self, **{step(i).field: step(i).upstream for i in step_ids})
+
+    def replace(self, **changes: Any) -> PortPlan:
+        return dataclasses.replace(self, **changes)
+
+    @property
+    def step_ids(self) -> tuple[str, ...]:
+        """The steps that are on, in ladder order."""
+        return tuple(s.id for s in STEPS if getattr(self, s.field) == s.ported)
+
+
+# field -> what it can be, the default first
+CHOICES: dict[str, tuple[Any, ...]] = {
+    name: get_args(hint) or (False, True) for name, hint in get_type_hints(PortPlan).items()
+} | {"npu_routing_kernel": (True, False), "group_mask_value": (-math.inf, 0.0)}
