@@ -38,7 +38,8 @@ CARD = Pair(
     "cited",
     "26.1.0",
     "9.1.0-910b-ubuntu22.04-py3.12; A3: 9.1.0-a3-…",
-    "**the pair for a card.** Wheel signature check; installed by the container file's steps (Python 3.12, x86_64, PyPI's build of torch)",
+    "**the pair for a card.** Wheel signature check; installed by the container file's steps (Python 3.12, x86_64, "
+    "PyPI's build of torch)",
 )
 _HOST = (
     "**the host NPU's pair.** No card: all tests on Linux x86_64, CPU build with Python 3.11; Python 3.14 was "
