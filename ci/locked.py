@@ -5,8 +5,9 @@
 | constraints.txt | every package, with the hashes of all its files on PyPI | `ci/run.py` |
 | constraints-cuda.txt | what PyPI's torch for Linux asks for besides | `ci/run.py`, with that build |
 | pins.txt | constraints.txt without hashes | `pip install -c`: conda, container, an environment of your own |
+| pins-npu.txt | the same with torch and torch_npu of the pair for a card | machines with NPUs |
 
-`.venv/bin/python ci/pins.py` makes all three. pip takes no editable install together with hashes, so
+`.venv/bin/python ci/pins.py` makes all four. pip takes no editable install together with hashes, so
 the project itself comes last and alone. Standard library only; nothing newer than Python 3.6.
 """
 

@@ -185,7 +185,7 @@ def said(result: "object") -> str:
     )
 
 
-def comma(allowed: "tuple[str, ...]"):  # type: ignore[no-untyped-def]
+def comma(allowed: "tuple[str, ...]"):
     def words(text: str) -> "list[str]":
         wrong = [w for w in text.split(",") if w not in allowed]
         if wrong:

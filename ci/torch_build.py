@@ -32,7 +32,7 @@ CPU_INDEX = "https://download.pytorch.org/whl/cpu"  # as pytorch.org's "Get star
 VARIABLE = "DSV3_TORCH_BUILD"
 WORDS = ("auto", "cpu", "cuda", "default")
 # GB that .venv takes, and GB of the wheels it is made from; measured on Linux x86_64 with torch 2.13.0
-SIZES = {"cpu": (2.0, 0.6), "cuda": (5.5, 3.1)}
+SIZES = {"cpu": (2.0, 0.6), "cuda": (6.0, 3.1)}
 SOURCES = ("index-url", "extra-index-url", "find-links", "no-index")
 INDEX_SECONDS = 5  # a socket's; the whole question gets four times as long
 GPU_DRIVER = Path("/proc/driver/nvidia/version")

@@ -100,21 +100,23 @@ def check_writable(root: "Path") -> None:
 def check_room(root: "Path", installed: float, wheels: float, environ: "Mapping[str, str]") -> None:
     """Space (GB) for what is installed below `root`, and for the wheels twice: pip unpacks from
     its temporary folder, and keeps each in its cache. Folders on one disk add up."""
-    need = {}  # type: dict[int, list[object]]
+    need = {}  # type: dict[int, float]
+    where = {}  # type: dict[int, Path]
     places = [(root, installed), (Path(tempfile.gettempdir()), wheels)]
     if not environ.get("PIP_NO_CACHE_DIR"):
         places.append((pip_cache(environ), wheels))
     for folder, size in places:
         while not folder.exists() and folder != folder.parent:
             folder = folder.parent
-        disk = need.setdefault(os.stat(str(folder)).st_dev, [0.0, folder])
-        disk[0] += size  # type: ignore[operator]
-    for total, folder in need.values():
-        free = shutil.disk_usage(str(folder)).free / 1e9
-        if free < total:  # type: ignore[operator]
+        disk = os.stat(str(folder)).st_dev
+        where.setdefault(disk, folder)
+        need[disk] = need.get(disk, 0.0) + size
+    for disk, total in need.items():
+        free = shutil.disk_usage(str(where[disk])).free / 1e9
+        if free < total:
             raise Problem(
-                f"{free:.1f} GB are free on the disk of {folder}, about {total:.1f} are needed (packages, and pip's "
-                "temporary files and cache; TMPDIR and PIP_CACHE_DIR place these elsewhere)"
+                f"{free:.1f} GB are free on the disk of {where[disk]}, about {total:.1f} are needed (packages, and "
+                "pip's temporary files and cache; TMPDIR and PIP_CACHE_DIR place these elsewhere)"
             )
 
 

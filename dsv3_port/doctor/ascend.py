@@ -19,7 +19,7 @@ from ..engine.settings import environment
 from ..hostnpu import allocator_keys
 from ..hostnpu.library import ascendcl, cann_home, cann_library
 from .findings import FAIL, NA, OK, WARN, Check, numbers, version_of
-from .versions import TORCH, install_command, newest_for_cann, pair_of
+from .versions import CARD, install_command, newest_for_cann, pair_of
 
 DEVICES = Path("/dev")
 NONE_HERE = "no Ascend NPU, CANN or torch_npu on this machine"
@@ -149,8 +149,8 @@ def torch_npu() -> Check:
             "install CANN and source its set_env.sh, or set TORCH_DEVICE_BACKEND_AUTOLOAD=0, or "
             "pip uninstall torch-npu",
         )
-    tested = "" if numbers(version)[:3] == numbers(TORCH) else f" (tested with {TORCH})"
-    return Check("torch_npu", OK, f"{version}, the one for torch {torch}{tested}")
+    usual = "" if version.split("+")[0] == CARD.torch_npu else f" (recommended: {CARD.torch_npu})"
+    return Check("torch_npu", OK, f"{version}, the one for torch {torch}{usual}")
 
 
 def cann() -> Check:

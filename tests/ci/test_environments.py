@@ -31,6 +31,7 @@ else:
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 CONDA = {"environment.yml": ["dev"], "environment-npu.yml": ["dev", "npu"]}
+PINS = {"environment.yml": "pins.txt", "environment-npu.yml": "pins-npu.txt"}
 PYTHONS = [
     f"3.{minor}" for minor in range(venv_checks.SUPPORTED[0][1], venv_checks.SUPPORTED[1][1] + 1)
 ]
@@ -73,15 +74,39 @@ def test_conda_files_install_what_pyproject_names(name: str, extras: list[str]) 
     assert not own & packages.keys(), "named twice: pip installs it from pyproject.toml"
     assert {"python", "pip", "cxx-compiler"} <= packages.keys()
     assert SpecifierSet(PROJECT["requires-python"]).contains(packages["python"])
-    assert "-c ci/pins.txt" in pip and f"-e .[{','.join(extras)}]" in pip
+    assert f"-c ci/{PINS[name]}" in pip and f"-e .[{','.join(extras)}]" in pip
     rest = [line for line in pip if not line.startswith(("-c ", "-e ", "--extra-index-url "))]
     assert not rest, "packages belong into pyproject.toml"
 
 
-def test_the_npu_pair_is_one_and_the_pins_allow_it() -> None:
+def test_the_pair_for_a_card_is_one_everywhere() -> None:
+    """Extra, pins, container, workflow, doctor's words: what is documented with a CANN."""
+    card = versions.CARD
     optional = {r.name: r for r in map(Requirement, PROJECT["optional-dependencies"]["npu"])}
-    assert str(optional["torch"].specifier) == f"=={versions.TORCH}"
-    assert str(optional["torch-npu"].specifier) == f"=={versions.TORCH_NPU}"
+    assert str(optional["torch"].specifier) == f"=={card.torch}"
+    assert str(optional["torch-npu"].specifier) == f"=={card.torch_npu}"
+    lines = locked.requirement_lines(ROOT / "ci" / "pins-npu.txt")
+    assert {f"torch=={card.torch}", f"torch-npu=={card.torch_npu}"} <= set(lines)
+    text = (ROOT / "ci" / "npu" / "Dockerfile").read_text(encoding="utf-8")
+    assert f"ARG TORCH={card.torch}\nARG TORCH_NPU={card.torch_npu}\n" in text
+    assert f"ARG CANN_IMAGE=quay.io/ascend/cann:{card.cann}-" in text
+    npu = (ROOT / ".github" / "workflows" / "npu.yml").read_text(encoding="utf-8")
+    assert f'default: "{card.torch}"' in npu and f"cann:{card.cann}-" in npu
+    command = f"torch=={card.torch} torch-npu=={card.torch_npu}"
+    assert versions.install_command().endswith(command) and versions.CPU_INDEX in text
+    assert command in (ROOT / "docs" / "versions.md").read_text(encoding="utf-8")
+
+
+def test_pins_for_a_card_are_the_others_but_for_what_its_torch_asks() -> None:
+    """torch 2.12.0 forbids the pinned setuptools: with it, pip would take another torch."""
+    plain, card = (
+        set(locked.requirement_lines(ROOT / "ci" / name)) for name in ("pins.txt", "pins-npu.txt")
+    )
+    assert {Requirement(x).name for x in plain - card} == {"setuptools", "torch"}
+    assert {Requirement(x).name for x in card - plain} == {"setuptools", "torch", "torch-npu"}
+
+
+def test_the_pins_are_the_tested_torch() -> None:
     assert all(pins(python)["torch"] == Version(versions.TORCH) for python in PYTHONS)
 
 

@@ -130,7 +130,7 @@ def test_with_a_gpu_pypis_build_and_nobody_is_asked(tmp_path, monkeypatch, bare,
         and build.requirement == "torch===2.13.0"
         and "NVIDIA" in build.why.upper()
     )
-    assert "about 5.5 GB" in torch_build.sentence(build, PIN)
+    assert "about 6 GB" in torch_build.sentence(build, PIN)
 
 
 @linux

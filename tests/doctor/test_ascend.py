@@ -13,6 +13,8 @@ from dsv3_port.doctor import machine as doctor
 from dsv3_port.doctor.findings import FAIL, NA, OK, WARN, Check
 from dsv3_port.hostnpu import library
 
+PAIR = "pip install --extra-index-url https://download.pytorch.org/whl/cpu torch==2.12.0 torch-npu==2.12.0"
+
 TABLE = """
 +------------------------------------------------------------------------------------------------+
 | npu-smi 24.1.0                   Version: 24.1.0                                               |
@@ -128,7 +130,7 @@ MISMATCHES = [
         "9.1.0",
         "torch_npu",
         FAIL,
-        "pip install torch==2.13.0 torch-npu==2.13.0; or keep torch_npu: pip install torch==2.12.0",
+        f"{PAIR}; or keep torch_npu: pip install torch==2.12.0",
     ),
     (
         "the patch release differs",
@@ -144,7 +146,7 @@ MISMATCHES = [
         "9.1.0",
         "torch_npu",
         FAIL,
-        "torch-npu==2.13.0",
+        "torch-npu==2.12.0",
     ),
     (
         "CANN of the old sample",
@@ -160,7 +162,7 @@ MISMATCHES = [
         "8.5.0",
         "CANN",
         FAIL,
-        "install CANN 9.1.0, or pip install torch==2.9.0 torch-npu==2.9.0",
+        f"install CANN 9.1.0, or {PAIR}".replace("2.12.0", "2.9.0"),
     ),
     (
         "CANN is newer, triton-ascend #328",
@@ -168,7 +170,7 @@ MISMATCHES = [
         "9.1.0",
         "CANN",
         WARN,
-        "install CANN 8.5.0, or pip install torch==2.12.0 torch-npu==2.12.0",
+        f"install CANN 8.5.0, or {PAIR}",
     ),
     (
         "torch_npu was forgotten",
@@ -176,7 +178,7 @@ MISMATCHES = [
         "9.1.0",
         "torch_npu",
         FAIL,
-        "pip install torch==2.13.0 torch-npu==2.13.0",
+        PAIR,
     ),
 ]
 
@@ -222,7 +224,7 @@ MESSAGES = [
     ),
     (
         "OSError: extension.so: undefined symbol: _ZN7c10_npu3acl20AclrtPeekAtLastErrorE17aclrtLastErrLevel",
-        "torch-npu==2.13.0",
+        "torch-npu==2.12.0",
     ),
     (
         "ImportError: libtorch_npu.so: undefined symbol: _ZN2at4_ops5emptyE",
@@ -355,27 +357,20 @@ def test_the_whole_doctor_runs_on_such_a_machine(machine, monkeypatch):
     ]
 
 
-def test_every_pair_has_its_reason_and_the_tested_one_is_in_it():
-    assert all(p.verified and p.torch for p in versions.PAIRS)
-    assert "tests" in versions.pair_of(versions.TORCH_NPU).verified
+def test_every_pair_has_its_source_and_only_a_documented_one_is_for_a_card():
+    assert all(p.torch and (p.source or p.ran) for p in versions.PAIRS)
+    assert all(p.source for p in versions.PAIRS if p.cann)
+    assert versions.CARD.cann and versions.CARD in versions.PAIRS
+    assert "tests" in versions.pair_of(versions.TORCH_NPU).ran
+    assert not versions.pair_of(versions.TORCH_NPU).cann
     assert versions.pair_of("0.0.0") is None and versions.newest_for_cann((7, 0)) is None
+    assert versions.newest_for_cann((9, 1)) is versions.CARD
+    assert versions.newest_for_cann((9, 0)).torch_npu == "2.10.0"
+    assert versions.pair_of("2.12.0.post2").release == "26.1.1"
     assert versions.markdown().count("\n") == len(versions.PAIRS) + 1
 
 
-def test_a_cuda_build_of_torch_beside_a_card(machine, monkeypatch, tmp_path):
-    """torch_npu aborts the process there: the doctor says so and does not import torch."""
-    spec = types.SimpleNamespace(origin=str(tmp_path / "torch_npu" / "__init__.py"))
-    monkeypatch.setattr(ascend.importlib.util, "find_spec", lambda name: spec)
-    monkeypatch.setattr(ascend.allocator_keys, "other_device", lambda: "cuda")
-    monkeypatch.setattr(ascend.allocator_keys, "_registers", lambda folder: True)
-    found = ascend.torch_npu()
-    assert found.status == FAIL
-    assert "this torch is a build for cuda" in found.detail and "aborts" in found.detail
-    assert "--index-url https://download.pytorch.org/whl/cpu torch==" in found.remedy
-    monkeypatch.delitem(doctor.sys.modules, "torch")
-    monkeypatch.setattr(doctor.importlib, "import_module", lambda name: pytest.fail("imported"))
-    monkeypatch.setattr(doctor, "environment", lambda name, default=None: default)
-    assert doctor.import_torch() == (None, ascend.clash())
-    monkeypatch.setattr(doctor, "environment", lambda name, default=None: "0")  # no autoload
-    monkeypatch.setattr(doctor.importlib, "import_module", lambda name: name)
-    assert doctor.import_torch() == ("torch", "")
+def test_a_cann_of_the_same_line_fits_a_pair_of_any_patch(machine):
+    machine.versions.update({"torch": "2.12.0", "torch-npu": "2.12.0.post2"})
+    machine.cann("9.1.1")
+    assert machine.found()["CANN"].status == OK
