@@ -23,7 +23,7 @@ from ..version import __version__
 COMMANDS = {
     "doctor": "what this machine has, and what will run on it",
     "hostnpu": "the real torch_npu on a machine without NPU and CANN: install it, or say what there is",
-    "plan": "memory per card, from config.json alone; a forecast of times; or the steps of the port",
+    "plan": "memory per card, from config.json alone; times by a forecast or by measured kernels; or the steps",
     "shard": "split a published checkpoint into one folder per rank",
     "infer": "continue prompts; every setting is a flag and an environment variable",
     "settings": "what can be set for `infer`: variables, flags, values, defaults",
@@ -31,6 +31,7 @@ COMMANDS = {
     "record": "a signed measurement of this device for data/recorded",
     "compare": "find the first layer in which two models differ",
     "ge": "list, count, draw, run or compare converted GE graphs (.air, pbtxt)",
+    "npu-kernels": "kernel times that a profiler wrote on your card, beside the published ones",
     "tutorial": "execute the notebooks and build the pages",
 }
 

@@ -55,6 +55,18 @@ def arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--prefill", type=int, default=1024, help="a forecast's prompt (default: %(default)s)"
     )
+    p.add_argument(
+        "--what-if",
+        action="store_true",
+        help="decode times instead, composed from kernels that others measured: each layout's memory, "
+        "step with its band, what binds, and the step to do next",
+    )
+    p.add_argument("--cards", type=int, help="with --what-if: how many cards there are")
+    p.add_argument(
+        "--kernels",
+        metavar="FILE",
+        help="with --what-if: your own card's times, as `npu-kernels import --out FILE` wrote them",
+    )
     p.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -71,8 +83,17 @@ def run(args: argparse.Namespace) -> int:
             f"--config: {args.config!r} is neither a checkpoint folder nor one of {', '.join(PRESETS)}"
         )
     read = DeepseekV3Config.preset if is_preset else DeepseekV3Config.from_pretrained
-    (_times if args.forecast else _memory)(args, read(args.config))
+    print_it = _what_if if args.what_if else _times if args.forecast else _memory
+    print_it(args, read(args.config))
     return 0
+
+
+def _what_if(args: argparse.Namespace, config: DeepseekV3Config) -> None:
+    from .what_if import what_if
+
+    if args.cards is not None:
+        check_positive(args, "cards")
+    what_if(args, config)
 
 
 def _memory(args: argparse.Namespace, config: DeepseekV3Config) -> None:
@@ -108,12 +129,17 @@ def _memory(args: argparse.Namespace, config: DeepseekV3Config) -> None:
 
 def _times(args: argparse.Namespace, config: DeepseekV3Config) -> None:
     """The roofline forecast of every rung, a column for each number of cards and phase."""
+    from ..forecast.planner import cannot_cut, forecast, world_sizes
     from ..forecast.roofline import CARDS, forecast_ladder
     from ..plots.forecast import assumptions_text
     from ..steps import step
 
     check_positive(args, "prefill")
     worlds = parse_ints(args.world_size, "--world-size")
+    divide = world_sizes(config)
+    for world in worlds:
+        if world not in divide:
+            raise PortError(f"--world-size: {cannot_cut(world, divide)}")
     found = {
         w: forecast_ladder(
             config,
@@ -150,6 +176,6 @@ def _times(args: argparse.Namespace, config: DeepseekV3Config) -> None:
         f"{args.prefill} tokens, decode of batch {args.batch} with {args.seq_len} cached"
     )
     print(tabulate(rows, ("", "step", *heads), stralign="right", disable_numparse=True))
-    print(
-        f"Assumed: {assumptions_text()}.\nRates: {card.source}. Whether it fits: without --forecast."
-    )
+    print(f"Taken: {assumptions_text()}.\nRates: {card.source}.")
+    for f in forecast(config, worlds, card.memory_gib, batch=args.batch, seq_len=args.seq_len):
+        print(f"{f.world_size} ranks: {'fits, ' if f.fits else 'does not fit: '}{f.reason}")

@@ -149,9 +149,9 @@ def forward_points() -> list[Kernel]:
         if launch.kernel == "GroupedMatmul" and ins[1][0] == 2:  # 2 of 256 experts are here
             note = f"valid~{ins[0][0] // 128}"
         mb, gflop = work(launch.kernel, ins, launch.dtypes.split(";"), outs, note)
-        sizes = (1, launch.us, launch.us, launch.us, mb, gflop)
+        sizes = (launch.us, launch.us, launch.us, mb, gflop)
         words = (launch.inputs, launch.dtypes, launch.outputs, note, "")
-        found.append(Kernel(launch.id, CARD, "", launch.kernel, *words, *sizes, "", "", ""))
+        found.append(Kernel(launch.id, CARD, "", launch.kernel, *words, 1, *sizes, "", "", ""))
     return found
 
 

@@ -8,7 +8,7 @@ has a range only, between the fastest and the slowest rate at which a cold matri
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -48,13 +48,15 @@ class KernelModel:
 
     def __init__(self, points: Sequence[Kernel], fits: dict[str, Fit], device: str = CARD) -> None:
         self.points, self.fits, self.device = points, fits, device
-        cold = [k for f in (MATMUL, GROUPED) for k in fits[f].points if k.rows <= 8 and k.mb > 20]
+        product, grouped = fits[MATMUL].points, fits[GROUPED].points
+        base = kernel_tables.fits()[MATMUL].points  # where a card's own have none of a kind
+        cold = _such((*product, *grouped), base, lambda k: k.rows <= 8 and k.mb > 20)
         self.fastest = max(cold, key=lambda k: k.mb / k.median)
         self.slowest = min(cold, key=lambda k: k.mb / k.median)
-        large = [k for k in fits[MATMUL].points if k.rows >= 1000 and k.gflop > 5]
+        large = _such(product, base, lambda k: k.rows >= 1000 and k.gflop > 5)
         self.most_flops = max(large, key=lambda k: k.gflop / k.median)
         self.least_flops = min(large, key=lambda k: k.gflop / k.median)
-        short = [k for k in fits[MATMUL].points if k.mb < 4.5]
+        short = _such(product, base, lambda k: k.mb < 4.5)
         self.slow_start = max(short, key=lambda k: k.median)
 
     def cost(self, w: Work) -> Costed:
@@ -106,6 +108,12 @@ class KernelModel:
         ends = (self.fastest, self.slowest, self.most_flops, self.least_flops, self.slow_start)
         low = max(low, min(k.median for k in self.points if k.device == self.device))
         return Estimate(math.sqrt(low * high), low, high, "bounded", tuple(k.id for k in ends))
+
+
+def _such(
+    points: Sequence[Kernel], base: Sequence[Kernel], keep: Callable[[Kernel], bool]
+) -> list[Kernel]:
+    return [k for k in points if keep(k)] or [k for k in base if keep(k)]
 
 
 @lru_cache(maxsize=1)

@@ -176,4 +176,4 @@ def pair(
     ]
     if by_fit and not near:
         near = f"{' and '.join(by_fit)}: fitted, no point of this size"
-    return [Pair(size, what, *sides, near)]
+    return [Pair(size, what, sides[0], sides[1], near)]

@@ -222,7 +222,11 @@ def _waits(graph: str) -> StepKernels:
         for g in (eager, static)
     ]
     near = "the same 43 layers, one token a rank; eager bfloat16, graph int8, two days apart; p10 to p90"
-    pairs = (Pair("decode, 1 token", "a kernel waits behind the one before it", *sides, near),)
+    pairs = (
+        Pair(
+            "decode, 1 token", "a kernel waits behind the one before it", sides[0], sides[1], near
+        ),
+    )
     said = [
         f"Layer to layer {eager.layer_us:,.0f} µs [{eager.id}] eager and {static.layer_us:,.0f} µs [{static.id}] in a "
         f"graph; step to step {eager.step_ms:.1f} ms [{eager.id}] and {static.step_ms:.1f} ms [{static.id}]. Another "

@@ -167,8 +167,10 @@ def _forecast(
             positions * kv_bytes_per_token(config, plan.replace(attention=form), dtype, world)
             for form in ("low_rank", "expanded")
         )
-    except PortError as error:  # this world size does not divide the model
-        return Forecast(world, dtype, {}, 0, 0, 0, False, str(error))
+    except PortError as error:
+        divide = world_sizes(config)
+        reason = str(error) if world in divide else cannot_cut(world, divide)
+        return Forecast(world, dtype, {}, 0, 0, 0, False, reason)
     total = sum(weights.values()) + (latent if plan.attention == "low_rank" else expanded)
     usable = hbm_gib * (1 - reserve)
     fits = total <= usable * GIB
@@ -176,6 +178,14 @@ def _forecast(
     if not fits:
         reason = f"needs {total / GIB:.1f} GiB, {usable:.1f} are usable ({reserve:.0%} of {hbm_gib:g} kept free)"
     return Forecast(world, dtype, weights, latent, expanded, total, fits, reason)
+
+
+def cannot_cut(world: int, divide: Sequence[int]) -> str:
+    """What to say of a number of ranks that does not divide the model; `divide`: those that do."""
+    return (
+        f"the model cannot be cut over {world} ranks; it can over {', '.join(map(str, divide))} "
+        "(heads, widths and vocabulary must all divide)"
+    )
 
 
 def world_sizes(config: DeepseekV3Config) -> list[int]:
