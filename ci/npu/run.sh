@@ -2,7 +2,7 @@
 # Everything that can be proven on a machine with NPUs, in one command:
 #   bash ci/npu/run.sh [--device npu] [--out results-npu] [--dry-run]
 # doctor, tests, all notebooks on one card and on all, text on one card and on all (the tokens must be equal) in eager
-# and both graph modes, and a record of the ladder. A step that fails does not stop the others; the exit code is 1 then.
+# and both graph modes, a record of the ladder, and kernel times beside the published ones. A step that fails does not stop the others; the exit code is 1 then.
 # --device cpu rehearses the script, --dry-run prints what would run.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit 2
@@ -76,6 +76,9 @@ text all-aclgraph --model-dir "$out/tiny-ranks" --exe-mode dynamo --enable-aclgr
 step same-tokens python3 ci/npu/same_tokens.py "$out/text-1.json" "$out/text-ge.json" "$out/text-aclgraph.json" \
     "$out/text-all.json" "$out/text-all-ge.json" "$out/text-all-aclgraph.json"
 step record dsv3-port record --device "$device" --out "$out"
+
+step kernels python3 ci/npu/profile_kernels.py --device "$device" --out "$out/kernels"
+[ "$device" = cpu ] || step own-kernels dsv3-port npu-kernels import "$out/kernels" --out "$out/own-kernels.csv"
 
 if [ ${#failed[@]} -gt 0 ]; then
     echo "failed: ${failed[*]}; logs are in $out"

@@ -1,4 +1,4 @@
-"""`dsv3-port plan`: memory per card, a forecast of times, or the steps of the port."""
+"""`dsv3-port plan`: memory per card, times by a forecast or by measured kernels, or the steps."""
 
 from __future__ import annotations
 
@@ -89,11 +89,45 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _what_if(args: argparse.Namespace, config: DeepseekV3Config) -> None:
-    from .what_if import what_if
+    """Decode by measured kernels: each layout's memory, time, what binds, and the next step."""
+    from ..forecast import own_kernels
+    from ..forecast.compose import SENTENCE
+    from ..forecast.kernels import CARD, label
+    from ..forecast.what_if import layouts, suggested
 
     if args.cards is not None:
         check_positive(args, "cards")
-    what_if(args, config)
+    model = own_kernels.model(own_kernels.load(args.kernels)) if args.kernels else None
+    found = layouts(
+        config,
+        parse_ints(args.world_size, "--world-size"),
+        cards=args.cards,
+        hbm_gib=parse_gib(args.hbm),
+        batch=args.batch,
+        context=args.seq_len,
+        plan=parse_plan(args.plan),
+        model=model,
+    )
+    best = suggested(found)
+    if args.json:
+        rows = [x.to_dict() | {"suggested": x is best} for x in found]
+        print(json.dumps(rows, indent=1, ensure_ascii=False))
+        return
+    print(
+        f"decode of {args.batch} sequences with {args.seq_len} cached, bfloat16, plan {args.plan}: {SENTENCE}"
+    )
+    print(tabulate([x.row() for x in found], headers="keys", disable_numparse=True))
+    said = "no missing step shortens decode by more than 3 %"
+    if best.decode and best.after:
+        said = f"next step: {best.next_step}, ~{best.decode.ms:.0f} to ~{best.after.ms:.0f} ms composed"
+    copies = f", {best.copies} copies" if best.copies > 1 else ""
+    print(f"\nsuggested: {best.world_size} ranks{copies}; {said}\n")
+    print(
+        f"Kernels: {model.device}, {args.kernels}; published ones of {CARD} where it has none."
+        if model
+        else label(CARD)
+    )
+    print("The latency of collectives is in no source and not in the times.")
 
 
 def _memory(args: argparse.Namespace, config: DeepseekV3Config) -> None:
@@ -176,6 +210,6 @@ def _times(args: argparse.Namespace, config: DeepseekV3Config) -> None:
         f"{args.prefill} tokens, decode of batch {args.batch} with {args.seq_len} cached"
     )
     print(tabulate(rows, ("", "step", *heads), stralign="right", disable_numparse=True))
-    print(f"Taken: {assumptions_text()}.\nRates: {card.source}.")
+    print(f"Assumed: {assumptions_text()}.\nRates: {card.source}.")
     for f in forecast(config, worlds, card.memory_gib, batch=args.batch, seq_len=args.seq_len):
         print(f"{f.world_size} ranks: {'fits, ' if f.fits else 'does not fit: '}{f.reason}")

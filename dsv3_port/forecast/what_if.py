@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..config import DeepseekV3Config
 from ..count.step_work import step_work
@@ -40,6 +41,39 @@ class Layout:
     @property
     def possible(self) -> bool:
         return self.decode is not None
+
+    def row(self) -> dict[str, Any]:
+        """A row of a table, milliseconds."""
+        d = self.decode
+        row: dict[str, Any] = {"ranks": self.world_size, "copies": self.copies or "–"}
+        if d is None:
+            nothing = dict.fromkeys(("memory", "decode ms", "covered"), "–")
+            return row | nothing | {"binds": self.reason, "next": "–"}
+        return row | {
+            "memory": self.memory.reason,
+            "decode ms": f"~{d.ms:.0f} ({d.low:.0f}–{d.high:.0f})",
+            "covered": f"{d.covered:.0%}",
+            "binds": d.binds,
+            "next": f"{self.next_step} → ~{self.after.ms:.0f}" if self.after else "none",
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """decode_ms: low end, middle, high end; collectives are counted and not in it."""
+        d = self.decode
+        return {
+            "composed": True,
+            "world_size": self.world_size,
+            "copies": self.copies,
+            "possible": self.possible,
+            "reason": self.reason or self.memory.reason,
+            "total_bytes": self.memory.total_bytes,
+            "decode_ms": None if d is None else [d.low, d.ms, d.high],
+            "covered": None if d is None else d.covered,
+            "binds": None if d is None else d.binds,
+            "collectives_not_timed": None if d is None else d.sent.calls,
+            "next_step": self.next_step,
+            "rows": [] if d is None else list(d.rows),
+        }
 
 
 def layouts(

@@ -163,7 +163,7 @@ def test_a_failing_step_does_not_stop_the_others_and_is_told(tmp_path: Path) -> 
     )
     assert done.returncode == 1
     assert "failed: notebooks-1 notebooks-all; logs are in" in done.stdout
-    assert done.stdout.count("ok  ") == 11 and "record" in (out / "record.log").read_text(
+    assert done.stdout.count("ok  ") == 13 and "record" in (out / "record.log").read_text(
         encoding="utf-8"
     )
 
@@ -190,3 +190,25 @@ def test_the_image_takes_a_published_pair() -> None:
     pair = pair_of(values["TORCH_NPU"])
     assert pair is not None and pair.torch == values["TORCH"]
     assert values["CANN_IMAGE"].split(":")[1].startswith(f"{pair.cann}-")
+
+
+def test_own_kernels_are_collected() -> None:
+    lines = dry_run("--device", "npu", "--out", "o")
+    assert [
+        "python3",
+        "ci/npu/profile_kernels.py",
+        "--device",
+        "npu",
+        "--out",
+        "o/kernels",
+    ] in lines
+    assert lines[-1] == "dsv3-port npu-kernels import o/kernels --out o/own-kernels.csv".split()
+    assert not any("npu-kernels" in line for line in dry_run("--device", "cpu"))
+
+
+def test_the_kernels_profile_is_rehearsed(tmp_path: Path) -> None:
+    """Every kind of call runs, on a CPU and without a profiler."""
+    words = ("--device", "cpu", "--out", tmp_path / "k", "--rounds", "1", "--most", "8")
+    done = call(sys.executable, "ci/npu/profile_kernels.py", *words)
+    assert done.returncode == 0 and done.stdout.startswith("7 calls"), done.stdout + done.stderr
+    assert not (tmp_path / "k").exists()

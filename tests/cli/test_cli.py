@@ -211,6 +211,55 @@ def test_plan_prints_a_table_and_json(capsys):
     assert json.loads(capsys.readouterr().out)[0]["fits"] is True
 
 
+def test_plan_what_if_suggests_only_what_divides_and_fits(capsys):
+    assert run("plan", "--what-if", "--world-size", "7,8,32") == 0
+    text = capsys.readouterr().out
+    assert "suggested: 32 ranks" in text and "not a measurement" in text
+    assert "cannot be cut over 7 ranks" in text and "NPU kernels measured by others" in text
+    assert run("plan", "--what-if", "--world-size", "8,32", "--json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [(r["world_size"], r["possible"], r["suggested"]) for r in rows] == [
+        (8, False, False),
+        (32, True, True),
+    ]
+    assert rows[0]["decode_ms"] is None and rows[1]["rows"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--what-if", "--world-size", "7"), "no layout is possible"),
+        (("--forecast", "a3", "--world-size", "7"), "cannot be cut over 7 ranks"),
+        (("--what-if", "--cards", "0"), "--cards must be 1 or more"),
+        (("--what-if", "--kernels", "nowhere.csv"), "nowhere.csv: not readable"),
+    ],
+)
+def test_plan_refuses_in_one_sentence(capsys, words, said):
+    assert run("plan", *words) == 2
+    err = capsys.readouterr().err
+    assert said in err and len(err.splitlines()) == 1
+
+
+def test_plan_forecast_says_what_does_not_fit(capsys):
+    assert run("plan", "--forecast", "a3", "--world-size", "8") == 0
+    assert "8 ranks: does not fit: needs" in capsys.readouterr().out
+
+
+def test_npu_kernels_import(capsys, tmp_path):
+    from tests.forecast.test_own_kernels import DETAILS, a_card_at_half_speed, write
+
+    write(tmp_path / "kernel_details.csv", DETAILS, a_card_at_half_speed())
+    out = tmp_path / "own.csv"
+    assert run("npu-kernels", "import", str(tmp_path), "--device", "mine", "--out", str(out)) == 0
+    text = capsys.readouterr().out
+    assert "mine beside the published card" in text and "2.00" in text and "[k" in text
+    assert "matrix product" in text and out.is_file()
+    assert run("npu-kernels", "import", str(tmp_path), "--json") == 0
+    assert json.loads(capsys.readouterr().out)["beside"]
+    assert run("npu-kernels", "import", str(tmp_path / "none")) == 2
+    assert "no kernel_details" in capsys.readouterr().err
+
+
 def test_plan_forecasts_times(capsys):
     from dsv3_port import STEPS
 
@@ -228,13 +277,13 @@ def test_plan_forecasts_times(capsys):
         "16",
     )
     assert run(*args) == 0
-    first, _, _, *rows, assumed, rates = capsys.readouterr().out.splitlines()
+    first, _, _, *rows, assumed, rates, one, two = capsys.readouterr().out.splitlines()
     assert first.startswith("FORECAST, nothing measured") and "Ascend 910B" in first
     assert len(rows) == len(STEPS) and all(row.count(" to ") == 4 for row in rows)
     assert assumed.startswith(
         "Assumed: 32% to 71% of the memory's rate"
     )  # as kernels were measured
-    assert "msmodeling" in rates
+    assert "msmodeling" in rates and one.startswith("1 ranks: fits") and "2 ranks" in two
     assert run(*args, "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert len(found) == 4 * len(STEPS) and all(f["forecast"] for f in found)

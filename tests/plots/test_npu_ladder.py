@@ -11,6 +11,7 @@ from dsv3_port.config import DeepseekV3Config
 from dsv3_port.errors import PortError
 from dsv3_port.forecast.compose import SENTENCE
 from dsv3_port.plots import npu_ladder as pictures
+from dsv3_port.plots.npu_forward import npu_forward, shares
 from dsv3_port.steps import STEPS
 
 V3 = DeepseekV3Config.preset("v3-671b")
@@ -47,3 +48,13 @@ def test_the_picture_of_readme_is_what_the_code_draws():
     with Image.open(README_PICTURE) as picture:
         kept = picture.text["Description"]
     assert kept == pictures.npu_ladder(V3, (32,), (1, 8)).alt_text
+
+
+def test_the_forward_kernel_by_kernel():
+    fig = npu_forward()
+    found = shares()
+    assert sum(ms for _, _, ms, _ in found) == pytest.approx(897.4, abs=0.05)
+    assert found[0][:2] == ("SwiGlu, allotted rows", 58)
+    assert "287.7 ms [~SwiGlu, allotted rows], 32%" in fig.alt_text
+    assert "NPU kernels measured by others" in fig.alt_text
+    assert len(fig.npu_rows) == 2541
