@@ -44,8 +44,8 @@ def times_of(name: str) -> list[float]:
             more = [g.layer_us or g.wait, 1e3 * g.step_ms if g.step_ms else g.wait]
             return [g.wait, g.wait_p10, g.wait_p90, g.duration, *more]
     for p in published():
-        if p.id == name and p.unit == "ms":
-            return [p.value * 1e3]
+        if p.id == name and p.unit in ("ms", "µs"):
+            return [p.value * (1e3 if p.unit == "ms" else 1.0)]
     for f in forward():
         if f.id == name and f.us is not None:
             return [f.us]

@@ -238,7 +238,7 @@ BAD = {
     _no_seed: "does not set seed",
     _broken_parameters: "does not set device",
     _two_imports: "2 code cells tagged 'imports'",
-    _many_cells: "at most 40",
+    _many_cells: "at most 42",
     _long_cell: "21 lines",
     _wide_line: "106 characters",
     _remote_picture: "picture from the net",

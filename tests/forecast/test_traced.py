@@ -140,7 +140,7 @@ def test_unknown_step():
         pictures.npu_step("warp_drive")
 
 
-_NPU = re.compile(r"910B|\bA3\b|\[[kgfp]\d+")
+_NPU = re.compile(r"910B|\bA[23]\b|\[[kgfp]\d+|NPU|Ascend|昇腾")
 
 
 def sentences(text: str) -> list[str]:
