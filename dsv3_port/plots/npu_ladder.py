@@ -114,7 +114,7 @@ def _panel(ax: Axes, steps: Sequence[Composed], labelled: bool) -> list[str]:
             s.ms, y, xerr=[[s.ms - s.low], [s.high - s.ms]], fmt="none", ecolor=INK, capsize=3
         )
         text = f"~{s.ms:.0f} ms ({s.low:.0f}–{s.high:.0f}) [~{tag(s)}]"
-        ax.text(s.high + most * 0.02, y, text, va="center", fontsize=SMALL - 1)
+        ax.text(s.high + most * 0.02, y, text, va="center", fontsize=SMALL)
         said.append(f"{title_of(s.rung)} {text}, {s.covered:.0%} of the kernels covered.")
     names = [title_of(s.rung) for s in steps] + _published(ax, len(steps), most)
     ax.set_yticks(range(len(names)), names if labelled else [""] * len(names))
@@ -137,6 +137,6 @@ def _published(ax: Axes, first: int, most: float) -> list[str]:
         values = [known[i].value for i in ids]
         ax.plot(values, [y] * len(values), "D", mfc="none", mec=GREEN, ms=7)
         text = " ".join(f"{known[i].value:g} ms [{i}]" for i in ids)
-        ax.text(max(values) + most * 0.03, y, text, va="center", fontsize=SMALL - 1, color=INK)
+        ax.text(max(values) + most * 0.03, y, text, va="center", fontsize=SMALL, color=INK)
     ax.axhline(first - 0.5, color=GREY, lw=0.8)
     return list(_PUBLISHED)

@@ -1,0 +1,56 @@
+"""NPU pictures are legible: nothing leaves the figure, no text is too small, texts do not overlap
+each other."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+from dsv3_port.config import DeepseekV3Config
+from dsv3_port.plots.npu_forward import npu_forward
+from dsv3_port.plots.npu_ladder import npu_ladder
+from dsv3_port.plots.npu_step import npu_step
+from dsv3_port.plots.style import SMALL
+from dsv3_port.steps import STEPS
+
+FIGURES = {s.notebook: lambda n=s.notebook: npu_step(n) for s in STEPS}
+FIGURES |= {
+    "forward": npu_forward,
+    "ladder": lambda: npu_ladder(DeepseekV3Config.preset("v3-671b"), (8, 32), (1, 8)),
+}
+
+
+@pytest.fixture(scope="module", params=list(FIGURES))
+def drawn(request):
+    fig = FIGURES[request.param]()
+    renderer = FigureCanvasAgg(fig).get_renderer()
+    fig.draw(renderer)
+    return fig, renderer
+
+
+def texts(fig):
+    own = [t for ax in fig.axes for t in [*ax.texts, ax._left_title, ax.xaxis.label]]
+    return [t for t in [*own, fig._suptitle, fig._supxlabel] if t.get_text()]
+
+
+def test_nothing_leaves_the_figure(drawn):
+    fig, renderer = drawn
+    for text in texts(fig):
+        extent = text.get_window_extent(renderer)
+        assert extent.x0 >= fig.bbox.x0 - 2 and extent.x1 <= fig.bbox.x1 + 2, text.get_text()
+        assert extent.y0 >= fig.bbox.y0 - 2 and extent.y1 <= fig.bbox.y1 + 2, text.get_text()
+
+
+def test_no_text_is_too_small(drawn):
+    assert all(t.get_fontsize() >= SMALL for t in texts(drawn[0]))
+
+
+def test_texts_do_not_overlap(drawn):
+    fig, renderer = drawn
+    boxes = [(t.get_text(), t.get_window_extent(renderer)) for t in texts(fig)]
+    for (a, x), (b, y) in itertools.combinations(boxes, 2):
+        width = min(x.x1, y.x1) - max(x.x0, y.x0)
+        height = min(x.y1, y.y1) - max(x.y0, y.y0)
+        assert width < 3 or height < 3, f"{a!r} and {b!r} overlap"
