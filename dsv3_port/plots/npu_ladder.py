@@ -56,7 +56,7 @@ def npu_ladder(
     """Decode step by step: a column for each batch, a row for each number of ranks, bfloat16 on
     910B4-1; below each, published figures of whole models on the same axis."""
     rows = len(world_sizes)
-    size = (4.2 + 4.4 * len(batches), 2.4 + 5.4 * rows)
+    size = (4.2 + 4.6 * len(batches), 2.4 + 5.4 * rows)
     ratios = [0.45, *([5.4] * rows)]
     fig, every = figure(rows + 1, len(batches), size, gridspec_kw={"height_ratios": ratios})
     top, axes = every[: len(batches)], every[len(batches) :]
@@ -119,7 +119,7 @@ def _panel(ax: Axes, steps: Sequence[Composed], labelled: bool) -> list[str]:
     names = [title_of(s.rung) for s in steps] + _published(ax, len(steps), most)
     ax.set_yticks(range(len(names)), names if labelled else [""] * len(names))
     ax.set_ylim(len(names) - 0.4, -0.6)
-    ax.set_xlim(0, most * 1.75)
+    ax.set_xlim(0, most * 1.9)
     ax.grid(axis="x", color=LIGHT, lw=0.8)
     ax.tick_params(axis="y", length=0)
     ax.set_xlabel("ms a step, composed")
