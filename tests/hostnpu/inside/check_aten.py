@@ -192,7 +192,6 @@ def test_what_has_no_kernel_says_its_name() -> None:
         lambda x: 3 & x.int(),
         lambda x: torch.copysign(x, -1.0),
         lambda x: torch.copysign(x.int(), -1.0),
-        lambda x: torch.copysign(x.double(), -1.0),
         lambda x: torch.special.xlogy(2.0, x.abs() + 1),
         lambda x: x.int().bitwise_left_shift(1),
         lambda x: torch.maximum(x, torch.tensor(0.5)),
