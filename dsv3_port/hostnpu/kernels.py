@@ -114,6 +114,7 @@ class Kernel:
             for i, a in enumerate(arguments)
             if a.alias_info is not None and a.alias_info.is_write
         ]
+        self.packs = self.op is torch.ops.aten._pack_padded_sequence.default
         self.has_out = any(a.is_out for a in arguments)
         self.prepared = True
 
@@ -121,7 +122,7 @@ class Kernel:
         calls["kernel"] += 1
         if not self.prepared:
             self._prepare()
-        where, several = None, bool(kwargs)  # the first device; whether to look closer
+        where, several = None, bool(kwargs) or self.packs  # first device; whether to look closer
         host_args = []
         for value in args:
             if isinstance(value, Tensor):
@@ -152,7 +153,7 @@ class Kernel:
             return self._capture(fn, where, args, kwargs, host_args, host_kwargs)
         recorder.flush()
         result = fallback.run(fn, self.op, self.written, host_args, host_kwargs)
-        if self.op is torch.ops.aten._pack_padded_sequence.default:
+        if self.packs:
             sizes = result[1]  # batch sizes are for the host, on a device too
             return self._collect(
                 result[0], where, args, kwargs, host_args, host_kwargs, _copy
