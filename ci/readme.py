@@ -133,7 +133,21 @@ def npu_prefill() -> str:
     return kernel_tables.markdown(kernel_tables.heldout_rows("prefill"))
 
 
+def hostnpu_rules() -> str:
+    from dsv3_port.hostnpu import rules
+
+    return rules.rules_table()
+
+
+def hostnpu_refused() -> str:
+    from dsv3_port.hostnpu import rules
+
+    return rules.refused_table()
+
+
 TABLES = {
+    "hostnpu-rules": hostnpu_rules,
+    "hostnpu-refused": hostnpu_refused,
     "npu-points": npu_points,
     "npu-gaps": npu_gaps,
     "npu-fits": npu_fits,
@@ -152,6 +166,7 @@ FILES = {
     "README.md": ("steps",),
     "docs/architecture.md": ("layers",),
     "docs/settings.md": ("settings",),
+    "docs/host-npu.md": ("hostnpu-refused", "hostnpu-rules"),
     "docs/speed.md": ("speed",),
     "docs/versions.md": ("versions", "signatures"),
     "README.zh-CN.md": ("steps-zh",),

@@ -3,18 +3,61 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 
 def arguments(p: argparse.ArgumentParser) -> None:
-    p.add_argument(
-        "action",
-        choices=("install", "status"),
-        help="install: torch_npu of torch's version, 150 MB, into "
-        "a folder of its own; status: whether device host-npu can be used, and why not",
+    sub = p.add_subparsers(dest="action", required=True, metavar="ACTION")
+    sub.add_parser("install", help="torch_npu of torch's version, 150 MB, into a folder of its own")
+    sub.add_parser("status", help="whether device host-npu can be used, and why not")
+    program = sub.add_parser(
+        "run",
+        help="run a program for torch_npu, and the processes that it starts",
+        usage="dsv3-port hostnpu run [--soc CHIP] [--devices N] [-m] PROGRAM [ARGUMENT ...]",
     )
+    program.add_argument(
+        "--soc", metavar="CHIP", help="what torch_npu is told: 910B4 (default), 910B2"
+    )
+    program.add_argument("--devices", type=int, default=8, metavar="N", help="cards to see (8)")
+    program.add_argument("-m", dest="module", action="store_true", help="PROGRAM is a module")
+    program.add_argument("program", nargs=argparse.REMAINDER, metavar="PROGRAM [ARGUMENT ...]")
+    tests = sub.add_parser("vendor-tests", help="run op-plugin's operator tests from a checkout")
+    tests.add_argument("checkout", type=Path, help="a checkout of Ascend/op-plugin")
+    tests.add_argument(
+        "--lifted", action="store_true", help="run what is skipped by hand or version"
+    )
+    tests.add_argument(
+        "--only", metavar="NAME", help="files and tests that have NAME in their name"
+    )
+    tests.add_argument(
+        "--base", action="store_true", help="test_base_ops in place of test_custom_ops"
+    )
+    tests.add_argument(
+        "--test-limit", type=int, default=120, metavar="S", help="seconds a test (120)"
+    )
+    tests.add_argument(
+        "--file-limit", type=int, default=900, metavar="S", help="seconds a file (900)"
+    )
+    tests.add_argument("--json", type=Path, default=Path("vendor-tests.json"), metavar="FILE")
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.action == "run":
+        from ..hostnpu import program
+
+        program.run(args.program, module=args.module, soc=args.soc, devices=args.devices)
+        return 0
+    if args.action == "vendor-tests":
+        from ..hostnpu import vendor_tests
+
+        return vendor_tests.run(
+            args.checkout,
+            folder="test_base_ops" if args.base else "test_custom_ops",
+            lifted=args.lifted,
+            only=args.only or "",
+            limits=(args.test_limit, args.file_limit),
+            into=args.json,
+        )
     from ..hostnpu import status
     from ..hostnpu.install import install
 

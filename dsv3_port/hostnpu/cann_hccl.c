@@ -2,7 +2,8 @@
 struct comm { char name[128]; uint32_t size, rank; };
 typedef int (*collective_cb)(int kind, const char *name, uint32_t size, uint32_t rank, const void *send, void *recv,
                              uint64_t count, int dtype, int argument);
-enum { ALL_REDUCE, BROADCAST, ALL_GATHER, REDUCE_SCATTER, ALL_TO_ALL, BARRIER };
+enum { ALL_REDUCE, BROADCAST, ALL_GATHER, REDUCE_SCATTER, ALL_TO_ALL, BARRIER, REDUCE, SCATTER, SEND, RECV, BATCH,
+       ALL_TO_ALL_V };
 static collective_cb on_collective;
 API void hostcann_set_collective(collective_cb cb) { on_collective = cb; }
 static int collective(int kind, void *comm, const void *send, void *recv, uint64_t count, int dtype, int argument) {
@@ -44,5 +45,25 @@ API int HcclAlltoAll(void *s, uint64_t n, int type, void *r, uint64_t rn, int rt
   return collective(ALL_TO_ALL, c, s, r, n, type, 0);
 }
 API int HcclBarrier(void *c, void *stream) { return collective(BARRIER, c, NULL, NULL, 0, 0, 0); }
-/* Others (point to point, unequal sizes) are not here: torch_npu does not find them and says so. */
-
+API int HcclReduce(void *s, void *r, uint64_t n, int type, int op, uint32_t root, void *c, void *stream) {
+  return collective(REDUCE, c, s, r, n, type, op | (int)(root << 8));
+}
+API int HcclScatter(void *s, void *r, uint64_t n, int type, uint32_t root, void *c, void *stream) {
+  return collective(SCATTER, c, s, r, n, type, root);
+}
+API int HcclSend(void *s, uint64_t n, int type, uint32_t to, void *c, void *stream) {
+  return collective(SEND, c, s, NULL, n, type, to);
+}
+API int HcclRecv(void *r, uint64_t n, int type, uint32_t from, void *c, void *stream) {
+  return collective(RECV, c, NULL, r, n, type, from);
+}
+API int HcclBatchSendRecv(void *items, uint32_t n, void *c, void *stream) { /* struct item of collectives.py */
+  return collective(BATCH, c, items, NULL, n, 0, 0);
+}
+struct parts { const void *buffer; const uint64_t *counts, *offsets; }; /* in elements, one for each rank */
+API int HcclAlltoAllV(const void *s, const void *sn, const void *so, int type, const void *r, const void *rn,
+                      const void *ro, int rtype, void *c, void *stream) {
+  struct parts send = {s, sn, so}, recv = {r, rn, ro};
+  return collective(ALL_TO_ALL_V, c, &send, &recv, 0, type, 0);
+}
+/* Others (all-gather and reduce-scatter of unequal sizes) are not here: torch_npu does not find them and says so. */

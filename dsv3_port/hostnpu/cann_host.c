@@ -54,7 +54,10 @@ API int aclrtSetDevice(int d) {
   return OK;
 }
 API int aclrtGetCurrentContext(void **c) { *c = (void *)(intptr_t)(1 + current_device); return OK; }
-API int aclrtGetPrimaryCtxState(int d, uint32_t *flags, int32_t *active) { *flags = 0; *active = 1; return OK; }
+API int aclrtGetPrimaryCtxState(int d, uint32_t *flags, int32_t *active) {
+  *active = d >= 0 && (uint32_t)d < devices; /* flags is reserved, and null */
+  return OK;
+}
 
 /* ---- memory ---- */
 static int host_alloc(void **p, size_t n) {

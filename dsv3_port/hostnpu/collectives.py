@@ -39,9 +39,9 @@ REDUCTIONS: tuple[Any, ...] = (
     dist.ReduceOp.MIN,
 )
 REDUCTION_NAMES = ("sum", "prod", "max", "min")  # as GE calls them
-ALL_REDUCE, BROADCAST, ALL_GATHER, REDUCE_SCATTER, ALL_TO_ALL, BARRIER = range(
-    6
-)  # the enum of cann_host.c
+# the enum of cann_hccl.c
+ALL_REDUCE, BROADCAST, ALL_GATHER, REDUCE_SCATTER, ALL_TO_ALL, BARRIER = range(6)
+REDUCE, SCATTER, SEND, RECV, BATCH, ALL_TO_ALL_V = range(6, 12)
 HCCL_E_INTERNAL = 4
 TIMEOUT = datetime.timedelta(minutes=5)
 _groups: dict[str, Any] = {}
@@ -72,6 +72,89 @@ def _reduced(group: Any, value: Tensor, reduction: int) -> Tensor:
     return value
 
 
+class Item(ctypes.Structure):
+    """HcclSendRecvItem: kind 0 sends, 1 receives."""
+
+    _fields_ = [
+        ("kind", ctypes.c_int),
+        ("buffer", ctypes.c_void_p),
+        ("count", ctypes.c_uint64),
+        ("dtype", ctypes.c_int),
+        ("rank", ctypes.c_uint32),
+    ]
+
+
+class Parts(ctypes.Structure):
+    """struct parts of cann_hccl.c: what goes to, or comes from, each rank, in elements."""
+
+    _fields_ = [
+        ("buffer", ctypes.c_void_p),
+        ("counts", ctypes.POINTER(ctypes.c_uint64)),
+        ("offsets", ctypes.POINTER(ctypes.c_uint64)),
+    ]
+
+
+Message = tuple[int, int, int, torch.dtype, int]  # 0 send or 1 receive, address, count, dtype, rank
+
+
+def _messages(kind: int, size: int, send: int, recv: int, count: int, dtype: int) -> list[Message]:
+    """The point-to-point messages of BATCH and ALL_TO_ALL_V, read now: the caller's arrays do not
+    outlive the call, and a captured graph moves the data later."""
+    if kind == BATCH:
+        items = (Item * count).from_address(send)
+        return [(i.kind, i.buffer or 0, i.count, DTYPES[i.dtype], i.rank) for i in items]
+    found = []
+    for way, address in ((0, send), (1, recv)):
+        parts, width = Parts.from_address(address), DTYPES[dtype].itemsize
+        for rank in range(size):
+            place = (parts.buffer or 0) + parts.offsets[rank] * width
+            found.append((way, place, parts.counts[rank], DTYPES[dtype], rank))
+    return found
+
+
+def _exchange(group: Any, rank: int, messages: list[Message]) -> None:
+    """Send and receive all of them; a message to oneself is a copy. Order holds between two ranks."""
+    own = [[m for m in messages if m[0] == way and m[4] == rank and m[2]] for way in (0, 1)]
+    for out, into in zip(*own, strict=True):
+        _tensor(into[1], into[2], into[3]).copy_(_tensor(out[1], out[2], out[3]).clone())
+    waits = []
+    for way, address, count, dtype, other in messages:
+        if other == rank or not count:
+            continue
+        value = _tensor(address, count, dtype)
+        if way == 0:
+            waits.append(group.send([value.clone()], other, 0))
+        else:
+            waits.append(group.recv([value], other, 0))
+    for wait in waits:
+        wait.wait()
+
+
+def _rooted(
+    kind: int,
+    group: Any,
+    rank: int,
+    send: int,
+    recv: int,
+    count: int,
+    dtype: torch.dtype,
+    root: int,
+) -> None:
+    """REDUCE (root << 8 | reduction) and SCATTER."""
+    if kind == REDUCE:
+        value = _reduced(group, _tensor(send, count, dtype).clone(), root & 255)
+        if rank == root >> 8:
+            _tensor(recv, count, dtype).copy_(value)
+        return
+    options, out = dist.ScatterOptions(), torch.empty(count, dtype=dtype)
+    options.rootRank = root
+    parts = []
+    if rank == root:
+        parts = [list(_tensor(send, count * group.size(), dtype).clone().split(count))]
+    group.scatter([out], parts, options).wait()
+    _tensor(recv, count, dtype).copy_(out)
+
+
 def _move(
     kind: int,
     group: Any,
@@ -87,6 +170,10 @@ def _move(
     root."""
     if kind == BARRIER:
         group.barrier().wait()
+    elif kind in (REDUCE, SCATTER):
+        _rooted(kind, group, rank, send, recv, count, dtype, argument)
+    elif kind in (SEND, RECV):
+        _exchange(group, rank, [(kind - SEND, send or recv, count, dtype, argument)])
     elif kind == BROADCAST:
         options = dist.BroadcastOptions()
         options.rootRank, options.rootTensor = argument, 0
@@ -146,23 +233,20 @@ def _on_collective(
     dtype: int,
     argument: int,
 ) -> int:
+    fn: Any
+    args: tuple[Any, ...]
     try:
-        args = (
-            kind,
-            _group(name.decode(), size, rank),
-            size,
-            rank,
-            send,
-            recv,
-            count,
-            DTYPES[dtype],
-            argument,
-        )
+        group = _group(name.decode(), size, rank)
+        if kind in (BATCH, ALL_TO_ALL_V):
+            messages = _messages(kind, size, send, recv, count, dtype)
+            fn, args = _exchange, (group, rank, messages)
+        else:
+            fn, args = _move, (kind, group, size, rank, send, recv, count, DTYPES[dtype], argument)
         if kernels.recorder.capturing():
-            kernels.recorder.record(_move, args, {}, [])
+            kernels.recorder.record(fn, args, {}, [])
         else:
             kernels.recorder.flush()
-            _move(*args)
+            fn(*args)
         return 0
     except BaseException:  # cannot cross the C frames; torch_npu raises for the code
         traceback.print_exc()

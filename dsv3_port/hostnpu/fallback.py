@@ -31,6 +31,8 @@ def run(fn: Callable[..., Any], op: Any, written: Written, args: list[Any], kwar
         return fn(*args, **kwargs)
     except (RuntimeError, NotImplementedError) as error:
         text = str(error)
+        if fn is op and numbers(op, args):
+            return run(for_numbers(op, args), op, written, args, kwargs)
         if NO_RESIZE in text:
             _fresh_outputs(written, args, kwargs)
             return run(fn, op, [], args, kwargs)

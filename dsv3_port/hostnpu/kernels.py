@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from . import fallback, generators, placement
-from .memory import alias, at_address, like, to_host
+from .memory import alias, at_address, like, plain, to_host
 
 __all__ = ["Kernel", "alias", "at_address", "recorder", "set_recorder", "to_host"]
 
@@ -76,7 +76,7 @@ def set_recorder(new: Recorder) -> None:
 
 def _copy(out: Tensor, host: Tensor) -> None:
     if host.numel():
-        alias(out).copy_(host)
+        plain(out).copy_(host)
 
 
 def _leave(out: Tensor, host: Tensor) -> None:
@@ -102,31 +102,47 @@ class Kernel:
     itself."""
 
     def __init__(self, op: Any, fn: Function | None = None) -> None:
-        self.op, self.fn = op, fn or op
-        self.check = placement.check_of(op)
-        self.draws = generators.draws(op)
+        self.op, self.fn, self.prepared = op, fn or op, False  # most kernels are never called
+
+    def _prepare(self) -> None:
+        """What the schema says, read at the first call."""
+        arguments = self.op._schema.arguments
+        self.check = placement.check_of(self.op)
+        self.draws = generators.draws(self.op)
         self.written = [
             (i, a.name)
-            for i, a in enumerate(op._schema.arguments)
+            for i, a in enumerate(arguments)
             if a.alias_info is not None and a.alias_info.is_write
         ]
-        tensors = sum(str(a.type) == "Tensor" for a in op._schema.arguments)
-        self.may_have_numbers = fn is None and tensors > 1 + any(
-            a.is_out for a in op._schema.arguments
-        )
+        self.packs = self.op is torch.ops.aten._pack_padded_sequence.default
+        self.has_out = any(a.is_out for a in arguments)
+        self.prepared = True
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         calls["kernel"] += 1
-        if self.check is not None:
+        if not self.prepared:
+            self._prepare()
+        where, several = None, bool(kwargs) or self.packs  # first device; whether to look closer
+        host_args = []
+        for value in args:
+            if isinstance(value, Tensor):
+                device = value.device
+                if device != where:
+                    several = several or where is not None or device.type != "npu"
+                    where = where or device
+                host_args.append(to_host(value))
+            else:
+                several = several or isinstance(value, (list, tuple))
+                host_args.append(value if isinstance(value, (int, float)) else to_host(value))
+        if several and self.check is not None:
             self.check(args, kwargs)
-        host_args = [to_host(a) for a in args]
         host_kwargs = {k: to_host(v) for k, v in kwargs.items()}
+        if where is None or several:
+            where = _device(args, kwargs)
         fn = self.fn
         if self.draws:
-            fn = generators.bound(self.op, fn, _device(args, kwargs), host_args, host_kwargs)
-        elif self.may_have_numbers and fallback.numbers(self.op, host_args):
-            fn = fallback.for_numbers(self.op, host_args)
-        if self.written:
+            fn = generators.bound(self.op, fn, where, host_args, host_kwargs)
+        if self.has_out:
             self._own_empty(args, kwargs, host_args, host_kwargs)
         if recorder.updating():
             recorder.update(fallback.Call(fn, self.op, self.written), host_args, host_kwargs)
@@ -134,13 +150,15 @@ class Kernel:
                 torch.empty(0, device="npu") for _ in self.op._schema.returns
             )  # nobody uses it
         if recorder.capturing():
-            return self._capture(fn, args, kwargs, host_args, host_kwargs)
+            return self._capture(fn, where, args, kwargs, host_args, host_kwargs)
         recorder.flush()
         result = fallback.run(fn, self.op, self.written, host_args, host_kwargs)
-        if self.op is torch.ops.aten._pack_padded_sequence.default:
+        if self.packs:
             sizes = result[1]  # batch sizes are for the host, on a device too
-            return self._collect(result[0], args, kwargs, host_args, host_kwargs, _copy), sizes
-        return self._collect(result, args, kwargs, host_args, host_kwargs, _copy)
+            return self._collect(
+                result[0], where, args, kwargs, host_args, host_kwargs, _copy
+            ), sizes
+        return self._collect(result, where, args, kwargs, host_args, host_kwargs, _copy)
 
     def _own_empty(self, args: Any, kwargs: Any, host_args: Any, host_kwargs: Any) -> None:
         """An empty out= argument gets memory of its own: the operator will resize it, which an
@@ -150,7 +168,13 @@ class Kernel:
                 where[key] = torch.empty_like(where[key])
 
     def _capture(
-        self, fn: Function, args: Any, kwargs: Any, host_args: Any, host_kwargs: Any
+        self,
+        fn: Function,
+        where: torch.device,
+        args: Any,
+        kwargs: Any,
+        host_args: Any,
+        host_kwargs: Any,
     ) -> Any:
         """As on the device, nothing is computed: static inputs hold garbage now, and caches must
         not change.
@@ -160,6 +184,8 @@ class Kernel:
         """
         self._refuse_wait(args, kwargs)
         shapes = tree_map_only(Tensor, lambda t: like(t, "meta"), (host_args, host_kwargs))
+        if fn is self.op and fallback.numbers(self.op, host_args):
+            fn = fallback.for_numbers(self.op, host_args)
         shape = fn if isinstance(fn, torch._ops.OpOverload) else self.op
         try:
             result = shape(*shapes[0], **shapes[1])
@@ -169,10 +195,10 @@ class Kernel:
             )
             with torch.random.fork_rng(devices=[], enabled=self.draws):
                 result = fallback.run(self.fn, self.op, self.written, *shapes)
-        result = self._collect(result, args, kwargs, shapes[0], shapes[1], _leave)
-        for where, key, npu in self._written(args, kwargs, host_args, host_kwargs):
+        result = self._collect(result, where, args, kwargs, shapes[0], shapes[1], _leave)
+        for container, key, npu in self._written(args, kwargs, host_args, host_kwargs):
             if isinstance(npu, Tensor) and npu.device.type == "npu":
-                where[key] = alias(npu)  # it may have been resized, and then lies elsewhere
+                container[key] = alias(npu)  # it may have been resized, and then lies elsewhere
         outs = [
             alias(t) if t.device.type == "npu" else t
             for t in tree_leaves(result)
@@ -204,6 +230,7 @@ class Kernel:
     def _collect(
         self,
         result: Any,
+        where: torch.device,
         args: Any,
         kwargs: Any,
         host_args: Any,
@@ -213,7 +240,8 @@ class Kernel:
         """Results in npu memory: a written argument stays the object it was, everything else is
         new."""
         same: dict[int, Tensor] = {}
-        for container, key, npu in self._written(args, kwargs, host_args, host_kwargs):
+        written = self._written(args, kwargs, host_args, host_kwargs) if self.written else ()
+        for container, key, npu in written:
             host = container[key]
             for destination, source in (
                 [(npu, host)]
@@ -227,7 +255,6 @@ class Kernel:
                     put(destination.resize_(source.shape), source)
                 elif source.data_ptr() != destination.data_ptr():  # it was given memory of its own
                     put(destination, source)
-        where = _device(args, kwargs)
 
         def give(host: Tensor) -> Tensor:
             if id(host) in same:
@@ -236,4 +263,4 @@ class Kernel:
             put(out, host)
             return out
 
-        return tree_map_only(Tensor, give, result)
+        return give(result) if isinstance(result, Tensor) else tree_map_only(Tensor, give, result)

@@ -16,12 +16,17 @@ def at_address(
     return torch.empty(0, dtype=dtype).set_(storage, offset, shape, stride)
 
 
-def alias(x: Tensor) -> Tensor:
-    """The memory of an npu tensor as a CPU tensor, conjugated or negated where x is so by its bit."""
+def plain(x: Tensor) -> Tensor:
+    """The memory of an npu tensor as a CPU tensor, whatever its conj and neg bits are."""
     storage = x.untyped_storage()
-    host = at_address(
+    return at_address(
         storage.data_ptr(), storage.nbytes(), x.dtype, x.size(), x.stride(), int(x.storage_offset())
     )
+
+
+def alias(x: Tensor) -> Tensor:
+    """The memory of an npu tensor as a CPU tensor, conjugated or negated where x is so by its bit."""
+    host = plain(x)
     if x.is_neg():
         host = torch._neg_view(host)
     return host.conj() if x.is_conj() else host

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,9 +16,16 @@ def full_name(schema: Any) -> str:
     return schema.name + ("." + schema.overload_name if schema.overload_name else "")
 
 
+@functools.cache
+def _schemas() -> list[Any]:
+    """Of aten and npu, asked for after torch_npu's import; the list is long, and made anew each time."""
+    schemas = torch._C._jit_get_all_schemas()
+    return [s for s in schemas if s.name.startswith(("aten::", "npu::"))]
+
+
 def overloads(namespace: str) -> Iterator[Any]:
     """Every operator overload of a namespace that the dispatcher knows (TorchScript has more)."""
-    for schema in torch._C._jit_get_all_schemas():
+    for schema in _schemas():
         if schema.name.startswith(namespace + "::") and torch._C._dispatch_has_kernel(
             full_name(schema)
         ):

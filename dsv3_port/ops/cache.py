@@ -196,8 +196,8 @@ def check_kv_rmsnorm_rope_cache(
     k_cache: Tensor,
     ckv_cache: Tensor,
     *,
-    cache_mode: str = "Norm",
     v: Tensor | None = None,
+    cache_mode: str = "Norm",
     **other: Any,
 ) -> None:
     op = "npu_kv_rmsnorm_rope_cache"

@@ -49,6 +49,41 @@ def collectives(parallel: TensorParallel) -> dict[str, Any]:
     }
 
 
+def others(parallel: TensorParallel) -> dict[str, Any]:
+    """The collectives beyond those of the port: two ranks."""
+    rank, peer = parallel.rank, 1 - parallel.rank
+    mine = torch.arange(4.0, device="npu") + 10 * rank
+    reduced, part, received = (
+        mine.clone(),
+        torch.empty(2, device="npu"),
+        torch.empty(4, device="npu"),
+    )
+    dist.reduce(reduced, 1, dist.ReduceOp.SUM)
+    parts = [torch.full((2,), float(n), device="npu") for n in (5, 6)]
+    dist.scatter(part, parts if rank == 0 else None, 0)
+    if rank == 0:
+        dist.send(mine, 1)
+    else:
+        dist.recv(received, 0)
+    swapped = torch.empty(4, device="npu")
+    operations = [dist.P2POp(dist.isend, mine, peer), dist.P2POp(dist.irecv, swapped, peer)]
+    for work in dist.batch_isend_irecv(operations):
+        work.wait()
+    counts = [[1, 3], [2, 2]]  # from each rank to each rank
+    uneven = torch.empty(sum(row[rank] for row in counts), device="npu")
+    dist.all_to_all_single(uneven, mine, [row[rank] for row in counts], counts[rank])
+    listed = [torch.empty(2, device="npu") for _ in range(2)]
+    dist.all_to_all(listed, [mine[:2].clone(), mine[2:].clone()])
+    return {
+        "reduce": reduced.tolist(),
+        "scatter": part.tolist(),
+        "recv": received.tolist() if rank else [],
+        "batch": swapped.tolist(),
+        "uneven": uneven.tolist(),
+        "listed": [t.tolist() for t in listed],
+    }
+
+
 def tokens(parallel: TensorParallel, mode: str = "eager") -> list[int]:
     """Eight greedy tokens of the embedded model."""
     model = compile_steps(

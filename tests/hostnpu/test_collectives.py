@@ -29,6 +29,20 @@ def test_two_ranks() -> None:
         assert got["all_to_all"] == [float(rank), 10.0 + rank]
 
 
+def test_the_collectives_beyond_the_ports() -> None:
+    """Reduce, scatter, point to point, and all-to-all of unequal sizes."""
+    first, second = (
+        eval(line) for line in output(RANKS.format(name="others", size=2)).splitlines()
+    )
+    assert second["reduce"] == [10.0, 12.0, 14.0, 16.0]
+    assert first["scatter"] == [5.0, 5.0] and second["scatter"] == [6.0, 6.0]
+    assert second["recv"] == [0.0, 1.0, 2.0, 3.0]
+    assert first["batch"] == [10.0, 11.0, 12.0, 13.0] and second["batch"] == [0.0, 1.0, 2.0, 3.0]
+    assert first["uneven"] == [0.0, 10.0, 11.0] and second["uneven"] == [1.0, 2.0, 3.0, 12.0, 13.0]
+    assert first["listed"] == [[0.0, 1.0], [10.0, 11.0]]
+    assert second["listed"] == [[2.0, 3.0], [12.0, 13.0]]
+
+
 def test_model_over_two_ranks_equals_the_model_on_one() -> None:
     """Eagerly, and as GE graphs whose HcomAllReduce and HcomAllGather move the data."""
     *lines, one = output(

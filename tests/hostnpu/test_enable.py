@@ -45,6 +45,16 @@ print(h.enabled(), h.devices(), repr(h.why_not()))
     assert "cannot become 9" in lines[0] and "1 or more" in lines[1] and lines[2] == "True 8 ''"
 
 
+def test_compatible_implementations_do_not_end_the_process() -> None:
+    """torch_npu then looks up aclrtGetPrimaryCtxState by name; where it is missing the process aborts."""
+    code = (
+        "import dsv3_port.hostnpu as h; h.enable()\nimport torch, torch_npu\n"
+        "torch_npu.npu.use_compatible_impl(True)\n"
+        "print((torch.ones(2, device='npu:1') + 1).sum().item(), torch.npu.current_device())"
+    )
+    assert output(code) == "4.0 0"
+
+
 def test_as_many_devices_as_asked_for() -> None:
     code = """
 import dsv3_port.hostnpu as h; h.enable(2); import torch

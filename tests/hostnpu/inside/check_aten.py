@@ -177,3 +177,87 @@ def test_what_has_no_kernel_says_its_name() -> None:
         (RuntimeError, NotImplementedError), match="npu::npu_lstm: the host stand-in"
     ):
         torch.nn.LSTM(4, 4).npu()(torch.randn(3, 2, 4).npu())
+
+
+# ---- what the CPU's operators refuse and the device does ------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: x.int().bitwise_or_(2),
+        lambda x: x.int().__ior__(2),
+        lambda x: (x > 0).__ior__(True),
+        lambda x: x.int() | 2,
+        lambda x: 3 & x.int(),
+        lambda x: torch.copysign(x, -1.0),
+        lambda x: torch.copysign(x.int(), -1.0),
+        lambda x: torch.special.xlogy(2.0, x.abs() + 1),
+        lambda x: x.int().bitwise_left_shift(1),
+        lambda x: torch.maximum(x, torch.tensor(0.5)),
+    ],
+)
+def test_a_number_in_the_place_of_a_tensor(call: Callable[[Tensor], Tensor]) -> None:
+    """With PyTorch's type promotion: a number of Python, not a tensor of its dtype."""
+    x = inputs()[0] * 3
+    assert_same(call(x.npu()), call(x))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x, out: torch.add(x, x, out=out[0]),
+        lambda x, out: torch.mm(x, x.t(), out=out[0]),
+        lambda x, out: torch.topk(x, 2, out=(out[0], out[1])),
+        lambda x, out: torch.cat((x, x), out=out[0]),
+        lambda x, out: torch.sort(x, out=(out[0], out[1])),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:An output with one or more elements was resized")
+def test_out_of_another_size_is_resized(call: Callable[..., Any]) -> None:
+    x = inputs()[0]
+    results = []
+    for device in ("npu", "cpu"):
+        out = (torch.ones(7, device=device), torch.ones(7, dtype=torch.int64, device=device))
+        found = call(x.to(device), out)
+        first = found if isinstance(found, Tensor) else found[0]
+        assert first is out[0]
+        results.append([t.cpu() for t in out])
+    for a, b in zip(*results, strict=True):
+        assert a.shape == b.shape and torch.equal(a, b)
+
+
+@pytest.mark.filterwarnings("ignore:An output with one or more elements was resized")
+def test_out_is_resized_in_a_capture_too() -> None:
+    x, out, graph = torch.ones(2, 3).npu(), torch.zeros(7).npu(), torch.npu.NPUGraph()
+    with torch.npu.graph(graph):
+        torch.add(x, x, out=out)
+    x.fill_(4)
+    graph.replay()
+    assert out.shape == (2, 3) and out.sum().item() == 48
+
+
+HALF_ONLY: dict[str, Callable[[Tensor], Any]] = {
+    "cdist": lambda x: torch.cdist(x, x.flip(0)),
+    "avg_pool3d": lambda x: F.avg_pool3d(x.view(1, 1, 2, 2, 6), 2),
+    "upsample antialias": lambda x: F.interpolate(
+        x.view(1, 1, 4, 6), (2, 3), mode="bilinear", antialias=True
+    ),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", HALF_ONLY)
+def test_sixteen_bits_where_the_cpu_has_none(name: str, dtype: torch.dtype) -> None:
+    """In float32, cast once."""
+    x = inputs()[0].to(dtype)
+    wanted = HALF_ONLY[name](x.float()).to(dtype)
+    got = HALF_ONLY[name](x.npu())
+    assert got.dtype == dtype and torch.equal(got.cpu(), wanted)
+
+
+def test_in_place_and_out_in_float32_too() -> None:
+    x = (inputs()[0] * 2).half().view(1, 1, 2, 2, 6)
+    out = torch.empty(0, dtype=torch.float16, device="npu")
+    torch.ops.aten.avg_pool3d.out(x.npu(), [2], out=out)
+    assert torch.equal(out.cpu(), F.avg_pool3d(x.float(), 2).half())
