@@ -184,6 +184,18 @@ def test_a_torch_npu_that_registers_nothing(
     assert allocator_keys.clash(cuda_build) == allocator_keys.why_not(cuda_build) == ""
 
 
+@pytest.mark.parametrize("content", [b"", b"\x7fELF\x02\x01", None])
+def test_a_broken_torch_npu_is_no_clash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None
+) -> None:
+    """Its import fails by itself, and says why; the doctor goes on."""
+    monkeypatch.setattr(allocator_keys, "other_device", lambda: "cuda")
+    (tmp_path / "lib").mkdir()
+    if content is not None:
+        (tmp_path / "lib" / "libtorch_npu.so").write_bytes(content)
+    assert allocator_keys.clash(tmp_path) == allocator_keys.why_not(tmp_path) == ""
+
+
 @pytest.mark.parametrize("device", ["cuda", ""])
 def test_a_compiler_that_fails(
     cuda_build: Path, monkeypatch: pytest.MonkeyPatch, device: str
