@@ -231,7 +231,9 @@ def test_plan_forecasts_times(capsys):
     first, _, _, *rows, assumed, rates = capsys.readouterr().out.splitlines()
     assert first.startswith("FORECAST, nothing measured") and "Ascend 910B" in first
     assert len(rows) == len(STEPS) and all(row.count(" to ") == 4 for row in rows)
-    assert assumed.startswith("Assumed: 32% to 71% of the memory's rate")  # as kernels were measured
+    assert assumed.startswith(
+        "Assumed: 32% to 71% of the memory's rate"
+    )  # as kernels were measured
     assert "msmodeling" in rates
     assert run(*args, "--json") == 0
     found = json.loads(capsys.readouterr().out)
