@@ -21,6 +21,7 @@ import hashlib
 import importlib.util
 import os
 import shutil
+import struct
 import sys
 from collections.abc import Iterator
 from importlib import metadata
@@ -87,8 +88,10 @@ def cpu_build() -> str:
 
 @functools.lru_cache(maxsize=8)
 def _registers(torch_npu: Path) -> bool:
-    main = torch_npu / "lib" / "libtorch_npu.so"
-    return main.is_file() and FUNCTION in library.undefined_symbols(main)
+    try:
+        return FUNCTION in library.undefined_symbols(torch_npu / "lib" / "libtorch_npu.so")
+    except (PortError, OSError, ValueError, struct.error):
+        return False  # no library, or a broken one: loading it fails before anything is registered
 
 
 def clash(torch_npu: Path) -> str:

@@ -90,9 +90,16 @@ def test_without_it_the_process_aborts(device_library: Path) -> None:
 @pytest.mark.parametrize(
     "before",
     [
-        "ctypes.CDLL(path)\nimport torch",  # torch's device libraries come before torch itself
+        pytest.param(
+            "ctypes.CDLL(path)\nimport torch",
+            marks=pytest.mark.skipif(
+                bool(allocator_keys.other_device()),
+                reason="torch's own library would clash with it",
+            ),
+        ),
         "import dsv3_port.hostnpu, torch\nctypes.CDLL(path)\nfrom transformers import DeepseekV3ForCausalLM",
     ],
+    ids=["before torch", "after torch"],
 )
 def test_any_order_of_imports(device_library: Path, before: str) -> None:
     code = f"import ctypes; path = {str(device_library)!r}\n{before}\n{ENABLE}print(x.sum().item())"
@@ -182,6 +189,18 @@ def test_a_torch_npu_that_registers_nothing(
     monkeypatch.setattr(library, "undefined_symbols", lambda path: {"aclInit"})
     allocator_keys._registers.cache_clear()
     assert allocator_keys.clash(cuda_build) == allocator_keys.why_not(cuda_build) == ""
+
+
+@pytest.mark.parametrize("content", [b"", b"\x7fELF\x02\x01", None])
+def test_a_broken_torch_npu_is_no_clash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None
+) -> None:
+    """Its import fails by itself, and says why; the doctor goes on."""
+    monkeypatch.setattr(allocator_keys, "other_device", lambda: "cuda")
+    (tmp_path / "lib").mkdir()
+    if content is not None:
+        (tmp_path / "lib" / "libtorch_npu.so").write_bytes(content)
+    assert allocator_keys.clash(tmp_path) == allocator_keys.why_not(tmp_path) == ""
 
 
 @pytest.mark.parametrize("device", ["cuda", ""])
