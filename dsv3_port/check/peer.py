@@ -91,7 +91,7 @@ def peer_model(model: DeepseekV3) -> Any:
     if missing or unexpected:
         raise PortError(
             f"this transformers names its weights differently (missing {missing[:2]}, unexpected "
-            f"{unexpected[:2]}): use the pinned version, 5.23.0"
+            f"{unexpected[:2]}): use the pinned version (ci/pins.txt)"
         )
     rotary = type(peer.model.rotary_emb)(
         config=config
