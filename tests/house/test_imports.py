@@ -30,7 +30,7 @@ LAYERS = (
     ("ops", "parallel"),
     ("plan",),
     ("steps", "config"),
-    ("presets", "files", "paths", "version"),
+    ("presets", "published", "typed", "files", "paths", "version"),
     ("errors",),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(reversed(LAYERS)) for room in rooms}
@@ -53,7 +53,7 @@ ONLY = {
     "jupyter_client": {"course/", "doctor/classroom.py"},
     "jinja2": {"course/"},
     "pygments": {"course/"},
-    "pydantic": {"bench/", "weights/"},
+    "pydantic": {"bench/", "weights/", "config.py", "typed.py"},
 }
 MAX_FILE = 300
 MAX_FUNCTION = 60
