@@ -12,29 +12,51 @@ Source: DeepSeek-V3 technical report (arXiv 2412.19437), section 4.2, and the pu
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-from dataclasses import dataclass, field
+import multiprocessing
+import warnings
+from dataclasses import field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
 
 from .errors import PortError
+from .files import read_json
 from .presets import SIZES
+from .published import FP8_BLOCK, keywords
+from .typed import told
 
-FP8_BLOCK = (128, 128)
+_STRICT = ConfigDict(strict=True, allow_inf_nan=False)
+# no model comes near the upper ends: they keep a damaged file from filling the memory
+_Width = Annotated[int, Field(gt=0, le=1 << 20)]
+_Count = Annotated[int, Field(gt=0, le=1 << 14)]
+_Positive = Annotated[float, Field(gt=0, le=1e6)]
+_Token = Annotated[int, Field(ge=0, le=1 << 24)]
 
 
-@dataclass(frozen=True)
+@told
+@dataclass(frozen=True, config=_STRICT)
 class RopeScaling:
     """YaRN, as in config.json's `rope_scaling` (arXiv 2309.00071; DeepSeek-V2 report, section
-    3.1.4)."""
+    3.1.4), with the defaults that transformers takes for what is left out."""
 
-    factor: float
-    original_max_position_embeddings: int
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    mscale: float = 1.0
-    mscale_all_dim: float = 0.0
+    factor: Annotated[float, Field(ge=1, le=1e6)]
+    original_max_position_embeddings: Annotated[int, Field(gt=0, le=1 << 30)]
+    beta_fast: Annotated[float, Field(ge=0, le=1e6)] = 32.0
+    beta_slow: Annotated[float, Field(ge=0, le=1e6)] = 1.0
+    mscale: Annotated[float, Field(ge=0, le=1e3)] | None = None
+    mscale_all_dim: Annotated[float, Field(ge=0, le=1e3)] | None = None
+    attention_factor: Annotated[float, Field(gt=0, le=1e3)] | None = None
+    truncate: bool = True  # of the range between the two betas to whole pairs
+
+    def __post_init__(self) -> None:
+        for name in ("beta_fast", "beta_slow"):
+            if 0 < getattr(self, name) < 1e-6:
+                raise PortError(
+                    f"config: {name} must be 0 or above 1e-6, not {getattr(self, name)}"
+                )
 
     @property
     def softmax_mscale(self) -> float:
@@ -43,66 +65,73 @@ class RopeScaling:
 
     @property
     def cos_sin_scale(self) -> float:
-        """Factor on cos and sin; 1 for the published model, where both mscales are equal."""
+        """Factor on cos and sin: attention_factor, or the ratio of the mscales where both are given;
+        1 for the published model, where they are equal."""
+        if self.attention_factor is not None:
+            return self.attention_factor
         if self.mscale and self.mscale_all_dim:
             return yarn_mscale(self.factor, self.mscale) / yarn_mscale(
                 self.factor, self.mscale_all_dim
             )
         return yarn_mscale(self.factor, 1.0)
 
+    @property
+    def rotations(self) -> tuple[float, float]:
+        """(fast, slow): pairs that turn more often over the trained length keep their frequency,
+        those that turn less often are stretched by the factor. 0 stands for the default."""
+        return self.beta_fast or 32.0, self.beta_slow or 1.0
+
 
 def yarn_mscale(factor: float, mscale: float) -> float:
     return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
-@dataclass(frozen=True)
+@told
+@dataclass(frozen=True, config=_STRICT)
 class DeepseekV3Config:
     """What the model code needs to know; field names are those of the published config.json."""
 
-    vocab_size: int
-    hidden_size: int  # H
-    intermediate_size: int  # I of the dense layers
-    moe_intermediate_size: int  # I of one routed expert
-    num_hidden_layers: int
-    num_attention_heads: int  # N
-    kv_lora_rank: int  # R
-    qk_nope_head_dim: int  # Dn
-    qk_rope_head_dim: int  # Dr
-    v_head_dim: int  # Dv
-    n_routed_experts: int  # E
-    num_experts_per_tok: int  # K
-    q_lora_rank: int | None = None
-    n_shared_experts: int = 1
-    n_group: int = 1  # G
-    topk_group: int = 1
-    first_k_dense_replace: int = 0
-    routed_scaling_factor: float = 1.0
+    vocab_size: Annotated[int, Field(gt=0, le=1 << 24)]
+    hidden_size: _Width  # H
+    intermediate_size: _Width  # I of the dense layers
+    moe_intermediate_size: _Width  # I of one routed expert
+    num_hidden_layers: Annotated[int, Field(gt=0, le=1000)]
+    num_attention_heads: _Count  # N
+    kv_lora_rank: _Width  # R
+    qk_nope_head_dim: _Count  # Dn
+    qk_rope_head_dim: _Count  # Dr
+    v_head_dim: _Count  # Dv
+    n_routed_experts: _Count  # E
+    num_experts_per_tok: _Count  # K
+    q_lora_rank: _Width | None = None
+    n_shared_experts: Annotated[int, Field(ge=0, le=1024)] = 1
+    n_group: _Count = 1  # G
+    topk_group: _Count = 1
+    first_k_dense_replace: Annotated[int, Field(ge=0)] = 0
+    routed_scaling_factor: _Positive = 1.0
     norm_topk_prob: bool = True
-    num_nextn_predict_layers: int = 0
-    rms_norm_eps: float = 1e-6
-    rope_theta: float = 10000.0
+    num_nextn_predict_layers: Annotated[int, Field(ge=0, le=100)] = 0
+    rms_norm_eps: Annotated[float, Field(gt=0, le=0.1)] = 1e-6
+    rope_theta: Annotated[float, Field(gt=1, le=1e12)] = 10000.0
     rope_scaling: RopeScaling | None = None
     rope_interleave: bool = True
-    max_position_embeddings: int = 4096
+    max_position_embeddings: Annotated[int, Field(gt=0, le=1 << 30)] = 4096
     tie_word_embeddings: bool = False
-    bos_token_id: int | None = None
-    eos_token_id: int | tuple[int, ...] | None = None
-    pad_token_id: int | None = None
+    bos_token_id: _Token | None = None
+    eos_token_id: _Token | tuple[_Token, ...] | None = None
+    pad_token_id: _Token | None = None
     torch_dtype: str = "bfloat16"
     fp8: bool = False  # weights stored as e4m3 blocks with weight_scale_inv
-    extra: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)  # unused keys
+    unconverted: tuple[str, ...] = ()  # modules that are not, in a checkpoint whose others are
+    extra: dict[str, Any] = field(
+        default_factory=dict, compare=False, repr=False
+    )  # keys kept but not used
 
     def __post_init__(self) -> None:
         def check(ok: bool, what: str) -> None:
             if not ok:
                 raise PortError(f"config: {what}")
 
-        for name in (*_required(), "n_group", "topk_group"):
-            value = getattr(self, name)
-            check(
-                isinstance(value, int) and value > 0,
-                f"{name} must be a positive integer, not {value!r}",
-            )
         check(
             self.qk_rope_head_dim % 2 == 0,
             f"qk_rope_head_dim must be even, not {self.qk_rope_head_dim}",
@@ -128,6 +157,11 @@ class DeepseekV3Config:
         check(
             0 <= self.first_k_dense_replace <= self.num_hidden_layers,
             f"first_k_dense_replace {self.first_k_dense_replace} is outside 0..{self.num_hidden_layers}",
+        )
+        check(
+            self.num_hidden_layers * self.n_routed_experts <= 1 << 18,
+            f"num_hidden_layers {self.num_hidden_layers} times n_routed_experts {self.n_routed_experts} are "
+            f"more than {1 << 18} experts",
         )
 
     @property
@@ -159,60 +193,32 @@ class DeepseekV3Config:
                 f"{file}: no such file; give the folder of a DeepSeek-V3 checkpoint (it holds config.json "
                 "and *.safetensors)"
             )
-        try:
-            values = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise PortError(f"{file}: not readable as JSON: {error}") from error
+        values = read_json(file)
         if not isinstance(values, dict):
             raise PortError(f"{file}: holds a {type(values).__name__}, not an object")
         try:
-            return cls.from_dict(values)
+            made = cls.from_dict(values)
         except PortError as error:
             raise PortError(f"{file}: {error}") from error
+        if made.extra and multiprocessing.parent_process() is None:  # once, not on every rank
+            warnings.warn(
+                f"{file}: not known, and not used: {', '.join(sorted(made.extra))}", stacklevel=2
+            )
+        return made
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> DeepseekV3Config:
-        values = dict(values)
-        kind = values.get("model_type", "deepseek_v3")
-        if kind != "deepseek_v3":
-            raise PortError(f"model_type is {kind!r}; this package ports 'deepseek_v3' only")
-        for name, only in (
-            ("scoring_func", "sigmoid"),
-            ("topk_method", "noaux_tc"),
-            ("hidden_act", "silu"),
-            ("attention_bias", False),
-            ("moe_layer_freq", 1),
-            ("ep_size", 1),
-        ):
-            if values.get(name, only) not in (only, None):
-                raise PortError(
-                    f"{name} is {values[name]!r}; DeepSeek-V3 has {only!r} and nothing else is supported"
-                )
-        theta, scaling, interleave = _rope(values)
-        quantization = values.pop("quantization_config", None)
-        fp8 = _check_quantization(quantization)
-        dtype = values.pop("torch_dtype", None) or values.get("dtype") or "bfloat16"
-        if isinstance(values.get("eos_token_id"), list):
-            values["eos_token_id"] = tuple(values["eos_token_id"])
-        apart = {"extra", "fp8", "rope_theta", "rope_scaling", "rope_interleave", "torch_dtype"}
-        own = {f.name for f in dataclasses.fields(cls)} - apart
-        missing = sorted(set(_required()) - set(values))
-        if missing:
-            raise PortError(f"missing {', '.join(missing)}")
-        extra = {k: v for k, v in values.items() if k not in own}
-        return cls(
-            **{k: v for k, v in values.items() if k in own},
-            rope_theta=theta,
-            rope_scaling=scaling,
-            rope_interleave=interleave,
-            torch_dtype=str(dtype).removeprefix("torch."),
-            fp8=fp8,
-            extra=extra,
-        )
+        """From the values of a config.json. `extra` keeps the keys that are not known."""
+        own = {f.name for f in dataclasses.fields(cls)} - {"extra", "fp8", "unconverted"}
+        found, unknown = keywords(values, own)
+        scaling = found.pop("rope_scaling", None)
+        if scaling is not None:
+            scaling = RopeScaling(**scaling)
+        return cls(**found, rope_scaling=scaling, extra={k: values[k] for k in unknown})
 
     def to_dict(self) -> dict[str, Any]:
         """The published form of config.json (the names DeepSeek's own file uses)."""
-        skip = ("extra", "fp8", "rope_scaling")
+        skip = ("extra", "fp8", "unconverted", "rope_scaling")
         values = {
             f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in skip
         }
@@ -228,7 +234,10 @@ class DeepseekV3Config:
             "rope_scaling": None,
         }
         if self.rope_scaling:
-            values["rope_scaling"] = {"type": "yarn", **dataclasses.asdict(self.rope_scaling)}
+            yarn = {k: v for k, v in dataclasses.asdict(self.rope_scaling).items() if v is not None}
+            values["rope_scaling"] = {"type": "yarn", **yarn}
+            if yarn["truncate"]:  # the default, which the published file does not name
+                del values["rope_scaling"]["truncate"]
         if self.fp8:
             values["quantization_config"] = {
                 "quant_method": "fp8",
@@ -236,6 +245,8 @@ class DeepseekV3Config:
                 "activation_scheme": "dynamic",
                 "weight_block_size": list(FP8_BLOCK),
             }
+            if self.unconverted:
+                values["quantization_config"]["modules_to_not_convert"] = list(self.unconverted)
         return values
 
     def replace(self, **changes: Any) -> DeepseekV3Config:
@@ -249,50 +260,8 @@ class DeepseekV3Config:
         return PRESETS[name]
 
 
-def _required() -> list[str]:
-    """The sizes that have no default."""
-    return [
-        f.name
-        for f in dataclasses.fields(DeepseekV3Config)
-        if f.default is f.default_factory is dataclasses.MISSING
-    ]
+def _preset(sizes: dict[str, Any]) -> DeepseekV3Config:
+    return DeepseekV3Config(**{**sizes, "rope_scaling": RopeScaling(**sizes["rope_scaling"])})
 
 
-def _rope(values: dict[str, Any]) -> tuple[float, RopeScaling | None, bool]:
-    """rope_theta, yarn settings and layout, from `rope_scaling` (published) or `rope_parameters`
-    (transformers 5)."""
-    rope = values.pop("rope_parameters", None)
-    old = values.pop("rope_scaling", None)
-    theta = values.pop("rope_theta", None)
-    interleave = values.pop("rope_interleave", True)
-    settings = dict(rope if rope is not None else old or {})
-    theta = settings.get("rope_theta", theta if theta is not None else 10000.0)
-    kind = settings.get("rope_type", settings.get("type", "default"))
-    if kind == "default":
-        return float(theta), None, bool(interleave)
-    if kind != "yarn":
-        raise PortError(f"rope type {kind!r}; DeepSeek-V3 uses 'yarn' or none")
-    names = {f.name for f in dataclasses.fields(RopeScaling)}
-    chosen = {k: v for k, v in settings.items() if k in names and v is not None}
-    for needed in ("factor", "original_max_position_embeddings"):
-        if needed not in chosen:
-            raise PortError(f"rope_scaling lacks {needed}")
-    return float(theta), RopeScaling(**chosen), bool(interleave)
-
-
-def _check_quantization(q: dict[str, Any] | None) -> bool:
-    if not q:
-        return False
-    block = tuple(q.get("weight_block_size") or FP8_BLOCK)
-    if q.get("quant_method") != "fp8" or q.get("fmt", "e4m3") != "e4m3" or block != FP8_BLOCK:
-        raise PortError(
-            f"quantization_config {q.get('quant_method')!r}/{q.get('fmt')!r} with blocks {block}: only the "
-            f"published form is read (fp8, e4m3, blocks of {FP8_BLOCK})"
-        )
-    return True
-
-
-PRESETS = {
-    name: DeepseekV3Config(**{**sizes, "rope_scaling": RopeScaling(**sizes["rope_scaling"])})
-    for name, sizes in SIZES.items()
-}
+PRESETS: dict[str, DeepseekV3Config] = {name: _preset(sizes) for name, sizes in SIZES.items()}

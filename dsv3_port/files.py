@@ -11,6 +11,47 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .errors import PortError
+
+_LFS = b"version https://git-lfs.github.com/spec/"
+
+
+def lfs_pointer(file: Path) -> str:
+    """Whether Git LFS left a pointer in the place of the file, as a sentence about it; else ""."""
+    try:
+        with file.open("rb") as stream:
+            found = stream.read(len(_LFS)) == _LFS
+    except OSError:
+        return ""
+    return (
+        f"{file}: is a pointer that Git LFS left, not the file itself; run `git lfs pull` in its folder"
+        if found
+        else ""
+    )
+
+
+def read_json(file: Path) -> Any:
+    """What a JSON file holds. Raises PortError, with its name, where it cannot be read, is no JSON,
+    gives a key twice or nests too deep."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=once)
+    except OSError as error:
+        raise PortError(f"{file}: cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        pointer = lfs_pointer(file)
+        raise PortError(pointer or f"{file}: not readable as JSON: {str(error)[:200]}") from error
+
+
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; a key given twice is an error, where json would keep the last one and say
+    nothing."""
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise ValueError(f"{twice} is listed twice")
+    return made
+
 
 def write_json(path: Path, value: Any) -> bytes:
     """Sorted keys, one a line; returns what was written."""

@@ -12,7 +12,7 @@ from .. import ops
 from .cache import Cache
 from .context import BuildContext
 from .linear import ColumnParallelLinear, Linear, RowParallelLinear
-from .norm import make_norm
+from .norm import make_latent_norm
 from .rope import RotaryEmbedding, apply_rope, apply_rope_ported
 
 
@@ -43,14 +43,14 @@ class LatentProjections(nn.Module):
             )
         else:
             self.q_a_proj = Linear(ctx, c.hidden_size, c.q_lora_rank)
-            self.q_a_layernorm = make_norm(ctx, c.q_lora_rank)
+            self.q_a_layernorm = make_latent_norm(ctx, c.q_lora_rank)
             self.q_b_proj = ColumnParallelLinear(
                 ctx, c.q_lora_rank, c.num_attention_heads * c.qk_head_dim
             )
         self.kv_a_proj_with_mqa = Linear(
             ctx, c.hidden_size, c.kv_lora_rank + c.qk_rope_head_dim
         )
-        self.kv_a_layernorm = make_norm(ctx, c.kv_lora_rank)
+        self.kv_a_layernorm = make_latent_norm(ctx, c.kv_lora_rank)
         self.o_proj = RowParallelLinear(
             ctx, c.num_attention_heads * c.v_head_dim, c.hidden_size
         )

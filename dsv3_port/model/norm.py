@@ -9,15 +9,17 @@ from torch import Tensor, nn
 from .. import ops
 from .context import BuildContext
 
+LATENT_EPS = 1e-6
+
 
 class SeparateNorm(nn.Module):
     """Upstream: add, then normalise, each as torch operators. Rounds to the dtype
     before the weight's product."""
 
-    def __init__(self, ctx: BuildContext, width: int) -> None:
+    def __init__(self, ctx: BuildContext, width: int, eps: float) -> None:
         super().__init__()
         self.weight = ctx.empty(width)
-        self.eps = ctx.config.rms_norm_eps
+        self.eps = eps
 
     def norm(self, x: Tensor) -> Tensor:
         y = x.float()
@@ -35,10 +37,10 @@ class FusedNorm(nn.Module):
     """Ported: npu_add_rms_norm gives the normalised value and the new residual stream
     in one operator."""
 
-    def __init__(self, ctx: BuildContext, width: int) -> None:
+    def __init__(self, ctx: BuildContext, width: int, eps: float) -> None:
         super().__init__()
         self.weight = ctx.empty(width)
-        self.eps = ctx.config.rms_norm_eps
+        self.eps = eps
 
     def norm(self, x: Tensor) -> Tensor:
         return ops.npu_rms_norm(x, self.weight, self.eps)[0]
@@ -51,4 +53,13 @@ class FusedNorm(nn.Module):
 
 
 def make_norm(ctx: BuildContext, width: int) -> SeparateNorm | FusedNorm:
-    return (FusedNorm if ctx.plan.norm == "add_rms_norm" else SeparateNorm)(ctx, width)
+    """A norm of the residual stream."""
+    kind = FusedNorm if ctx.plan.norm == "add_rms_norm" else SeparateNorm
+    return kind(ctx, width, ctx.config.rms_norm_eps)
+
+
+def make_latent_norm(ctx: BuildContext, width: int) -> SeparateNorm | FusedNorm:
+    """A norm of a low-rank latent: transformers and DeepSeek's own code leave its epsilon
+    at 1e-6 whatever config.json says of rms_norm_eps."""
+    kind = FusedNorm if ctx.plan.norm == "add_rms_norm" else SeparateNorm
+    return kind(ctx, width, LATENT_EPS)

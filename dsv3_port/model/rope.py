@@ -38,9 +38,12 @@ def inverse_frequencies(config: DeepseekV3Config) -> Tensor:
             / (2 * math.log(config.rope_theta))
         )
 
-    low = max(math.floor(pair_turning(yarn.beta_fast)), 0)
-    high = min(math.ceil(pair_turning(yarn.beta_slow)), dim - 1)
-    ramp = (torch.arange(dim // 2, dtype=torch.float32) - low) / max(high - low, 0.001)
+    low, high = map(pair_turning, yarn.rotations)
+    if yarn.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    width = (high - low) or 0.001
+    ramp = (torch.arange(dim // 2, dtype=torch.float32) - low) / width
     stretched = ramp.clamp(
         0, 1
     )  # 0: fast pairs keep their frequency, 1: slow pairs are divided by the factor

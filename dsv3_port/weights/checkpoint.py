@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..config import DeepseekV3Config
 from ..errors import PortError
+from ..files import lfs_pointer, once, read_json
 from .fp8 import FP8, dequantize_blocks, scale_shape
 from .values import check_values
 
@@ -183,14 +184,16 @@ def _index(folder: Path) -> dict[str, Path]:
         ]
         hint = f"; {others[0]} is a pickle, and only safetensors are read" if others else ""
         raise PortError(f"{folder}: neither {INDEX} nor {SINGLE} is there{hint}")
-    try:
-        table = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=_once)["weight_map"]
-        if not table or not all(
-            isinstance(k, str) and isinstance(v, str) for k, v in table.items()
-        ):
-            raise ValueError("weight_map must map tensor names to file names")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise PortError(f"{file}: not a usable index: {error!r}") from error
+    found = read_json(file)
+    table = found.get("weight_map") if isinstance(found, dict) else None
+    if (
+        not isinstance(table, dict)
+        or not table
+        or not all(isinstance(name, str) and name for name in table.values())
+    ):
+        raise PortError(
+            f"{file}: not a usable index: weight_map must map tensor names to file names"
+        )
     shards: dict[str, Path] = {}
     for name, shard in table.items():
         if shard not in shards:  # 163 of them for 91,991 tensors: ask the disk once for each
@@ -223,13 +226,14 @@ def _header(file: Path) -> dict[str, Any]:
             length = struct.unpack("<Q", first)[0] if len(first) == 8 else _MAX_HEADER + 1
             if length > _MAX_HEADER:
                 raise ValueError("no safetensors header")
-            header = json.loads(stream.read(length), object_pairs_hook=_once)
+            header = json.loads(stream.read(length), object_pairs_hook=once)
         header.pop("__metadata__", None)
         if not all({"dtype", "shape", "data_offsets"} <= entry.keys() for entry in header.values()):
             raise ValueError("a tensor without dtype, shape or place")
         end = _end_of_data(header)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise PortError(f"{file}: not readable as safetensors: {error}") from error
+        pointer = lfs_pointer(file)
+        raise PortError(pointer or f"{file}: not readable as safetensors: {error}") from error
     size = file.stat().st_size
     if size != 8 + length + end:
         raise PortError(
@@ -237,16 +241,6 @@ def _header(file: Path) -> dict[str, Any]:
             "damaged, download it again"
         )
     return header
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; a name given twice is an error, where json would keep the last one and say
-    nothing."""
-    made = dict(pairs)
-    if len(made) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{next(n for n in names if names.count(n) > 1)} is listed twice")
-    return made
 
 
 def _end_of_data(header: dict[str, Any]) -> int:

@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..config import FP8_BLOCK
+from ..config import FP8_BLOCK, DeepseekV3Config
 from ..errors import PortError
 
 BLOCK = FP8_BLOCK[0]
@@ -37,6 +37,16 @@ def stored_as_fp8(name: str) -> bool:
     and of all MLPs."""
     parts = name.split(".")
     return len(parts) >= 2 and parts[-1] == "weight" and parts[-2] in _QUANTISED
+
+
+def kept_plain(config: DeepseekV3Config, name: str) -> bool:
+    """Whether `modules_to_not_convert` names the module of this tensor: by its whole name, the
+    beginning or the end of it, as transformers reads such lists."""
+    module = name.removesuffix(".weight")
+    return any(
+        module == kept or module.startswith(f"{kept}.") or module.endswith(f".{kept}")
+        for kept in config.unconverted
+    )
 
 
 def scale_shape(rows: int, cols: int) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from ..errors import PortError
 from ..model.decoder import DeepseekV3
 from .checkpoint import Checkpoint
-from .fp8 import FP8, stored_as_fp8
+from .fp8 import FP8, kept_plain, stored_as_fp8
 from .layout import Piece, Target, left_out, targets
 
 
@@ -37,7 +37,8 @@ def check_sources(
             f"{checkpoint.path}: {len(missing)} tensors that the config calls for are missing, first "
             f"{missing[0]}"
         )
-    unused = sorted(n for n in names - set(table) if left_out(checkpoint.config, n) is None)
+    config = checkpoint.config.replace(num_nextn_predict_layers=_mtp_layers(checkpoint))
+    unused = sorted(n for n in names - set(table) if left_out(config, n) is None)
     if unused:
         raise PortError(
             f"{checkpoint.path}: {len(unused)} tensors have no place in the model, first {unused[0]}; is "
@@ -54,9 +55,20 @@ def check_sources(
     return sorted(n for n in names - set(table))
 
 
+def _mtp_layers(checkpoint: Checkpoint) -> int:
+    """How many multi-token prediction layers the weights have. A config that was saved again often
+    does not speak of them; what they are is told by their projection."""
+    last = checkpoint.config.num_hidden_layers
+    count = checkpoint.config.num_nextn_predict_layers
+    while f"model.layers.{last + count}.eh_proj.weight" in checkpoint:
+        count += 1
+    return count
+
+
 def _check_dtype(checkpoint: Checkpoint, name: str) -> None:
     """FP8 where config.json promises FP8 blocks, and only there."""
-    stored, promised = checkpoint.stored_dtype(name), checkpoint.config.fp8 and stored_as_fp8(name)
+    config, stored = checkpoint.config, checkpoint.stored_dtype(name)
+    promised = config.fp8 and stored_as_fp8(name) and not kept_plain(config, name)
     if (stored == FP8) != promised:
         said = "promises FP8 blocks there" if promised else "says nothing of FP8 blocks there"
         raise PortError(

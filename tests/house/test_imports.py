@@ -30,7 +30,7 @@ LAYERS = (
     ("ops", "parallel"),
     ("plan",),
     ("steps", "config"),
-    ("presets", "files", "paths", "version"),
+    ("presets", "published", "typed", "files", "paths", "version"),
     ("errors",),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(reversed(LAYERS)) for room in rooms}
@@ -53,7 +53,7 @@ ONLY = {
     "jupyter_client": {"course/", "doctor/classroom.py"},
     "jinja2": {"course/"},
     "pygments": {"course/"},
-    "pydantic": {"bench/", "weights/"},
+    "pydantic": {"bench/", "weights/", "config.py", "typed.py"},
 }
 # state of a process below the engine, each with its reason; hostnpu is such state by nature
 GLOBALS = {

@@ -283,3 +283,14 @@ def test_a_prompt_in_two_chunks_equals_one(tiny_hf):
         cache = model.new_cache(1, 32)
         model(ids[:, :8], cache=cache)
         assert relative(model(ids[:, 8:], cache=cache)[:, -1:], want) <= 1e-5
+
+
+@pytest.mark.parametrize("eps", [1e-6, 1e-2])
+def test_latent_norms_keep_their_own_epsilon(eps, tmp_path):
+    """transformers' q_a_layernorm and kv_a_layernorm take 1e-6 whatever config.json says."""
+    config = DeepseekV3Config.preset("small").replace(rms_norm_eps=eps, num_hidden_layers=2)
+    folder = synthetic_checkpoint(config, fp8=False, cache_dir=tmp_path)
+    ids = torch.arange(3, 40).unsqueeze(0)
+    want = oracle_logits(hf_model(folder), ids)[:, -1]
+    for plan in (PortPlan.upstream(), PortPlan.full()):
+        assert relative(load_model(folder, plan, "cpu")(ids)[:, -1], want) < 1e-5

@@ -10,7 +10,6 @@ OUT/.shard/                              while a job is unfinished: journals and
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,8 +20,9 @@ from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from ...errors import PortError
-from ...files import write_atomic, write_json
+from ...files import read_json, write_atomic, write_json
 from ...plan import PortPlan
+from ...typed import sentence
 from ...version import __version__
 from ..content import hash_bytes, hash_file, of_tensors
 from .plan import FORMAT, differences, layout_of
@@ -109,19 +109,14 @@ def read_rank_manifest(folder: Path) -> dict[str, Any]:
 
 def _read(file: Path, kind: type[_Job]) -> dict[str, Any]:
     """As it was written by this version, every field of its type, or PortError."""
-    try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-        found = manifest.get("format")
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise PortError(f"{file}: not readable as JSON: {error}; split again") from error
+    manifest = read_json(file)
+    found = manifest.get("format") if isinstance(manifest, dict) else None
     if found != FORMAT:
         raise PortError(f"{file}: format {found!r}, this version reads {FORMAT}; split again")
     try:
         kind.model_validate(manifest)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise PortError(f"{file}: {where}: {first['msg']}; split again") from error
+        raise PortError(f"{file}: {sentence(error)}; split again") from error
     return dict(manifest)
 
 
