@@ -22,7 +22,7 @@ MODULES = {
     "flops": "count.flops",
     "ge_picture": "plots.ge_layer",
     "graphs": "count.graphs",
-    "npu_graphs": "ge.census",
+    "npu_graphs": "ge.census count.captured course.host_npu",
     "planner": "forecast.planner",
     "plots": "plots.bars plots.curves plots.forecast plots.memory plots.operators plots.routing "
     "plots.sharding plots.style",
@@ -31,7 +31,7 @@ MODULES = {
     "record": "bench.record",
     "roofline": "forecast.roofline",
     "rounding": "plots.rounding",
-    "show": "course.show",
+    "show": "course.show course.diff",
 }
 # module: the names in it
 MEMBERS = {
