@@ -14,7 +14,8 @@ from ..errors import PortError
 from ..model.context import BuildContext
 from ..model.mlp import MergedMLP, SplitMLP
 from ..steps import TOLERANCE, PortPlan
-from .measure import Results, measure
+from .measure import measure
+from .records import Results
 
 
 def mlp_pair(

@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from ..engine.device import device_kind, synchronize
 from ..errors import PortError
-from .measure import BusyWatch
+from .machine import BusyWatch
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from ..bench.measure import device_info
+from ..bench.machine import device_info
 from ..steps import STEPS, progress_map
 from .diff import RULE
 

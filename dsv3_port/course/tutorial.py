@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
-from ..bench.measure import device_info
+from ..bench.machine import device_info
 from ..engine.device import pick_device
 from ..errors import PortError
 from ..files import write_atomic
