@@ -9,8 +9,11 @@ reason.
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,8 +21,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from ..errors import PortError
 from ..files import write_atomic
-from .measure import device_info
-from .record import Host, this_host
+from .machine import Host, device_info, this_host
 from .records import Record, Results
 
 Part = Literal["ladder", "peer", "limit", "scaling", "imports"]
@@ -72,6 +74,22 @@ class Bench:
                 f"no case {key!r} in part {self.part}; there are {', '.join(c.key for c in self.cases)}"
             )
         return found[0]
+
+
+def case_of(key: str, rounds: int, results: Results, **more: Any) -> Case:
+    """What this command measured just now."""
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    words = sys.argv[1:]
+    if "--out" in words:  # where the file lay first says nothing about the numbers in it
+        at = words.index("--out")
+        del words[at : at + 2]
+    command = shlex.join(["ci/bench.py", *words])
+    found = {"differences": results.differences, "facts": results.facts}
+    return Case(key, now, command, rounds, list(results), **found, **more)
+
+
+def key_of(profile: str, dtype: str, phase: str, batch: int, size: int) -> str:
+    return f"{profile}-{dtype}-{phase}-b{batch}-{'c' if phase == 'decode' else 't'}{size}"
 
 
 _SCHEMA = TypeAdapter(Bench)

@@ -7,7 +7,7 @@ one run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,20 +15,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..check.equivalence import STEPS_CHECKED, check_equivalence
+from ..check.equivalence import STEPS_CHECKED, check_equivalence, random_ids
 from ..count.flops import count_flops
 from ..count.graphs import eager_prefill
 from ..engine.device import pick_device, pick_dtype
-from ..engine.graph import compile_steps, run_eager
+from ..engine.graph import compile_steps, eagerly
 from ..engine.loading import load_model
 from ..errors import PortError
 from ..model.decoder import DeepseekV3
 from ..model.gate import Gate
 from ..plan import PortPlan
-from .ladder import DECODE_SAMPLE, checkpoint_of
-from .measure import Results, measure
-from .records import Ratio
-from .sweep import with_plan
+from .measure import measure
+from .models import checkpoint_of, with_plan
+from .records import Ratio, Results
+from .workload import DECODE_SAMPLE, Workload, modes
 
 READ_BYTES = 256 << 20  # far beyond any cache
 GEMM_SIZE = 2048
@@ -78,18 +78,11 @@ def decode_bytes(
     ]
     cache = model.new_cache(batch, context + steps)
     cache.fill_random(context, seed)
-    generator = torch.Generator().manual_seed(seed)
-    compiled, _ = model.run_step, run_eager(model)
     try:
-        for _ in range(steps):
-            model(
-                torch.randint(model.config.vocab_size, (batch, 1), generator=generator).to(
-                    model.device
-                ),
-                cache=cache,
-            )
+        with eagerly(model):
+            for token in random_ids(model, (steps, batch, 1), seed):
+                model(token, cache=cache)
     finally:
-        model.run_step = compiled
         for hook in hooks:
             hook.remove()
     expert = dense = 0
@@ -127,38 +120,18 @@ def decode_limit(
     graph, options: of engine.graph.compile_steps.
     """
     model, name = _model(profile, dtype, device, graph, options, batch=batch, room=context + 1)
-    cache = model.new_cache(batch, context + 1)
-    cache.fill_random(context, seed)
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(model.config.vocab_size, (64, batch, 1), generator=generator).to(
-        model.device
-    )
+    work = Workload({"step": model}, "decode", batch=batch, size=context, seed=seed)
     memory = torch.ones(READ_BYTES // 4, device=model.device)
-    now = [ids[0]]
-
-    def prepare(variant: str, call: int) -> None:
-        if variant == "step":
-            now[0] = ids[call % len(ids)]
-            cache.rewind(context)
-
-    work = decode_bytes(model, context, batch, seed=seed).total
-    results = measure(
-        {"step": lambda: model(now[0], cache=cache), "read": lambda: memory.sum()},
+    nbytes = decode_bytes(model, context, batch, seed=seed).total
+    results = work.measure(
+        name,
+        {"step": "compiled", "read": "eager"},
+        {"read": lambda: memory.sum()},
         rounds=rounds,
-        device=model.device,
-        prepare=prepare,
         min_seconds=DECODE_SAMPLE,
         label=f"limit {name} decode",
-        meta={
-            "profile": name,
-            "dtype": dtype,
-            "batch": batch,
-            "context": context,
-            "phase": "decode",
-            "mode": {"step": "compiled", "read": "eager"},
-        },
     )
-    return _limit("decode", work, "bytes", READ_BYTES, results, "read")
+    return _limit("decode", nbytes, "bytes", READ_BYTES, results, "read")
 
 
 def prefill_limit(
@@ -176,49 +149,33 @@ def prefill_limit(
 ) -> Limit:
     """The full port's prefill against a matmul of GEMM_SIZE cubed in the same dtype."""
     room = tokens + STEPS_CHECKED
+    mode = graph if compiled else None
     model, name = _model(
-        profile,
-        dtype,
-        device,
-        graph if compiled else None,
-        options,
-        batch=batch,
-        room=room,
-        length=tokens,
+        profile, dtype, device, mode, options, batch=batch, room=room, length=tokens
     )
-    cache = model.new_cache(batch, room)
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(model.config.vocab_size, (batch, tokens), generator=generator).to(
-        model.device
+    prompt = Workload(
+        {"step": model}, "prefill", batch=batch, size=tokens, capacity=room, seed=seed
     )
 
     def call() -> Tensor:
-        cache.rewind(0)
-        logits: Tensor = model(ids, cache=cache)
-        return logits
+        prompt.prepare("step", 0)
+        return prompt.call("step")
 
     a, b = (
         torch.randn(GEMM_SIZE, GEMM_SIZE, device=model.device).to(model.dtype) for _ in range(2)
     )
     plain = with_plan(model, model.plan.replace(graph="eager"))
     fresh = plain.new_cache(batch, tokens)
-    work = sum(count_flops(lambda: plain(ids, cache=fresh)).values())
-    variants: dict[str, Callable[[], Tensor]] = {"step": call, "gemm": lambda: a @ b}
+    flops = sum(count_flops(lambda: plain(prompt.inputs[0], cache=fresh)).values())
+    # both repeated within a sample, as nothing is prepared between the calls
     results = measure(
-        variants,
+        {"step": call, "gemm": lambda: a @ b},
         rounds=rounds,
         device=model.device,
         label=f"limit {name} prefill",
-        meta={
-            "profile": name,
-            "dtype": dtype,
-            "batch": batch,
-            "tokens": tokens,
-            "phase": "prefill",
-            "mode": {"step": "compiled" if compiled else "eager", "gemm": "eager"},
-        },
+        meta=prompt.meta(name, modes({"step": model}) | {"gemm": "eager"}),
     )
-    return _limit("prefill", work, "FLOP", 2 * GEMM_SIZE**3, results, "gemm")
+    return _limit("prefill", flops, "FLOP", 2 * GEMM_SIZE**3, results, "gemm")
 
 
 def _model(

@@ -15,7 +15,8 @@ from ..model.context import BuildContext
 from ..model.mlp import MergedMLP, SplitMLP
 from ..plan import PortPlan
 from ..steps import TOLERANCE
-from .measure import Results, measure
+from .measure import measure
+from .records import Results
 
 
 def mlp_pair(

@@ -30,9 +30,7 @@ class PeerForm:
     attention: str | None = None
     static: bool = False
     compiled: bool = False
-    prefill: bool = (
-        True  # whether it makes sense there: batched_mm copies the weights of every token's experts
-    )
+    prefill: bool = True  # batched_mm copies the weights of every token's experts: not there
 
 
 def peer_forms(dtype: torch.dtype) -> list[PeerForm]:
@@ -57,53 +55,49 @@ def peer_forms(dtype: torch.dtype) -> list[PeerForm]:
 
 
 class Peer:
-    """A form with its cache: `fill` once, then `step` after `rewind`, or `prefill` after `clear`."""
+    """A form with its cache: `fill` once, then `forward` of a token after `rewind`, or of a prompt
+    after `rewind(0)`. logits: of so many last positions, 0 of all."""
 
-    now: Tensor  # the next input
-
-    def __init__(self, form: PeerForm, model: Any, batch: int, room: int, **options: Any) -> None:
-        self.form, self.model, self.batch, self.room = form, model, batch, room
+    def __init__(
+        self, form: PeerForm, model: Any, capacity: int, logits: int = 1, **options: Any
+    ) -> None:
+        self.form, self.model, self.capacity, self.logits = form, model, capacity, logits
         self.device, self.config = model.device, model.config
-        self.forward = compile_peer(model.forward, **options) if form.compiled else model.forward
+        self.step = compile_peer(model.forward, **options) if form.compiled else model.forward
         self.word = cache_argument(model)
-        self.clear()
-
-    def clear(self) -> None:
-        from transformers import DynamicCache, StaticCache
-
-        self.cache: Any = (
-            StaticCache(config=self.config, max_cache_len=self.room)
-            if self.form.static
-            else DynamicCache(config=self.config)
-        )
-
-    def prefill(self, ids: Tensor) -> Tensor:
-        """Logits after the last token [B, 1, V]; the model's own prefill is never compiled, as its
-        documents say."""
-        given = {self.word: self.cache}
-        logits: Tensor = self.model.forward(ids, logits_to_keep=1, **given).logits
-        return logits
-
-    def fill(self, ids: Tensor) -> None:
-        self.clear()
-        for piece in ids.split(PIECE, dim=1):
-            self.prefill(piece)
-
-    def step(self, ids: Tensor) -> Tensor:
-        """One cached step, [B, 1] -> [B, 1, V]."""
-        logits: Tensor = self.forward(ids, logits_to_keep=1, **{self.word: self.cache}).logits
-        return logits
+        self.rewind(0)
 
     def rewind(self, length: int) -> None:
         """Forget all but the first `length` positions."""
-        if self.form.static:
+        from transformers import DynamicCache, StaticCache
+
+        if length == 0:
+            self.cache: Any = (
+                StaticCache(config=self.config, max_cache_len=self.capacity)
+                if self.form.static
+                else DynamicCache(config=self.config)
+            )
+        elif self.form.static:
             for layer in self.cache.layers:
                 layer.cumulative_length.fill_(length)
         elif (extra := self.cache.get_seq_length() - length) > 0:
             self.cache.crop(-extra)
 
+    def fill(self, ids: Tensor) -> None:
+        self.rewind(0)
+        for piece in ids.split(PIECE, dim=1):
+            self.forward(piece)
 
-def make_peer(form: PeerForm, upstream: Any, batch: int, room: int, **options: Any) -> Peer:
+    def forward(self, ids: Tensor) -> Tensor:
+        """A cached step [B, 1] or a prompt [B, S] -> logits; a prompt is never compiled, as the
+        model's documents say."""
+        call = self.step if ids.shape[1] == 1 else self.model.forward
+        cache = {self.word: self.cache}
+        logits: Tensor = call(ids, logits_to_keep=self.logits, **cache).logits
+        return logits
+
+
+def make_peer(form: PeerForm, upstream: Any, capacity: int, **options: Any) -> Peer:
     """The peer of an upstream model in one form; `options` of its compiler. PortError where this
     transformers does not know the form."""
     model = peer_model(upstream)
@@ -114,4 +108,4 @@ def make_peer(form: PeerForm, upstream: Any, batch: int, room: int, **options: A
             model.set_attn_implementation(form.attention)
     except (ValueError, AttributeError, ImportError) as error:
         raise PortError(f"{form.name}: this transformers has no such form ({error})") from error
-    return Peer(form, model, batch, room, **options)
+    return Peer(form, model, capacity, **options)

@@ -13,22 +13,20 @@ from torch.profiler import ProfilerActivity, profile
 
 from ..engine.device import device_kind, synchronize
 from ..errors import PortError
-from .measure import BusyWatch
+from .machine import BusyWatch
 
 
 @contextlib.contextmanager
-def _kineto_silent() -> Iterator[None]:
-    """Within it the process's stderr goes nowhere: the profiler's C++ part writes a line at every
-    start and stop."""
+def no_stderr() -> Iterator[None]:
+    """Within it the process's stderr goes nowhere, also what libraries write past Python."""
     kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
     try:
+        with open(os.devnull, "wb") as nothing:
+            os.dup2(nothing.fileno(), 2)
         yield
     finally:
         os.dup2(kept, 2)
         os.close(kept)
-        os.close(nowhere)
 
 
 class OperatorTimes(dict[str, float]):
@@ -58,7 +56,8 @@ def top_operators(
     with torch.no_grad():
         fn()  # warm
         for _ in range(calls):
-            with _kineto_silent(), profile(activities=activities, acc_events=True) as recorded:
+            # its C++ part writes a line at every start and stop
+            with no_stderr(), profile(activities=activities, acc_events=True) as recorded:
                 fn()
                 synchronize(device)
             for event in recorded.key_averages():

@@ -8,7 +8,6 @@ anything. The host stand-in is refused, and so is a machine that others were usi
 from __future__ import annotations
 
 import json
-import platform
 import re
 import shlex
 from collections.abc import Sequence
@@ -16,7 +15,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import psutil
 import torch
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -30,8 +28,9 @@ from ..errors import PortError
 from ..paths import tiny
 from ..plan import PortPlan
 from ..steps import TOLERANCE
-from .ladder import bench_ladder, ladder_plans
-from .measure import device_info
+from .ladder import bench_ladder
+from .machine import Host, device_info, this_host
+from .models import ladder_plans
 from .records import PEER, UPSTREAM, Record, Results
 
 PROMPTS = ("Once upon a time", "One windy")
@@ -46,18 +45,6 @@ VARIABLES = (
     "PYTORCH_NPU_ALLOC_CONF",
     "OMP_NUM_THREADS",
 )
-
-
-@dataclass(frozen=True)
-class Host:
-    """The machine around the device."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
-
-    system: str
-    machine: str
-    cores: int
-    memory_gib: float
 
 
 @dataclass(frozen=True)
@@ -132,7 +119,6 @@ def make_record(
     plans = ladder_plans(compiled=compiled)
     if compiled and where.type == "npu":
         plans["aclgraph"] = PortPlan.full().plus("aclgraph")
-    differences: dict[str, float] = {}
     results = bench_ladder(
         profile,
         device=str(where),
@@ -143,14 +129,9 @@ def make_record(
         rounds=rounds,
         plans=plans,
         seed=seed,
-        differences=differences,
     )
-    if results.busy and not busy:
-        share = max(r.busy_share for r in results)
-        raise PortError(
-            f"other processes used {share:.0%} of this machine meanwhile: nothing is recorded; try again "
-            "when it is quiet, or give --busy to keep the numbers, marked as such"
-        )
+    if not busy:
+        _check_quiet(results)
     name = str(kind).removeprefix("torch.")
     made = Recorded(
         format=1,
@@ -163,9 +144,18 @@ def make_record(
         settings=_settings(),
         repeats=rounds,
         records=list(results),
-        sign_off=SignOff(name, TOLERANCE[name], differences, models, tokens),
+        sign_off=SignOff(name, TOLERANCE[name], results.differences, models, tokens),
     )
     return check(made, "this record")
+
+
+def _check_quiet(results: Results) -> None:
+    if results.busy:
+        share = max(r.busy_share for r in results)
+        raise PortError(
+            f"other processes used {share:.0%} of this machine meanwhile: nothing is recorded; try again "
+            "when it is quiet, or give --busy to keep the numbers, marked as such"
+        )
 
 
 def _same_text(device: str) -> tuple[list[str], int]:
@@ -180,15 +170,6 @@ def _same_text(device: str) -> tuple[list[str], int]:
     }
     written = check_greedy(models, load_tokenizer(folder), PROMPTS, NEW_TOKENS)
     return list(models), sum(len(g.token_ids) for g in written)
-
-
-def this_host() -> Host:
-    return Host(
-        platform.system(),
-        platform.machine(),
-        psutil.cpu_count() or 1,
-        round(psutil.virtual_memory().total / 2**30, 1),
-    )
 
 
 def _ascend(tier: str) -> dict[str, str]:

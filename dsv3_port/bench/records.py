@@ -19,12 +19,18 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from ..errors import PortError
 from ..files import write_atomic
+from .results_table import results_table
 
 Tier = Literal["cpu", "cuda", "host-npu", "npu"]
 # names of the ladder's variants that are not steps
 UPSTREAM = "upstream"
 FAIR = "upstream, fixed cache"  # the growing cache copies itself every step; this baseline does not
 PEER = "transformers"
+# fields that say whether two records are of the same case
+_CASE = (
+    *("name", "phase", "mode", "tier", "device_name", "dtype"),
+    *("profile", "batch", "context", "tokens", "top"),
+)
 _DERIVED = ("median", "min", "max", "q1", "q3")
 
 
@@ -101,20 +107,15 @@ def quartiles(values: list[float]) -> tuple[float, float]:
     return q1, q3
 
 
-def seconds_text(seconds: float) -> str:
-    """A duration with three significant digits and a fitting unit."""
-    for scale, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
-        if seconds >= scale or unit == "µs":
-            value = seconds / scale
-            return f"{value:.{max(0, 3 - len(str(int(value))))}f} {unit}"
-    raise AssertionError
-
-
 @dataclass
 class Results:
-    """Records in the order they were measured."""
+    """Records in the order they were measured, and what the same run found out beside the times;
+    the file keeps the records only."""
 
     records: list[Record] = field(default_factory=list)
+    # variant -> of its logits from the reference's, relative: the largest of what was checked
+    differences: dict[str, float] = field(default_factory=dict)
+    facts: dict[str, dict[str, float]] = field(default_factory=dict)  # variant -> what was counted
 
     def __iter__(self) -> Iterator[Record]:
         return iter(self.records)
@@ -123,7 +124,10 @@ class Results:
         return len(self.records)
 
     def __add__(self, other: Results) -> Results:
-        return Results(self.records + other.records)
+        more = {n: max(d, self.differences.get(n, 0.0)) for n, d in other.differences.items()}
+        return Results(
+            self.records + other.records, self.differences | more, self.facts | other.facts
+        )
 
     @property
     def busy(self) -> bool:
@@ -174,19 +178,7 @@ class Results:
         """The newest record of every case, where the same case was measured again."""
         newest: dict[tuple[object, ...], Record] = {}
         for r in self.records:
-            key = (
-                r.name,
-                r.phase,
-                r.mode,
-                r.tier,
-                r.device_name,
-                r.dtype,
-                r.profile,
-                r.batch,
-                r.context,
-                r.tokens,
-                r.top,
-            )
+            key = tuple(getattr(r, field) for field in _CASE)
             newest.pop(key, None)
             newest[key] = r
         return Results(list(newest.values()))
@@ -217,82 +209,11 @@ class Results:
 
     def table(self, baseline: str | None = None) -> str:
         """Markdown: median, spread, first call, and the factor against `baseline` (default: the
-        run's first record).
-
-        Times of the host stand-in are not shown.
-        """
-        if any(r.tier == "host-npu" for r in self.records):
-            return "These records come from the host stand-in: its results are exact, its timings are never shown."
-        rows = [
-            "| variant | phase | mode | median | min – max | first call | faster than first |",
-            "|---|---|---|---:|---:|---:|---:|",
-        ]
-        sizes = [
-            (f, unit)
-            for f, unit in (
-                ("batch", "batch {}"),
-                ("context", "{} cached"),
-                ("tokens", "{} tokens"),
-            )
-            if any(
-                len({getattr(r, f) for r in self.records if r.phase == p}) > 1
-                for p in {r.phase for r in self.records}
-            )
-        ]
-        for r in self.records:
-            phase = ", ".join(
-                [
-                    r.phase or "–",
-                    *(unit.format(getattr(r, f)) for f, unit in sizes if getattr(r, f)),
-                ]
-            )
-            base = baseline or next(
-                o.name for o in self.records if (o.run, o.phase) == (r.run, r.phase)
-            )
-            try:
-                factor = (
-                    str(self.select(run=r.run).ratio(base, r.name, r.phase))
-                    if base != r.name
-                    else "–"
-                )
-            except PortError:
-                factor = "–"
-            first = seconds_text(r.first_call_seconds) if r.first_call_seconds is not None else "–"
-            rows.append(
-                f"| {r.name} | {phase} | {r.mode} | {seconds_text(r.median)} | "
-                f"{seconds_text(r.min)} – {seconds_text(r.max)} | {first} | {factor} |"
-            )
-        notes = "" if not self.records else "\n\n" + stamp(self.records)
-        if self.busy:
-            share = max(r.busy_share for r in self.records)
-            notes += f"\n\n**The machine was busy** (other processes used {share:.0%} of it): measure again when quiet."
-        return "\n".join(rows) + notes
+        run's first record)."""
+        return results_table(self, baseline)
 
     def _repr_markdown_(self) -> str:
         return self.table()
-
-
-def stamp(records: list[Record]) -> str:
-    """One line that says where numbers come from: device, dtype, threads, versions, date."""
-
-    def each(values: list[str]) -> str:
-        return " / ".join(dict.fromkeys(v for v in values if v))
-
-    devices = each([f"{r.device_name} ({r.tier})" for r in records])
-    sizes = each([r.profile for r in records])
-    threads = each([f"{r.threads} threads" if r.threads else "" for r in records])
-    versions = each(
-        [f"torch {r.versions['torch']}" if "torch" in r.versions else "" for r in records]
-    )
-    parts = (
-        devices,
-        sizes,
-        each([r.dtype for r in records]),
-        threads,
-        versions,
-        each([r.date[:10] for r in records]),
-    )
-    return " · ".join(p for p in parts if p)
 
 
 _SCHEMA = TypeAdapter(list[Record])

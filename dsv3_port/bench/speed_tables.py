@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from ..errors import PortError
 from .cases import FULL, GRAPHS, Bench, Case
-from .records import FAIR, UPSTREAM, Results, seconds_text
+from .records import FAIR, UPSTREAM, Results
+from .results_table import seconds_text
 
 PEERS = "transformers, "  # how the names of peer_forms begin
 AS_LOADED = "transformers, as loaded"

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from ..check.equivalence import PROMPTS, Rows, difference, run
-from ..check.rank_calls import own_device, stored_bytes, token_ids
+from ..check.equivalence import PROMPTS, Rows, difference, random_ids, run
+from ..check.rank_calls import own_device, stored_bytes
 from ..count.traffic import Collective, CountedParallel
 from ..engine.device import synchronize
 from ..engine.launch import run_ranks
@@ -23,8 +23,9 @@ from ..errors import PortError
 from ..parallel import TensorParallel
 from ..plan import PortPlan
 from ..steps import TOLERANCE
-from .measure import BUSY_SHARE, BusyWatch, device_info
+from .machine import BUSY_SHARE, BusyWatch, device_info
 from .records import Record, Results
+from .workload import Workload
 
 PHASE = "decode over ranks"
 # steps of which a sample is the median: the scheduler, with several processes, disturbs single ones
@@ -134,36 +135,35 @@ class _World:
         device: str,
         seed: int,
     ) -> None:
-        self.place, self.context, self.calls = place, context, 0
+        self.place, self.calls = place, 0
         self.threads = max(1, (os.cpu_count() or 1) // place.world_size)
         self.model = load_model(path, plan, device, "float32", place)
-        self.ids = token_ids(self.model, (64, batch, 1), seed)
-        self.cache = self.model.new_cache(batch, context + 1)
-        self.cache.fill_random(context, seed)
+        self.device = self.model.device
+        self.work = Workload({"": self.model}, "decode", batch=batch, size=context, seed=seed)
+        cache = self.work.caches[""]
         self.found = WorldSamples(
-            parameter_bytes=stored_bytes(self.model), cache_bytes=self.cache.nbytes
+            parameter_bytes=stored_bytes(self.model), cache_bytes=cache.nbytes
         )
 
     def answer(self) -> list[Rows]:
         """Logits after a few prompts and cached steps, the same prompts in every world."""
-        return [run(self.model, token_ids(self.model, (2, 20), n)) for n in range(PROMPTS)]
+        return [run(self.model, random_ids(self.model, (2, 20), n)) for n in range(PROMPTS)]
 
     def step(self) -> float:
         """Seconds of one cached step with a fresh token; its collectives are in the log."""
-        self.cache.rewind(self.context)
-        token = self.ids[self.calls % len(self.ids)]
+        self.work.prepare("", self.calls)
         self.calls += 1
         self.together()
         start = time.perf_counter()
-        self.model(token, cache=self.cache)
-        synchronize(token.device)
+        self.work.call("")
+        synchronize(self.device)
         return time.perf_counter() - start
 
     def together(self) -> None:
         """All ranks of this world come to this point, and the log starts anew."""
-        self.place.all_reduce(torch.zeros(1, device=self.ids.device))
+        self.place.all_reduce(torch.zeros(1, device=self.device))
         self.place.log.clear()
-        synchronize(self.ids.device)
+        synchronize(self.device)
 
     def first(self) -> None:
         torch.set_num_threads(self.threads)
@@ -182,7 +182,7 @@ class _World:
         self.found.collectives = list(self.place.log)
         self.together()
         for c in self.found.collectives:
-            payload = torch.zeros(1, c.nbytes // 4, device=self.ids.device)
+            payload = torch.zeros(1, c.nbytes // 4, device=self.device)
             (self.place.all_reduce if c.kind == "all_reduce" else self.place.all_gather_last)(
                 payload
             )

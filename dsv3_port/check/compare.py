@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..engine.graph import eagerly
 from ..errors import PortError
 from ..model.decoder import DeepseekV3
 from ..steps import TOLERANCE
@@ -146,14 +147,11 @@ def _forward(model: nn.Module, ids: Tensor, mask: Tensor | None) -> Callable[[],
     mask = mask.to(ids.device) if mask is not None else None
     if isinstance(model, DeepseekV3):
 
-        def eagerly() -> None:  # a compiled step would not call the hooks
-            compiled, model.run_step = model.run_step, model.forward_step
-            try:
+        def ours() -> None:
+            with eagerly(model):  # a compiled step would not call the hooks
                 model(ids, mask)
-            finally:
-                model.run_step = compiled
 
-        return eagerly
+        return ours
     positions = (
         None if mask is None else (mask.long().cumsum(1) - 1).clamp(min=0)
     )  # counted from the first token

@@ -14,10 +14,8 @@ from ..errors import PortError
 from ..model.decoder import DeepseekV3
 from ..steps import TOLERANCE
 
-STEPS_CHECKED, PROMPTS = (
-    4,
-    8,
-)  # 16-bit: one swapped expert moves a row, and a prompt of one row with it
+# 16-bit: one swapped expert moves a row, and a prompt of one row with it
+STEPS_CHECKED, PROMPTS = 4, 8
 
 
 @dataclass(frozen=True)
@@ -29,6 +27,21 @@ class Rows:
     decode: Tensor
     seconds_prefill: float  # the first call of that shape: compilation is in it
     seconds_decode: float
+
+
+class Gaps(dict[str, float]):
+    """Model -> relative difference of its logits from the first one's."""
+
+    def __init__(self, *gaps: Any) -> None:
+        super().__init__(*gaps)
+        self.first_calls: dict[str, Rows] = {}  # of each model: compilation is in their times
+
+
+def random_ids(model: Any, shape: tuple[int, ...], seed: int) -> Tensor:
+    """Token ids of the model's vocabulary on its device; the same for the same seed, on every
+    rank."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(model.config.vocab_size, shape, generator=generator).to(model.device)
 
 
 def run(model: Any, ids: Tensor, room: int | None = None) -> Rows:
@@ -43,9 +56,8 @@ def run(model: Any, ids: Tensor, room: int | None = None) -> Rows:
             logits = model(ids, use_cache=False).logits.float()[:, length - 1 :]
         return Rows(logits[:, :1], logits[:, 1:], 0.0, 0.0)
     cache = model.new_cache(ids.shape[0], max(room or 0, ids.shape[1]))
-    prompt = ids[
-        :, :length
-    ].contiguous()  # a graph is compiled for strides as well: hand over what generation does
+    # a graph is compiled for strides as well: hand over what generation does
+    prompt = ids[:, :length].contiguous()
     tokens = [ids[:, i : i + 1].contiguous() for i in range(length, ids.shape[1])]
     start = time.perf_counter()
     first = model(prompt, cache=cache)[:, -1:]
@@ -77,31 +89,25 @@ def check_equivalence(
     length: int = 24,
     room: int | None = None,
     seed: int = 0,
-    first_calls: dict[str, Rows] | None = None,
-) -> dict[str, float]:
+) -> Gaps:
     """Relative difference of each model's logits from the first one's, prefill and cached decode.
 
     Random prompts of `length` tokens. Raises PortError where a model stays above TOLERANCE of its
-    dtype in PROMPTS of them. `first_calls` receives each model's first run (compile times).
+    dtype in PROMPTS of them.
     """
     if not models:
         raise PortError("check_equivalence: no models given")
     base = next(iter(models.values()))
     dtype = str(base.dtype).removeprefix("torch.")
-    bound, found = TOLERANCE[dtype], dict.fromkeys(models, float("inf"))
+    bound, found = TOLERANCE[dtype], Gaps(dict.fromkeys(models, float("inf")))
     for attempt in range(PROMPTS):
-        generator = torch.Generator().manual_seed(seed + attempt)
-        ids = torch.randint(
-            base.config.vocab_size, (batch, length + STEPS_CHECKED), generator=generator
-        )
-        ids = ids.to(base.device)
+        ids = random_ids(base, (batch, length + STEPS_CHECKED), seed + attempt)
         reference = run(base, ids, room)
         for name, model in models.items():
             if found[name] > bound:
                 rows = reference if model is base else run(model, ids, room)
                 found[name] = min(found[name], difference(reference, rows))
-                if first_calls is not None:
-                    first_calls.setdefault(name, rows)
+                found.first_calls.setdefault(name, rows)
         if max(found.values()) <= bound:
             return found
     name = max(found, key=lambda n: found[n])

@@ -22,17 +22,12 @@ from ..model.decoder import DeepseekV3
 from ..parallel import TensorParallel
 from ..plan import PortPlan
 from .defects import GATHERS
+from .equivalence import random_ids
 
 
 def own_device(parallel: TensorParallel, device: str) -> str:
     """This rank's card on this machine; its process uses no other."""
     return use_card(device, parallel.rank)
-
-
-def token_ids(model: DeepseekV3, shape: tuple[int, ...], seed: int) -> Tensor:
-    """Random ids, the same on every rank."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(model.config.vocab_size, shape, generator=generator).to(model.device)
 
 
 def stored_bytes(model: DeepseekV3) -> int:
@@ -125,7 +120,7 @@ def measure_rank(
     what it took."""
     counted = CountedParallel(parallel.rank, parallel.world_size, parallel.group)
     model = load_model(path, plan, own_device(parallel, device), "float32", counted)
-    ids = token_ids(model, (batch, prompt + 1), 0)
+    ids = random_ids(model, (batch, prompt + 1), 0)
     cache = model.new_cache(batch, prompt + 1)
     model(ids[:, :prompt], cache=cache)
     prefill = list(counted.log)

@@ -28,7 +28,7 @@ def arguments(p: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from ..bench.ladder import bench_ladder
-    from ..bench.measure import save
+    from ..bench.records import save
 
     check_positive(args, *WORKLOAD)
     check_target(args.out)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
+from ..engine.graph import eagerly
 from ..errors import PortError
 from ..model.decoder import DeepseekV3
 from ..model.gate import Gate
@@ -19,14 +20,10 @@ def _read(
     model: DeepseekV3, ids: Tensor, mask: Tensor | None, hooks: list[RemovableHandle]
 ) -> None:
     """One uncached eager pass with the hooks in place, which are gone afterwards."""
-    compiled, model.run_step = (
-        model.run_step,
-        model.forward_step,
-    )  # a compiled step would not call them
     try:
-        model(ids.to(model.device), None if mask is None else mask.to(model.device))
+        with eagerly(model):  # a compiled step would not call them
+            model(ids.to(model.device), None if mask is None else mask.to(model.device))
     finally:
-        model.run_step = compiled
         for hook in hooks:
             hook.remove()
 

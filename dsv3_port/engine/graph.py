@@ -113,6 +113,21 @@ def run_eager(model: DeepseekV3) -> DeepseekV3:
     return model
 
 
+def is_compiled(model: DeepseekV3) -> bool:
+    return bool(model.run_step != model.forward_step)
+
+
+@contextlib.contextmanager
+def eagerly(model: DeepseekV3) -> Iterator[None]:
+    """Within it the model runs operator by operator, with its modules' hooks, whatever it was
+    compiled to."""
+    compiled, model.run_step = model.run_step, model.forward_step
+    try:
+        yield
+    finally:
+        model.run_step = compiled
+
+
 def compile_steps(
     model: DeepseekV3, mode: str = "ge", *, dynamic: bool = False, **options: Any
 ) -> DeepseekV3:

@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from ..bench.records import FAIR, PEER, Ratio, Record, Results, seconds_text
+from ..bench.records import FAIR, PEER, Ratio, Record, Results
+from ..bench.results_table import seconds_text
 from ..errors import PortError
 from .shapes import name_rows
 from .style import (

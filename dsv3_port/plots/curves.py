@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 
 from ..bench.cases import Case
-from ..bench.records import Results, seconds_text
+from ..bench.records import Results
+from ..bench.results_table import seconds_text
 from ..bench.speed_tables import curve, fit_exponent
 from ..errors import PortError
 from ..forecast.planner import GIB, Forecast

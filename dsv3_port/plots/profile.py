@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from ..bench.measure import BUSY_SHARE, device_info
+from ..bench.machine import BUSY_SHARE, device_info
 from ..errors import PortError
 from .shapes import name_rows
 from .style import BLUE, CYCLE, GREY, SMALL, LabFigure, figure, finish, styled

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 
-from ..bench.records import seconds_text
+from ..bench.results_table import seconds_text
 from ..bench.worlds import WorldTimes, world_name
 from ..count.traffic import Collective, handed_bytes, sent_bytes
 from .shapes import name_rows, stack

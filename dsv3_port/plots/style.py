@@ -22,7 +22,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image, PngImagePlugin
 
-from ..bench.records import Record, stamp
+from ..bench.records import Record
+from ..bench.results_table import stamp
 from ..errors import PortError
 from ..steps import STEPS
 

@@ -18,7 +18,7 @@ import torch
 
 from dsv3_port.bench import cases as bench
 from dsv3_port.bench import parts as bench_parts
-from dsv3_port.bench import peer_forms
+from dsv3_port.bench import parts_peer, peer_forms
 from dsv3_port.bench import speed_tables as bench_tables
 from dsv3_port.bench.records import FAIR, UPSTREAM
 from dsv3_port.errors import PortError
@@ -42,14 +42,15 @@ def folder(tmp_path_factory):
 def nothing_is_compiled(monkeypatch):
     """The forms are compared and timed as they are; that they compile is what tests/engine and the
     bench show."""
-    monkeypatch.setattr(bench_parts, "compile_steps", lambda model, mode: model)
+    for module in (bench_parts, parts_peer):
+        monkeypatch.setattr(module, "compile_steps", lambda model, mode: model)
     monkeypatch.setattr(peer_forms, "compile_peer", lambda forward, **options: forward)
 
 
 @pytest.fixture(scope="module")
 def made(folder):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bench_parts, "compile_steps", lambda model, mode: model)
+        patch.setattr(parts_peer, "compile_steps", lambda model, mode: model)
         patch.setattr(peer_forms, "compile_peer", lambda forward, **options: forward)
         return bench_parts.peer_case(folder, "few", phase="decode", batch=2, size=10, **AT)
 
@@ -84,8 +85,8 @@ def test_a_form_that_raises_is_left_out_with_its_reason(folder, monkeypatch):
 
 
 def test_a_form_that_computes_something_else_stops_the_case(folder, monkeypatch):
-    step = peer_forms.Peer.step
-    monkeypatch.setattr(peer_forms.Peer, "step", lambda self, ids: step(self, ids).flip(-1))
+    forward = peer_forms.Peer.forward
+    monkeypatch.setattr(peer_forms.Peer, "forward", lambda self, ids: forward(self, ids).flip(-1))
     with pytest.raises(PortError, match="differs from 'upstream'.*nothing was timed"):
         bench_parts.peer_case(folder, "few", phase="decode", batch=1, size=6, **AT)
 

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from dsv3_port.bench import ladder as ladder_module
-from dsv3_port.bench.ladder import bench_ladder, ladder_plans, load_variants
+from dsv3_port.bench import models as models_module
+from dsv3_port.bench.ladder import bench_ladder
+from dsv3_port.bench.models import ladder_plans, load_variants
 from dsv3_port.bench.peer_forms import PeerForm, make_peer
 from dsv3_port.bench.records import FAIR, PEER, UPSTREAM
 from dsv3_port.check.equivalence import check_equivalence
@@ -142,7 +144,7 @@ def test_too_large_a_ladder_is_refused_before_loading(folder, monkeypatch):
     class Memory:
         available = 1000
 
-    monkeypatch.setattr(ladder_module.psutil, "virtual_memory", Memory)
+    monkeypatch.setattr(models_module.psutil, "virtual_memory", Memory)
     with pytest.raises(PortError, match="fewer plans or a smaller profile"):
         bench_ladder(folder, rounds=1)
 
@@ -170,9 +172,9 @@ def test_the_peers_cache_by_the_name_that_its_forward_has():
     with pytest.raises(PortError, match="use the pinned version"):
         cache_argument(Neither())
     upstream = random_model(PortPlan.upstream())
-    peer = make_peer(PeerForm("as loaded"), upstream, 1, 8)
+    peer = make_peer(PeerForm("as loaded"), upstream, 8)
     with warnings.catch_warnings():
         warnings.simplefilter("error", FutureWarning)
-        peer.prefill(torch.arange(5).view(1, 5))
-        peer.step(torch.tensor([[7]]))
+        peer.forward(torch.arange(5).view(1, 5))
+        peer.forward(torch.tensor([[7]]))
     assert peer.cache.get_seq_length() == 6

@@ -13,9 +13,12 @@ import warnings
 import pytest
 import torch
 
-from dsv3_port.bench import measure as module
-from dsv3_port.bench.measure import count_ops, device_info, measure, peak_memory
-from dsv3_port.bench.records import Record, Results, load, quartiles, save, seconds_text, stamp
+from dsv3_port.bench import machine as module
+from dsv3_port.bench.machine import device_info
+from dsv3_port.bench.measure import measure
+from dsv3_port.bench.records import Record, Results, load, quartiles, save
+from dsv3_port.bench.results_table import seconds_text, stamp
+from dsv3_port.count.census import count_ops, peak_memory
 from dsv3_port.errors import PortError
 from dsv3_port.plan import PortPlan
 from tests.random_models import random_model

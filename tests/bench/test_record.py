@@ -98,14 +98,10 @@ def test_the_host_stand_in_is_refused(monkeypatch):
 
 def test_a_busy_machine_is_refused_unless_asked_for(made, monkeypatch):
     results = record.Results(
-        [dataclasses.replace(r, busy=True, busy_share=0.5) for r in made.records]
+        [dataclasses.replace(r, busy=True, busy_share=0.5) for r in made.records],
+        made.sign_off.differences,
     )
-
-    def bench(*args, differences, **kwargs):
-        differences.update(made.sign_off.differences)
-        return results
-
-    monkeypatch.setattr(record, "bench_ladder", bench)
+    monkeypatch.setattr(record, "bench_ladder", lambda *args, **kwargs: results)
     monkeypatch.setattr(record, "_same_text", lambda device: (made.sign_off.greedy_models, 1))
     with pytest.raises(PortError, match="50% of this machine"):
         record.make_record("cpu", rounds=2)

@@ -9,8 +9,8 @@ from pathlib import Path
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
+from dsv3_port.course.diff import diff
 from dsv3_port.course.pages import write_page
-from dsv3_port.course.show import diff
 
 
 def page(tmp_path: Path, *cells) -> str:

@@ -13,8 +13,8 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from dsv3_port.course import show
 from dsv3_port.course.notebook import Notebook
 from dsv3_port.course.pages import write_index, write_page
+from dsv3_port.course.run_notebook import NotebookRun
 from dsv3_port.course.slides import write_slides
-from dsv3_port.course.tutorial import NotebookRun
 from dsv3_port.plots.style import ON_DARK, LabFigure
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "ci"))

@@ -6,7 +6,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from dsv3_port.course.show import _highlight, banner, diff, progress, source, table
+from dsv3_port.course.diff import _highlight, diff, source
+from dsv3_port.course.show import banner, progress, table
 from dsv3_port.errors import PortError
 from dsv3_port.steps import STEPS
 

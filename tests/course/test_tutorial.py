@@ -12,7 +12,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from dsv3_port import PortError
-from dsv3_port.course import pages, tutorial
+from dsv3_port.course import pages, run_notebook, tutorial
 from dsv3_port.course.notebook import read_notebook
 
 PARAMETERS = 'profile = "tiny"\ndevice = "auto"\nresults_dir = "results"\nseed = 0'
@@ -116,13 +116,13 @@ def test_an_endless_cell_is_stopped(course):
 
 def test_a_notebook_that_ran_nothing_has_failed(course):
     nb = new_notebook(cells=[new_code_cell("x = 1"), new_code_cell("y = 2"), new_code_cell("")])
-    assert tutorial._failure(nb, nb, None, 1) == "only 0 of 2 code cells ran"
+    assert run_notebook._failure(nb, nb, None, 1) == "only 0 of 2 code cells ran"
     nb.cells[0].execution_count = 1
-    assert tutorial._failure(nb, nb, None, 1) == "only 1 of 2 code cells ran"
+    assert run_notebook._failure(nb, nb, None, 1) == "only 1 of 2 code cells ran"
     nb.cells[1].execution_count = 2
-    assert tutorial._failure(nb, nb, None, 1) == ""
+    assert run_notebook._failure(nb, nb, None, 1) == ""
     empty = new_notebook(cells=[new_markdown_cell("x")])
-    assert tutorial._failure(empty, empty, None, 1) == "only 0 of 0 code cells ran"
+    assert run_notebook._failure(empty, empty, None, 1) == "only 0 of 0 code cells ran"
 
 
 def test_bad_input_is_refused_before_anything_runs(course):

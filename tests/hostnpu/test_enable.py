@@ -174,7 +174,7 @@ def test_device_host_npu_needs_no_call() -> None:
     code = """
 from dsv3_port import load_model
 m = load_model('data/tiny-dsv3', device='host-npu')
-from dsv3_port.bench.measure import device_info
+from dsv3_port.bench.machine import device_info
 info = device_info(m.device)
 print(m.device.type, info['device_name'], info['tier'])
 """

@@ -1,4 +1,5 @@
-"""The golden file of the GE conversion, and the counts of ge/census.py.
+"""The golden file of the GE conversion, and the counts of ge/census.py
+and count/captured.py.
 
 A changed conversion shows here. To accept it: python -m tests.hostnpu.inside.check_npu_graphs, and
 read the diff.
@@ -14,8 +15,8 @@ import pytest
 from dsv3_port import PortPlan, hostnpu
 from dsv3_port.engine.graph import export_graph
 from dsv3_port.errors import PortError
-from dsv3_port.ge import census as npu_graphs
 from dsv3_port.hostnpu import ge
+from dsv3_port.lab import npu_graphs
 from tests.hostnpu.inside import short
 
 TINY = Path(__file__).parents[3] / "data" / "tiny-dsv3"
