@@ -32,9 +32,9 @@ def lifted() -> bool:
 
 
 def pytest_load_initial_conftests() -> None:
-    from dsv3_port import hostnpu
+    from . import enable
 
-    hostnpu.enable()
+    enable()
     if lifted():
         lift_skips()
 

@@ -213,7 +213,7 @@ def test_beside_a_gpu(linux: None, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_elsewhere_the_tests_are_skipped_and_say_why() -> None:
     """As on macOS: what needs torch_npu is not run, and nothing fails."""
     code = (
-        "import platform, sys, pytest\nplatform.system = lambda: 'Darwin'\n"
+        "import platform, sys, torch, pytest\nplatform.system = lambda: 'Darwin'\n"
         "sys.exit(pytest.main(['-q', '-rs', '-p', 'no:cacheprovider', 'tests/hostnpu/test_collectives.py', "
         "'tests/hostnpu/test_inside.py', 'tests/hostnpu/test_enable.py']))"
     )
