@@ -14,7 +14,8 @@ from ..engine.graph import compile_steps
 from ..engine.loading import load_model
 from ..errors import PortError
 from ..model.decoder import DeepseekV3
-from ..steps import TOLERANCE, PortPlan
+from ..plan import PortPlan
+from ..steps import TOLERANCE
 from .cases import FULL, GRAPHS, Case, case_of, key_of
 from .models import checkpoint_of, with_plan
 from .peer_forms import Peer, make_peer, peer_forms

@@ -32,6 +32,7 @@ COMMANDS = {
     "compare": "find the first layer in which two models differ",
     "ge": "list, count, draw, run or compare converted GE graphs (.air, pbtxt)",
     "npu-kernels": "kernel times that a profiler wrote on your card, beside the published ones",
+    "start": "put the course (notebooks, embedded model, recorded data) into a folder of your own",
     "tutorial": "execute the notebooks and build the pages",
 }
 
@@ -91,6 +92,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(args.run(args))
     except PortError as error:
         message = str(error)
+    except ModuleNotFoundError as error:
+        name = (error.name or "").partition(".")[0]
+        if name in ("", "dsv3_port"):
+            raise
+        extra = "bench" if name in ("matplotlib", "PIL") else "tutorial"
+        message = f"{name} is not installed, which this needs: pip install 'dsv3-port[{extra}]'"
     except KeyboardInterrupt:
         print("\ndsv3-port: interrupted", file=sys.stderr)
         return 130

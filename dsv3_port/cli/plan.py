@@ -163,9 +163,9 @@ def _memory(args: argparse.Namespace, config: DeepseekV3Config) -> None:
 
 def _times(args: argparse.Namespace, config: DeepseekV3Config) -> None:
     """The roofline forecast of every rung, a column for each number of cards and phase."""
+    from ..forecast.checks import assumptions_text
     from ..forecast.planner import cannot_cut, forecast, world_sizes
     from ..forecast.roofline import CARDS, forecast_ladder
-    from ..plots.forecast import assumptions_text
     from ..steps import step
 
     check_positive(args, "prefill")

@@ -28,7 +28,7 @@ def arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--notebooks",
         metavar="DIR",
-        help="the notebooks' folder (default: the one of this checkout)",
+        help="the notebooks' folder (default: that of this checkout or started folder)",
     )
     p.add_argument(
         "--timeout", type=float, default=900.0, help="seconds for one cell (default: %(default)s)"

@@ -32,13 +32,13 @@ KNOWN = ("profile", "device", "seed")
 
 
 def find_notebooks() -> Path:
-    """The notebooks' folder of this checkout."""
+    """The notebooks' folder of this checkout, or of the folder that `dsv3-port start` made."""
     from ..paths import repo_root
 
     folder = repo_root() / "notebooks"
     if not any(folder.glob("[0-9][0-9]_*.ipynb")):
         raise PortError(
-            f"{folder}: no notebooks here; the tutorial runs in a checkout of the repository"
+            f"{folder}: no notebooks here; the tutorial runs in a checkout or a folder of `dsv3-port start`"
         )
     return folder
 
@@ -48,7 +48,7 @@ def choose(notebooks_dir: Path, only: Sequence[str] | None = None) -> list[Path]
     found = sorted(notebooks_dir.glob("[0-9][0-9]_*.ipynb"))
     if not found:
         raise PortError(
-            f"{notebooks_dir}: no notebooks here; the tutorial runs in a checkout of the repository"
+            f"{notebooks_dir}: no notebooks here; the tutorial runs in a checkout or a folder of `dsv3-port start`"
         )
     if not only:
         return found

@@ -187,6 +187,9 @@ def _notebooks() -> Check:
         name: version_of(name) for name in ("jupyterlab", "papermill", "nbconvert", "ipykernel")
     }
     missing = [name for name, version in found.items() if version is None]
+    if len(missing) == len(found):
+        remedy = "pip install 'dsv3-port[tutorial]'"
+        return Check("notebooks", NA, "the tutorial's packages are not installed", remedy)
     if missing:
         return Check(
             "notebooks", FAIL, f"missing: {', '.join(missing)}", f"pip install {' '.join(missing)}"

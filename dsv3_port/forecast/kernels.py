@@ -10,12 +10,11 @@ not in them. None is a run of this package.
 from __future__ import annotations
 
 import csv
-import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
+from .. import paths
 from ..errors import PortError
 
 FOLDER = "npu-kernels"
@@ -126,19 +125,9 @@ def parse_shape(text: str) -> list[int]:
     return [int(x) for x in text.split("x")] if text.strip("-") else []
 
 
-def folder() -> Path:
-    """data/npu-kernels of the checkout, or what the installed package brought along."""
-    checkout = Path(__file__).resolve().parents[2] / "data" / FOLDER
-    installed = Path(sysconfig.get_path("data")) / "share" / "dsv3-port" / FOLDER
-    for found in (checkout, installed):
-        if (found / "kernels.csv").is_file():
-            return found
-    raise PortError(f"data/{FOLDER}/kernels.csv is missing: reinstall dsv3-port, or use a checkout")
-
-
 def _table(name: str, letter: str) -> Iterator[tuple[str, dict[str, str]]]:
     """(id, row) of each line after the head. No cell holds a line break, so lines are rows."""
-    file = folder() / name
+    file = paths.data(f"{FOLDER}/{name}")
     with file.open(encoding="utf-8", newline="") as lines:
         for number, row in enumerate(csv.DictReader(lines), 2):
             yield f"{letter}{number}", row

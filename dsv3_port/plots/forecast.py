@@ -11,8 +11,8 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from ..errors import PortError
-from ..forecast.checks import Check
-from ..forecast.roofline import CARDS, FAST, PARTS, SLOW, StepForecast
+from ..forecast.checks import Check, assumptions_text
+from ..forecast.roofline import CARDS, PARTS, StepForecast
 from .shapes import name_rows
 from .style import (
     BLUE,
@@ -32,19 +32,6 @@ from .style import (
 )
 
 _COLOURS = dict(zip(PARTS, (BLUE, ORANGE, PURPLE, GREY), strict=True))
-
-
-def assumptions_text() -> str:
-    """Both ends of the range, as a sentence."""
-    return (
-        f"{SLOW.memory:.0%} to {FAST.memory:.0%} of the memory's rate, {SLOW.compute:.0%} to {FAST.compute:.0%} of "
-        f"the matrix units', {SLOW.link:.0%} to {FAST.link:.0%} of the links'; "
-        f"{FAST.matmul_start * 1e6:g} to {SLOW.matmul_start * 1e6:g} µs a matrix kernel, "
-        f"{FAST.other_start * 1e6:g} to {SLOW.other_start * 1e6:g} µs another, "
-        f"{FAST.collective_start * 1e6:g} to {SLOW.collective_start * 1e6:g} µs a collective, "
-        f"{FAST.host * 1e6:g} to {SLOW.host * 1e6:g} µs of the host an operator in eager mode, "
-        f"{FAST.wait * 1e6:g} to {SLOW.wait * 1e6:g} µs between replayed kernels"
-    )
 
 
 def _shape(f: StepForecast) -> str:

@@ -38,11 +38,15 @@ PYTHONS = [
 
 
 def requirements(*extras: str) -> list[Requirement]:
-    optional = PROJECT["optional-dependencies"]
-    return [
-        Requirement(text)
-        for text in PROJECT["dependencies"] + [r for e in extras for r in optional[e]]
-    ]
+    """Of the base package and these extras; an extra may name others, as dsv3-port[bench]."""
+    texts = list(PROJECT["dependencies"])
+    for extra in extras:
+        texts += PROJECT["optional-dependencies"][extra]
+    found = [Requirement(text) for text in texts]
+    inner = {e for r in found if r.name == PROJECT["name"] for e in r.extras} - set(extras)
+    if inner:
+        return requirements(*extras, *inner)
+    return [r for r in found if r.name != PROJECT["name"]]
 
 
 def pins(python: str) -> dict[str, Version]:

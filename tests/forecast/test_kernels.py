@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from dsv3_port import paths
 from dsv3_port.errors import PortError
 from dsv3_port.forecast import kernels as data
 from dsv3_port.forecast.kernel_work import work
@@ -107,10 +108,12 @@ def test_a_point_that_is_not_there():
 
 
 def test_missing_files_are_one_sentence(monkeypatch, tmp_path):
-    monkeypatch.setattr(data, "__file__", str(tmp_path / "a" / "b" / "c.py"))
-    monkeypatch.setattr(data.sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr(paths, "__file__", str(tmp_path / "a" / "b" / "c.py"))
+    monkeypatch.setattr(paths, "SHIPPED", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    data.kernels.cache_clear()
     with pytest.raises(PortError, match="kernels.csv is missing"):
-        data.folder()
+        data.kernels()
 
 
 def test_label_names_device_source_and_limits():
@@ -123,8 +126,7 @@ def test_label_names_device_source_and_limits():
 def test_packages_bring_data_licence_and_notice():
     with (ROOT / "pyproject.toml").open("rb") as file:
         project = tomllib.load(file)
-    shipped = project["tool"]["setuptools"]["data-files"]["share/dsv3-port/npu-kernels"]
-    assert shipped == ["data/npu-kernels/*"]
+    assert 'COURSE = ("notebooks", "data", ' in (ROOT / "setup.py").read_text(encoding="utf-8")
     assert "data/npu-kernels/LICENSE-MulanPSL2" in project["project"]["license-files"]
     assert "data/npu-kernels/NOTICE" in project["project"]["license-files"]
     licence = (FOLDER / "LICENSE-MulanPSL2").read_text(encoding="utf-8")
