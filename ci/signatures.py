@@ -117,10 +117,10 @@ def operators() -> list[str]:
     return sorted(found - set(MINDSPEED))
 
 
-def calls(folder: Path = ROOT / "dsv3_port" / "model") -> dict[str, list[Call]]:
-    """Every call `ops.<operator>(...)` in the model."""
+def calls(package: Path = ROOT / "dsv3_port") -> dict[str, list[Call]]:
+    """Every call `ops.<operator>(...)` in the model, and in the products that it is handed."""
     found: dict[str, list[Call]] = {}
-    for file in sorted(folder.rglob("*.py")):
+    for file in [*sorted((package / "model").rglob("*.py")), package / "ops" / "providers.py"]:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if (
                 isinstance(node, ast.Call)

@@ -84,7 +84,7 @@ def case_of(key: str, rounds: int, results: Results, **more: Any) -> Case:
         at = words.index("--out")
         del words[at : at + 2]
     command = shlex.join(["ci/bench.py", *words])
-    found = {"differences": results.differences, "facts": results.facts}
+    found: dict[str, Any] = {"differences": results.differences, "facts": results.facts}
     return Case(key, now, command, rounds, list(results), **found, **more)
 
 

@@ -30,10 +30,9 @@ def pytest_load_initial_conftests(early_config: Any) -> None:
 
 
 def pytest_report_header() -> str:
-    import torch
     import torch_npu
 
     return (
         f"host NPU: torch_npu {torch_npu.__version__} on the {DEVICE_NAME}, {devices()} x "
-        f"{torch.npu.get_device_name(0)}; no time taken here is a time of an NPU"
+        f"{torch_npu.npu.get_device_name(0)}; no time taken here is a time of an NPU"
     )

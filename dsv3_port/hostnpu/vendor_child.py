@@ -54,7 +54,7 @@ def lift_skips() -> None:
         return _SKIP(f"for {', '.join(self.supported_devices)} only")(test)
 
     _SKIP = unittest.skip
-    unittest.skip = unittest.skipIf = unittest.skipUnless = _same  # type: ignore[assignment]
+    unittest.skip = unittest.skipIf = unittest.skipUnless = _same
     common_utils.SupportedDevices.__call__ = for_this_chip
     common_utils.SkipIfNotGteCANNVersion.__call__ = lambda self, test: test
 

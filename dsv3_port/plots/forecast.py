@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
@@ -145,7 +146,10 @@ def forecast_checks(checks: Sequence[Check]) -> LabFigure:
             f"{_milliseconds(c.forecast.low)} – {_milliseconds(c.forecast.high)} {c.unit} forecast, "
             f"{_milliseconds(c.measured)} cited: {c.verdict}"
         )
-        look = {"color": INK if c.inside else VERMILLION, "transform": ax.get_yaxis_transform()}
+        look: dict[str, Any] = {
+            "color": INK if c.inside else VERMILLION,
+            "transform": ax.get_yaxis_transform(),
+        }
         ax.text(0.01, y - 0.4, text, va="center", fontsize=SMALL, **look)
         said.append(f"{c.what}: {text}")
     ax.axvline(1, color=INK, lw=1.6, ls="--")

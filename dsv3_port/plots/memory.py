@@ -219,7 +219,7 @@ def _published_bars(ax: Axes, values: Sequence[float], cumulative: bool) -> bool
     for y, value in enumerate(values):
         worse = value > 1.005 * values[max(y - 1, 0) if cumulative else 0]
         crossed |= worse
-        look = (
+        look: dict[str, Any] = (
             {"edgecolor": VERMILLION, "hatch": "xx"}
             if worse
             else {"edgecolor": PURPLE, "hatch": ".."}

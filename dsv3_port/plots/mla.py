@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from matplotlib.axes import Axes
 
 from ..config import DeepseekV3Config
@@ -38,7 +40,12 @@ def _bracket(ax: Axes, left: float, right: float, y: float, text: str, colour: s
         ax.plot(
             [x + turn, x, x, x + turn], [y + 0.56, y + 0.56, y - 0.56, y - 0.56], color=colour, lw=3
         )
-    look = {"ha": "center", "va": "bottom", "fontsize": NORMAL, "fontweight": "bold"}
+    look: dict[str, Any] = {
+        "ha": "center",
+        "va": "bottom",
+        "fontsize": NORMAL,
+        "fontweight": "bold",
+    }
     ax.text((left + right) / 2, y + 0.62, text, color=colour, **look)
 
 

@@ -101,8 +101,8 @@ def _boxes(c: DeepseekV3Config) -> dict[str, _Box]:
     }
     titles = {"layers": f"{c.num_hidden_layers} layers"}
     return {
-        name: (*place, titles.get(name, title), texts[name], colour)
-        for name, (*place, title, colour) in _PLACES.items()
+        name: (x, y, w, h, titles.get(name, title), texts[name], colour)
+        for name, (x, y, w, h, title, colour) in _PLACES.items()
     }
 
 

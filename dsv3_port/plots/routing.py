@@ -3,6 +3,8 @@ grouped matmul."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from matplotlib.patches import Patch
 from torch import Tensor
@@ -67,7 +69,7 @@ def group_mask(mask: Tensor, group_scores: Tensor | None = None) -> LabFigure:
     for t in range(tokens):
         for g in range(groups):
             on = bool(kept[t, g])
-            hatch = {"hatch": None if on else "xx", "alpha": 1 if on else 0.55}
+            hatch: dict[str, Any] = {"hatch": None if on else "xx", "alpha": 1 if on else 0.55}
             box(ax, g, t, 1, 1, BLUE if on else "white", edgecolor=GREY, lw=1, **hatch)
             text = f"{float(group_scores[t, g]):.2f}" if group_scores is not None else str(int(on))
             behind = None if on else {"facecolor": "white", "edgecolor": "none", "pad": 1}

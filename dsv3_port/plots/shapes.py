@@ -37,7 +37,7 @@ def box(
 def arrow(
     ax: Axes, start: tuple[float, float], end: tuple[float, float], colour: str, **more: Any
 ) -> None:
-    look = {"arrowstyle": "-|>", "mutation_scale": 12, "lw": 1.5} | more
+    look: dict[str, Any] = {"arrowstyle": "-|>", "mutation_scale": 12, "lw": 1.5} | more
     ax.add_patch(FancyArrowPatch(start, end, color=colour, **look))
 
 
