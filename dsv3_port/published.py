@@ -9,6 +9,7 @@ back to be warned of. What a file leaves out is what transformers 5.23 takes the
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from .errors import PortError
@@ -98,7 +99,7 @@ def keywords(values: dict[str, Any], own: set[str]) -> tuple[dict[str, Any], lis
     if kind != "deepseek_v3":
         raise PortError(f"model_type is {kind!r}; this package ports 'deepseek_v3' only")
     for name, allowed in _ONLY.items():
-        _refuse_other(values, name, lambda v, a=allowed: any(v is x or _same(v, x) for x in a))
+        _refuse_other(values, name, partial(_among, allowed))
     _refuse_other(values, "layer_types", lambda v: _all(v, "full_attention"))
     heads = values.get("num_attention_heads")
     for name, want in (
@@ -107,7 +108,7 @@ def keywords(values: dict[str, Any], own: set[str]) -> tuple[dict[str, Any], lis
         ("qk_head_dim", _sum(values.get("qk_nope_head_dim"), values.get("qk_rope_head_dim"))),
         ("num_local_experts", values.get("n_routed_experts", values.get("num_local_experts"))),
     ):
-        _refuse_other(values, name, lambda v, w=want: w is None or _same(v, w), f"here {want!r}")
+        _refuse_other(values, name, partial(_is_or_unknown, want), f"here {want!r}")
     checked = {*_ONLY, "layer_types", "num_key_value_heads", "head_dim", "qk_head_dim"}
     checked |= {"num_local_experts", "rope_scaling", "rope_parameters", "rope_theta"}
     found = DEFAULTS | {k: v for k, v in values.items() if k in own}
@@ -124,6 +125,14 @@ def keywords(values: dict[str, Any], own: set[str]) -> tuple[dict[str, Any], lis
 def _same(value: Any, want: Any) -> bool:
     """Equal, and of one kind: 1 is not True, "false" is not False."""
     return bool(value == want) and isinstance(value, bool) == isinstance(want, bool)
+
+
+def _among(allowed: tuple[Any, ...], value: Any) -> bool:
+    return any(_same(value, x) for x in allowed)
+
+
+def _is_or_unknown(want: Any, value: Any) -> bool:
+    return want is None or _same(value, want)
 
 
 def _all(value: Any, want: Any) -> bool:
