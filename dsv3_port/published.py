@@ -93,14 +93,6 @@ _QUANTIZATION = {
 }
 
 
-def _among(allowed: Any, value: Any) -> bool:
-    return any(value is x or _same(value, x) for x in allowed)
-
-
-def _fits(want: Any, value: Any) -> bool:
-    return want is None or _same(value, want)
-
-
 def keywords(values: dict[str, Any], own: set[str]) -> tuple[dict[str, Any], list[str]]:
     """The keywords of a DeepseekV3Config, whose fields are `own`, and the keys nobody knows."""
     kind = values.get("model_type", "deepseek_v3")
@@ -116,7 +108,7 @@ def keywords(values: dict[str, Any], own: set[str]) -> tuple[dict[str, Any], lis
         ("qk_head_dim", _sum(values.get("qk_nope_head_dim"), values.get("qk_rope_head_dim"))),
         ("num_local_experts", values.get("n_routed_experts", values.get("num_local_experts"))),
     ):
-        _refuse_other(values, name, partial(_fits, want), f"here {want!r}")
+        _refuse_other(values, name, partial(_is_or_unknown, want), f"here {want!r}")
     checked = {*_ONLY, "layer_types", "num_key_value_heads", "head_dim", "qk_head_dim"}
     checked |= {"num_local_experts", "rope_scaling", "rope_parameters", "rope_theta"}
     found = DEFAULTS | {k: v for k, v in values.items() if k in own}
@@ -133,6 +125,14 @@ def keywords(values: dict[str, Any], own: set[str]) -> tuple[dict[str, Any], lis
 def _same(value: Any, want: Any) -> bool:
     """Equal, and of one kind: 1 is not True, "false" is not False."""
     return bool(value == want) and isinstance(value, bool) == isinstance(want, bool)
+
+
+def _among(allowed: tuple[Any, ...], value: Any) -> bool:
+    return any(_same(value, x) for x in allowed)
+
+
+def _is_or_unknown(want: Any, value: Any) -> bool:
+    return want is None or _same(value, want)
 
 
 def _all(value: Any, want: Any) -> bool:
