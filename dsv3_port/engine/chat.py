@@ -116,7 +116,8 @@ def _child(tokenizer: Any, prompts: Sequence[list[dict[str, Any]]], writing: int
 
 def _read(reading: int) -> bytes | None:
     """Everything until the other end closes; None where time or length are over."""
-    end, parts, size = time.monotonic() + SECONDS, [], 0
+    parts: list[bytes] = []
+    end, size = time.monotonic() + SECONDS, 0
     while True:
         left = end - time.monotonic()
         if left <= 0 or size > LONGEST or not select.select([reading], [], [], left)[0]:
