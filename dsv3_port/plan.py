@@ -14,7 +14,7 @@ from .steps import STEPS, step
 @dataclass(frozen=True, kw_only=True)
 class PortPlan:
     """Which form of each component is built. The defaults are the upstream model. Every combination
-    is correct when run eagerly; engine/graph.py says which forms a graph needs.
+    is correct when run eagerly; `graph_blockers` says which forms a graph needs.
 
     Options that are not steps of their own: `prefill_attention` (of mla_low_rank: how it computes
     several queries at once), `npu_routing_kernel` (of gmm_routing: npu_moe_* routing operators, else
@@ -85,3 +85,17 @@ class PortPlan:
 CHOICES: dict[str, tuple[Any, ...]] = {
     name: get_args(hint) or (False, True) for name, hint in get_type_hints(PortPlan).items()
 } | {"npu_routing_kernel": (True, False), "group_mask_value": (-math.inf, 0.0)}
+
+
+def graph_blockers(plan: PortPlan) -> list[str]:
+    """Why a plan cannot run as one static graph, each with the step that removes the reason."""
+    reasons = []
+    if plan.experts == "loop":
+        reasons.append(
+            f"the expert loop reads counts on the host (step {step('gmm_routing').id!r} removes it)"
+        )
+    if plan.cache == "growing":
+        reasons.append(
+            f"the growing cache has a new shape each step (step {step('fixed_kv_cache').id!r} removes it)"
+        )
+    return reasons

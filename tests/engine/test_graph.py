@@ -12,14 +12,9 @@ import torch
 
 from dsv3_port import PortPlan, load_model
 from dsv3_port.count import graphs
-from dsv3_port.engine.graph import (
-    NPU_BACKENDS,
-    OPTIONS,
-    RECOMPILE_LIMITS,
-    backend_options,
-    compile_steps,
-)
+from dsv3_port.engine.graph import RECOMPILE_LIMITS, compile_steps
 from dsv3_port.engine.graph import graph_blockers as blockers_of
+from dsv3_port.engine.torchair import NPU_BACKENDS, OPTIONS, backend_options
 from dsv3_port.errors import PortError
 from dsv3_port.model.decoder import DeepseekV3
 from dsv3_port.steps import STEPS

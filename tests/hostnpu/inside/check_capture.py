@@ -13,13 +13,8 @@ from torch import Tensor
 
 from dsv3_port import PortPlan, load_model, ops
 from dsv3_port.engine import graph as modes
-from dsv3_port.engine.graph import (
-    OPTIONS,
-    backend_options,
-    compile_steps,
-    compiler_config,
-    export_graph,
-)
+from dsv3_port.engine.graph import compile_steps, export_graph
+from dsv3_port.engine.torchair import OPTIONS, backend_options, compiler_config
 from dsv3_port.errors import PortError
 from dsv3_port.hostnpu import ge, tape
 from dsv3_port.ops.table import torch_npu as import_torch_npu

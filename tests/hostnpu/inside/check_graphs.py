@@ -19,13 +19,8 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from dsv3_port import STEPS, PortPlan
-from dsv3_port.engine.graph import (
-    NPU_BACKENDS,
-    compile_steps,
-    converted_graphs,
-    graph_blockers,
-    npu_backend,
-)
+from dsv3_port.engine.graph import compile_steps, converted_graphs, graph_blockers
+from dsv3_port.engine.torchair import NPU_BACKENDS, npu_backend
 from dsv3_port.hostnpu import graphs, tape
 from dsv3_port.hostnpu.ge_table import OPERATORS
 from dsv3_port.model.decoder import DeepseekV3
