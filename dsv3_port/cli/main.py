@@ -9,9 +9,11 @@ imported by the commands that need it, so that `--help` is quick.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -84,8 +86,52 @@ def _out_of_memory(error: BaseException) -> bool:
     )
 
 
+def _open_streams() -> None:
+    """stdout and stderr that are there and show what they can: a scheduler may have closed them, a
+    terminal may know ASCII only."""
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:
+            fd = os.open(os.devnull, os.O_WRONLY)
+            if fd != number:
+                os.dup2(fd, number)
+            setattr(sys, name, os.fdopen(number, "w", encoding="utf-8", closefd=False))
+        elif hasattr(getattr(sys, name), "reconfigure"):
+            getattr(sys, name).reconfigure(errors="backslashreplace")
+
+
+def _plain(text: str) -> str:
+    """One line whose control characters a terminal does not obey."""
+    line = " ".join(text.split())
+    return "".join(
+        c if c.isprintable() or c == " " else c.encode("unicode_escape").decode() for c in line
+    )
+
+
+def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"dsv3-port: warning: {_plain(str(message))}", file=sys.stderr)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
+    _open_streams()
+    code = _main(argv)
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        pass
+    except OSError as error:
+        code = 2
+        with contextlib.suppress(OSError):
+            print(f"dsv3-port: stdout cannot be written: {error.strerror}", file=sys.stderr)
+    else:
+        return code
+    with contextlib.suppress(OSError, ValueError):  # or the interpreter tries again at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return code
+
+
+def _main(argv: Sequence[str] | None) -> int:
     args = make_parser().parse_args(argv)
+    warnings.showwarning = _warn
     try:
         if args.needs_torch and not getattr(args, "steps", False):
             _require_torch()
@@ -104,9 +150,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `dsv3-port plan | head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        message = f"{error.filename or 'stdout'}: {error.strerror or error}"
+    except RecursionError:
+        message = "the input nests too deep"
     except (MemoryError, RuntimeError) as error:
         if not _out_of_memory(error):
             raise
         message = f"out of memory ({' '.join(str(error).split())[:200]}); a smaller batch, context or model is needed"
-    print(f"dsv3-port: {' '.join(message.split())}", file=sys.stderr)
+    with contextlib.suppress(OSError):
+        print(f"dsv3-port: {_plain(message)}", file=sys.stderr)
     return 2

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import PortError
+from ..files import read_json
 from ..plan import PortPlan
 from ..steps import step
 
@@ -72,12 +72,7 @@ def read_prompts(texts: Sequence[str] | None, path: str | None, chat: bool) -> l
     if not path:
         return ["Once upon a time"]
     file = Path(path)
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise PortError(f"{file}: cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise PortError(f"{file}: not readable as JSON: {error}") from error
+    found = read_json(file)
     if isinstance(found, dict):
         found = found.get("chat" if chat else "completion")
     if (

@@ -137,6 +137,7 @@ def run_rank(parallel: TensorParallel, job: Job, card: int | None = None) -> Job
     parallel.all_reduce(
         torch.zeros(1, device=model.device)
     )  # a rank that cannot load is known before rank 0 speaks
+    _same_inputs(parallel, job)
     loaded = time.perf_counter() - start
     size = min(s.batch_size, len(job.prompts))
     caches, warming = None, 0.0
@@ -225,6 +226,13 @@ def _collect(
     if parallel.world_size == 1:
         return [mine]
     said = hashlib.sha256(json.dumps([g.token_ids for g in done]).encode()).hexdigest()
+    found = _gathered(parallel, (mine, said))
+    _same_tokens([text for _, text in found])
+    return [memory for memory, _ in found]
+
+
+def _gathered(parallel: TensorParallel, mine: Any) -> list[Any]:
+    """Every rank's object, by rank."""
     # objects travel over gloo whatever carries the tensors
     group = (
         parallel.group
@@ -232,9 +240,41 @@ def _collect(
         else dist.new_group(backend="gloo")
     )
     found: list[Any] = [None] * parallel.world_size
-    dist.all_gather_object(found, (mine, said), group=group)
-    _same_tokens([text for _, text in found])
-    return [memory for memory, _ in found]
+    dist.all_gather_object(found, mine, group=group)
+    return found
+
+
+def _same_inputs(parallel: TensorParallel, job: Job) -> None:
+    """PortError, on every rank alike, where ranks that were started one by one were given different
+    things to do: their collectives would not fit each other."""
+    if parallel.world_size == 1:
+        return
+    s = job.settings
+    mine = {
+        "prompts": [str(p) for p in job.prompts],
+        "temperature": job.temperature,
+        "seed": job.seed,
+        "plan": str(job.plan),
+        "pad": job.pad,
+        "dtype": str(job.dtype),
+        "tokenizer_mode": s.tokenizer_mode,
+        "batch_size": s.batch_size,
+        "max_new_tokens": s.max_new_tokens,
+        "input_max_len": s.input_max_len,
+    }
+    found = _gathered(parallel, mine)
+    odd = [
+        (rank, name)
+        for rank, its in enumerate(found)
+        for name in its
+        if its[name] != found[0][name]
+    ]
+    if odd:
+        rank, name = odd[0]
+        raise PortError(
+            f"rank {rank} was started with other input than rank 0: {name} is {str(found[rank][name])[:80]!r} "
+            f"there and {str(found[0][name])[:80]!r} on rank 0; give every rank the same"
+        )
 
 
 def _same_tokens(digests: list[str]) -> None:

@@ -133,6 +133,7 @@ def run_ranks(
         monitor_interval=0.1,
         start_method="spawn",
         run_id=secrets.token_hex(8),
+        local_addr=host,  # what the ranks are told to meet on, else this host's name, known or not
     )
     threads = max(1, (os.cpu_count() or 1) // world_size)
     # the stand-in belongs to a process: where this one has it, each rank enables its own

@@ -10,8 +10,13 @@ import torch
 from torch import Tensor
 
 from ..errors import PortError
+from ..files import read_json
+from ..weights.content import side_file
+from .chat import check_messages, render
 
-Prompt = str | Sequence[dict[str, str]]
+Prompt = str | Sequence[dict[str, Any]]
+# tokenizer classes that transformers builds around add_bos_token and add_eos_token
+_BY_SETTINGS = ("LlamaTokenizerFast", "LlamaTokenizer")
 
 
 def load_tokenizer(path: str | Path) -> Any:
@@ -21,12 +26,30 @@ def load_tokenizer(path: str | Path) -> Any:
         raise PortError(
             f"{file}: no such file; copy tokenizer.json and tokenizer_config.json beside the weights"
         )
+    settings: dict[str, Any] = {}
+    for beside in (file, file.with_name("tokenizer_config.json")):
+        if beside.exists():  # Git LFS's pointers and broken JSON have clearer words here
+            settings = read_json(side_file(Path(path), beside.name))
+            if not isinstance(settings, dict):
+                raise PortError(f"{beside}: holds a {type(settings).__name__}, not an object")
     from transformers import PreTrainedTokenizerFast
 
+    # the classes of published checkpoints add these tokens by the settings, whatever the file's own
+    # post-processor does
+    says = {k: settings[k] for k in ("add_bos_token", "add_eos_token") if k in settings}
+    wrong = [k for k, v in says.items() if not isinstance(v, bool)]
+    if wrong:
+        raise PortError(
+            f"{file.with_name('tokenizer_config.json')}: {wrong[0]} is not true or false"
+        )
     try:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(str(path), local_files_only=True)
+        if settings.get("tokenizer_class") in _BY_SETTINGS and says:
+            tokenizer._add_bos_token = says.get("add_bos_token", True)
+            tokenizer._add_eos_token = says.get("add_eos_token", False)
+            tokenizer.update_post_processor()
     except Exception as error:  # the tokenizers library raises its own kinds
-        raise PortError(f"{file}: not a usable tokenizer: {error}") from error
+        raise PortError(f"{file}: not a usable tokenizer: {str(error)[:300]}") from error
     tokenizer.padding_side = "left"
     return tokenizer
 
@@ -34,23 +57,33 @@ def load_tokenizer(path: str | Path) -> Any:
 def encode(tokenizer: Any, prompts: Sequence[Prompt], chat: bool = False) -> list[list[int]]:
     """Token ids of each prompt. A prompt is text, or chat messages [{"role": ..., "content": ...}]."""
     encoded = []
-    for prompt in prompts:
-        if isinstance(prompt, str) and not chat:
-            ids = tokenizer(prompt)["input_ids"]
-        else:
-            messages = (
-                [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-            )
-            if not tokenizer.chat_template:
-                raise PortError("chat mode: this tokenizer has no chat template; use plain prompts")
-            text = tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, tokenize=False
-            )
-            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    for number, text in enumerate(_texts(tokenizer, prompts, chat)):
+        plain = isinstance(prompts[number], str) and not chat
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise PortError(
+                f"prompt {number + 1} holds half of a character (a lone surrogate) at place {error.start}: "
+                "its text was cut there"
+            ) from None
+        ids = tokenizer(text, **({} if plain else {"add_special_tokens": False}))["input_ids"]
         if not ids:
-            raise PortError(f"prompt {prompt!r} has no tokens")
+            raise PortError(f"prompt {number + 1} ({text[:40]!r}) has no tokens")
         encoded.append(list(ids))
     return encoded
+
+
+def _texts(tokenizer: Any, prompts: Sequence[Prompt], chat: bool) -> list[str]:
+    """Chat prompts as the template writes them; plain ones as they are."""
+    messages = {
+        number: check_messages([{"role": "user", "content": p}] if isinstance(p, str) else p)
+        for number, p in enumerate(prompts)
+        if chat or not isinstance(p, str)
+    }
+    made = dict(
+        zip(messages, render(tokenizer, [*messages.values()]) if messages else (), strict=True)
+    )
+    return [made.get(number, p if isinstance(p, str) else "") for number, p in enumerate(prompts)]
 
 
 def check_length(longest: int, limit: int | None) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from ..config import DeepseekV3Config
 from ..errors import PortError
 from ..files import lfs_pointer, once, read_json
+from .content import stays
 from .fp8 import FP8, dequantize_blocks, scale_shape
 from .values import check_values
 
@@ -27,6 +28,18 @@ SINGLE = "model.safetensors"
 SCALE = "_scale_inv"
 _DTYPES = {"F8_E4M3": FP8, "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 _MAX_HEADER = 100 << 20
+_FORMATS = {
+    ".qweight": "GPTQ's or AWQ's format",
+    ".qzeros": "GPTQ's or AWQ's format",
+    ".g_idx": "GPTQ's format",
+    ".weight_packed": "compressed-tensors' format",
+    ".weight_scale": "compressed-tensors' or Ascend's W8A8 format",
+    ".weight_offset": "Ascend's W8A8 format",
+    ".deq_scale": "Ascend's W8A8 format",
+    ".quant_bias": "Ascend's W8A8 format",
+    ".absmax": "bitsandbytes' format",
+    ".quant_map": "bitsandbytes' format",
+}
 
 
 class Checkpoint:
@@ -76,6 +89,7 @@ class Checkpoint:
                         f"{file}: {name} is also in {where[name].name}; one of the shards is stale"
                     )
                 where[name] = file
+        _refuse_formats(folder, where)
         for name, file in listed.items():
             if where.get(name) != file:
                 raise PortError(
@@ -173,6 +187,17 @@ class Checkpoint:
             raise PortError(f"{file}: {name}: {error}") from error
 
 
+def _refuse_formats(folder: Path, where: dict[str, Path]) -> None:
+    """Tensors of other formats, by the names that only these use."""
+    for name, file in where.items():
+        kind = next((kind for end, kind in _FORMATS.items() if name.endswith(end)), None)
+        if kind:
+            raise PortError(
+                f"{file}: {name} is of {kind}, and only FP8 blocks with scales, BF16, FP16 and FP32 are "
+                f"read; take the published checkpoint that {folder.name} was made from"
+            )
+
+
 def _index(folder: Path) -> dict[str, Path]:
     """name -> file as the index says; empty for a lone model.safetensors."""
     file = folder / INDEX
@@ -183,6 +208,12 @@ def _index(folder: Path) -> dict[str, Path]:
             p.name for p in sorted(folder.glob("*.bin"))[:1] + sorted(folder.glob("*.pt*"))[:1]
         ]
         hint = f"; {others[0]} is a pickle, and only safetensors are read" if others else ""
+        quantised = [p.name for p in sorted(folder.glob("quant_model_*"))[:1]]
+        if quantised:
+            hint = (
+                f"; {quantised[0]} is of Ascend's own quantised format (such as W8A8), and only FP8 blocks, "
+                "BF16, FP16 and FP32 are read"
+            )
         raise PortError(f"{folder}: neither {INDEX} nor {SINGLE} is there{hint}")
     found = read_json(file)
     table = found.get("weight_map") if isinstance(found, dict) else None
@@ -204,11 +235,8 @@ def _index(folder: Path) -> dict[str, Path]:
 def _inside(folder: Path, shard: str, what: str) -> Path:
     """The path of a shard, which must lie in the folder itself, or be a link as the Hugging Face
     cache makes them."""
-    path, home = folder / shard, folder.resolve()
-    allowed = {home}
-    if home.parent.name == "snapshots":
-        allowed.add(home.parent.parent / "blobs")
-    if path.resolve().parent not in allowed:
+    path = folder / shard
+    if "/" in shard or "\0" in shard or not stays(folder, shard):
         raise PortError(f"{what}, outside its folder; put the shards beside config.json")
     if not path.is_file():
         raise PortError(

@@ -49,9 +49,33 @@ def hash_file(file: Path) -> str:
         raise PortError(f"{file}: cannot be read: {error.strerror or error}") from error
 
 
+def stays(folder: Path, name: str) -> bool:
+    """Whether a file lies in the folder itself, or is a link as the Hugging Face cache makes them:
+    into the blobs of a snapshot, or of a cached model where a download folder was made of links."""
+    place = (folder / name).resolve().parent
+    cached = place.name == "blobs" and place.parent.name.startswith("models--")
+    home = folder.resolve()
+    snapshot = home.parent.name == "snapshots" and place == home.parent.parent / "blobs"
+    return place == home or cached or snapshot
+
+
+def side_file(folder: Path, name: str) -> Path:
+    """Its path. PortError where it is a link to another place: what lies there is not the
+    checkpoint's to hand on."""
+    if not stays(folder, name):
+        raise PortError(
+            f"{folder / name}: is a link out of its folder; put the file itself beside the weights"
+        )
+    return folder / name
+
+
 def side_files(folder: Path) -> dict[str, str]:
     """Name -> hash of every side file that is there."""
-    return {name: hash_file(folder / name) for name in SIDE_FILES if (folder / name).exists()}
+    return {
+        name: hash_file(side_file(folder, name))
+        for name in SIDE_FILES
+        if (folder / name).exists() or (folder / name).is_symlink()
+    }
 
 
 def of_tensors(contents: dict[str, str]) -> str:

@@ -24,7 +24,7 @@ from ...files import read_json, write_atomic, write_json
 from ...plan import PortPlan
 from ...typed import sentence
 from ...version import __version__
-from ..content import hash_bytes, hash_file, of_tensors
+from ..content import hash_bytes, hash_file, of_tensors, side_file
 from .plan import FORMAT, differences, layout_of
 
 MANIFEST = "manifest.json"
@@ -196,7 +196,7 @@ def finish(
             )
         name_ranks(job["content"])
         for name, want in job["side_files"].items():
-            _copy(source / name, output / name, want)
+            _copy(side_file(source, name), output / name, want)
         ranks = {}
         for rank in range(job["world_size"]):
             file = output / rank_folder(rank, job["world_size"]) / MANIFEST

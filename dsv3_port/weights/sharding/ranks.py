@@ -204,7 +204,7 @@ def allow_open_files(count: int) -> None:
     """All ranks' files are open at once; raise the limit as far as this user may."""
     import resource
 
-    need = count + 256
+    need = count + 64
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and need > soft:
         if hard != resource.RLIM_INFINITY and need > hard:

@@ -13,7 +13,6 @@ import os
 import threading
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -42,14 +41,7 @@ class Reader:
     shrinks meanwhile is an error, not a bus error."""
 
     def __init__(self) -> None:
-        self._fds: dict[Path, int] = {}
-        self._guard, self._mine = threading.Lock(), threading.local()
-
-    def _fd(self, file: Path) -> int:
-        with self._guard:
-            if file not in self._fds:
-                self._fds[file] = os.open(file, os.O_RDONLY)
-            return self._fds[file]
+        self._mine = threading.local()
 
     def buffer(self, what: str, nbytes: int) -> Tensor:
         """`nbytes` of this thread's memory called `what`, made once: fresh memory costs a page
@@ -67,19 +59,22 @@ class Reader:
         row = math.prod(shape[1:]) * source.dtype.itemsize
         into = self.buffer(what, count * row)
         view, at = memoryview(into.numpy().data), source.offset + first * row
-        while len(view):
+        try:
+            fd = os.open(
+                file, os.O_RDONLY
+            )  # for this call: a source may have more files than a limit
             try:
-                done = os.preadv(self._fd(file), [view], at)
-            except OSError as error:
-                raise PortError(
-                    f"{file}: {name} cannot be read: {error.strerror or error}"
-                ) from error
-            if not done:
-                raise PortError(
-                    f"{file}: ends inside {name}: it was cut short while it was read; download it again "
-                    "and run the same command, what is written stays"
-                )
-            view, at = view[done:], at + done
+                while len(view) and (done := os.preadv(fd, [view], at)):
+                    view, at = view[done:], at + done
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise PortError(f"{file}: {name} cannot be read: {error.strerror or error}") from error
+        if len(view):
+            raise PortError(
+                f"{file}: ends inside {name}: it was cut short while it was read; download it again "
+                "and run the same command, what is written stays"
+            )
         return into.view(source.dtype).view(count, *shape[1:])
 
     def values(self, passing: Passing, first: int, count: int, dtype: torch.dtype) -> Tensor:
@@ -101,11 +96,6 @@ class Reader:
             raise PortError(f"{source.file}: {source.name}: {error}") from error
         passing.fits(out, stored.dtype, float(scale.max()) * FP8_MAX)
         return out
-
-    def close(self) -> None:
-        for fd in self._fds.values():
-            os.close(fd)
-        self._fds.clear()
 
 
 class Passing:

@@ -112,7 +112,9 @@ def shard_checkpoint(
     jobs = jobs if jobs is not None else default_jobs()
     if jobs < 1:
         raise PortError(f"jobs must be 1 or more, not {jobs}")
-    checkpoint, output = Checkpoint.open(model_path), Path(output_path)
+    output = Path(output_path)
+    _refuse_source_as_output(Path(model_path), output)
+    checkpoint = Checkpoint.open(model_path)
     wanted = list(targets(checkpoint.config, plan, TensorParallel(0, world_size)))
     left_out = check_sources(checkpoint, by_source(wanted))
     rank_plan = RankPlan(wanted, DTYPES[dtype], file_bytes)
@@ -173,6 +175,16 @@ def shard_checkpoint(
         complete=len(there) == world_size,
         verified=verify,
     )
+
+
+def _refuse_source_as_output(source: Path, output: Path) -> None:
+    home, place = source.resolve(), output.resolve()
+    if home == place or home in place.parents:
+        raise PortError(
+            f"{output}: the output is the source {source} itself, or lies in it; give another folder"
+        )
+    if output.exists() and not output.is_dir():
+        raise PortError(f"{output}: is there and is no folder")
 
 
 def default_jobs() -> int:

@@ -76,7 +76,6 @@ def stream(
             raise
         finally:
             wait(running)
-            reader.close()
             # where the job ends early: what was whole by then counts
             for future, source in running.items():
                 if not future.cancelled() and future.exception() is None:
