@@ -183,7 +183,6 @@ LONG_FILES: set[str] = {
     "weights/layout.py",
 }
 LONG_FUNCTIONS: set[str] = {
-    "bench/measure.py:measure",
     "engine/graph.py:export_graph",
     "ops/cache.py:check_scatter_update_",
     "ops/moe_combine.py:check_moe_finalize_routing",
