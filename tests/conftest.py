@@ -23,7 +23,7 @@ MARKS = {
     "check/test_rank_calls.py": "ranks",
     "engine/test_graph.py": "compile",
     "ops/test_compile.py": "compile",
-    "count/test_graphs.py": "compile",
+    "count/test_compiled.py": "compile",
     "course/test_jupyterlab.py": "browser",
     "course/test_pages_browser.py": "browser",
     "bench/test_cases.py": "slow",

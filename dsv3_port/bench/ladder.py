@@ -17,8 +17,9 @@ import torch
 from ..check.equivalence import STEPS_CHECKED, check_equivalence
 from ..check.peer import peer_model
 from ..config import DeepseekV3Config
-from ..count.census import count_ops, peak_memory
-from ..count.graphs import eager_prefill
+from ..count.compiled import eager_prefill
+from ..count.memory import peak_memory
+from ..count.operators import count_ops
 from ..engine import graph
 from ..engine.device import pick_device, pick_dtype
 from ..engine.loading import load_model

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from ..check.equivalence import STEPS_CHECKED, check_equivalence, random_ids
+from ..count.compiled import eager_prefill
 from ..count.flops import count_flops
-from ..count.graphs import eager_prefill
 from ..engine.device import pick_device, pick_dtype
 from ..engine.graph import compile_steps, eagerly
 from ..engine.loading import load_model

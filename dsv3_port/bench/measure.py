@@ -80,6 +80,16 @@ class _Variant:
         target = max(min_seconds, SHORT if last < SHORT else 0.0)
         self.inner = max(1, math.ceil(target / max(last, 1e-7)))
 
+    def record(self, fields: dict[str, Any], step_ids: Mapping[str, tuple[str, ...]]) -> Record:
+        return Record(
+            name=self.name,
+            samples=self.samples,
+            first_call_seconds=self.first,
+            inner=self.inner,
+            step_ids=tuple(step_ids.get(self.name, ())),
+            **fields,
+        )
+
 
 def measure(
     variants: Mapping[str, Callable[[], object]],
@@ -126,31 +136,13 @@ def measure(
             "its times are not to be trusted",
             stacklevel=2,
         )
-    common: dict[str, Any] = {
-        "run": secrets.token_hex(6),
-        "label": label,
-        "busy": share > BUSY_SHARE,
-        "busy_share": round(share, 4),
-        **info,
-    }
+    common: dict[str, Any] = {"run": secrets.token_hex(6), "label": label}
+    common |= {"busy": share > BUSY_SHARE, "busy_share": round(share, 4)} | info
+    return Results([v.record(common | _own(meta or {}, v.name), step_ids or {}) for v in timed])
 
-    def own(name: str) -> dict[str, Any]:
-        return {k: v[name] if isinstance(v, Mapping) else v for k, v in (meta or {}).items()}
 
-    return Results(
-        [
-            Record(
-                name=v.name,
-                samples=v.samples,
-                first_call_seconds=v.first,
-                inner=v.inner,
-                step_ids=tuple((step_ids or {}).get(v.name, ())),
-                **common,
-                **own(v.name),
-            )
-            for v in timed
-        ]
-    )
+def _own(meta: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {k: v[name] if isinstance(v, Mapping) else v for k, v in meta.items()}
 
 
 def _sampled(

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..model.cache import Cache
-from .census import _FREE
+from .operators import is_launch, op_name
 
 # in-place operators that write only as much as the tensor they are given, not all of what they
 # write into
@@ -31,9 +31,9 @@ class _Written(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        name = func.name().split(".")[0].replace("::", ".")
-        if func.is_view or name in _FREE:
+        if not is_launch(func):
             return result
+        name = op_name(func)
         at = _PART.get(name)
         tensors = (
             [args[at]] if at is not None and isinstance(args[at], Tensor) else tree_leaves(result)

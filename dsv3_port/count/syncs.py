@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from .census import _Counter, _npu_operators
+from .operators import OperatorCounter, npu_operators
 
 # what reads values to the host, and what makes a result whose shape depends on values
 _READS = {
@@ -30,7 +30,7 @@ _SHAPES = {"nonzero", "masked_select", "unique", "bincount", "argwhere"}
 
 
 class _Syncs(TorchFunctionMode):
-    def __init__(self, operators: _Counter) -> None:
+    def __init__(self, operators: OperatorCounter) -> None:
         super().__init__()
         self.operators = operators
         self.counts: Counter[str] = Counter()
@@ -59,7 +59,7 @@ def host_syncs(fn: Callable[[], object]) -> dict[str, int]:
     (`ops`) is left out: its meaning on a CPU may read values, the NPU's does not. Strings
     made of tensors (print) are not counted.
     """
-    operators = _Counter()  # knows whether an NPU operator is running
-    with torch.no_grad(), _npu_operators(operators), _Syncs(operators) as syncs:
+    operators = OperatorCounter()  # knows whether an NPU operator is running
+    with torch.no_grad(), npu_operators(operators), _Syncs(operators) as syncs:
         fn()
     return dict(syncs.counts.most_common())

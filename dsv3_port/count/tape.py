@@ -9,11 +9,9 @@ addresses are kept, the Python code that chose them is not.
 from __future__ import annotations
 
 import contextlib
-import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor
@@ -21,10 +19,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from .. import ops
 from ..errors import PortError
 from ..model.cache import Cache
 from ..model.decoder import DeepseekV3
+from .operators import whole_operators
 
 _READS = {"tolist", "item", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__"}
 _UNFILLED = {
@@ -70,7 +68,7 @@ class Tape:
         """
         static = [t.clone() for t in inputs]
         recorder = _Recorder()
-        with torch.no_grad(), _opaque(recorder), _NoReads(recorder), recorder:
+        with torch.no_grad(), recorder.whole(), _NoReads(recorder), recorder:
             output = fn(*static)
         return cls(recorder.launches, static, output)
 
@@ -168,6 +166,15 @@ class _Recorder(TorchDispatchMode):
             self.add(func, args, kwargs, result, func._schema.is_mutable)
         return result
 
+    def whole(self) -> contextlib.AbstractContextManager[None]:
+        """Within it an operator of `ops` that torch_npu has as one is recorded as one, its meaning
+        on a CPU and all."""
+
+        def add(fn: Any, args: Any, kwargs: Any, result: Any) -> None:
+            self.add(fn, args, kwargs, result, in_place=fn.__name__.endswith("_"))
+
+        return whole_operators(self, add)
+
     def add(self, fn: Any, args: Any, kwargs: Any, result: Any, in_place: bool = False) -> None:
         known = {t.untyped_storage()._cdata for t in _tensors((args, kwargs))}
         outputs = _tensors(result)
@@ -220,32 +227,3 @@ def _out_form(fn: Any, outputs: list[Tensor]) -> tuple[Any, dict[str, Tensor]] |
         if plain == wanted and len(places) == len(outputs) > 0:
             return form, dict(zip(places, outputs, strict=True))
     return None
-
-
-@contextlib.contextmanager
-def _opaque(recorder: _Recorder) -> Iterator[None]:
-    """Within it an operator of `ops` that torch_npu has as one is recorded as one,
-    its meaning on a CPU and all."""
-
-    def recorded(function: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(function)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            if recorder.inside:
-                return function(*args, **kwargs)
-            recorder.inside += 1
-            try:
-                result = function(*args, **kwargs)
-            finally:
-                recorder.inside -= 1
-            recorder.add(function, args, kwargs, result, in_place=function.__name__.endswith("_"))
-            return result
-
-        return call
-
-    names = [
-        n for n, f in vars(ops).items() if n.startswith(("npu_", "scatter_update")) and callable(f)
-    ]
-    with contextlib.ExitStack() as stack:
-        for name in names:
-            stack.enter_context(mock.patch.object(ops, name, recorded(getattr(ops, name))))
-        yield

@@ -68,6 +68,8 @@ def check(exercise_id: str, answer: Any) -> Verdict:
         return Verdict(
             exercise, None, "No answer yet: replace the three dots and run the cell again."
         )
+    if exercise.function and not callable(answer):
+        return Verdict(exercise, False, f"Give a function {exercise.function}")
     try:
         result = exercise.check(answer)
     except Exception as error:  # the learner's code may raise anything

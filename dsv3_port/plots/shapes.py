@@ -28,7 +28,7 @@ def box(
     **patch: Any,
 ) -> None:
     """A filled rectangle with its lower left corner at (x, y), and its name in the middle."""
-    look = {"facecolor": colour, "edgecolor": "white"} | patch
+    look: dict[str, Any] = {"facecolor": colour, "edgecolor": "white"} | patch
     ax.add_patch(Rectangle((x, y), width, height, **look))
     if text:
         centred(ax, x + width / 2, y + height / 2, text, fontsize, color=ink_on(colour))

@@ -18,7 +18,8 @@ from dsv3_port.bench.machine import device_info
 from dsv3_port.bench.measure import measure
 from dsv3_port.bench.records import Record, Results, load, quartiles, save
 from dsv3_port.bench.results_table import seconds_text, stamp
-from dsv3_port.count.census import count_ops, peak_memory
+from dsv3_port.count.memory import peak_memory
+from dsv3_port.count.operators import count_ops
 from dsv3_port.errors import PortError
 from dsv3_port.plan import PortPlan
 from tests.random_models import random_model

@@ -7,8 +7,9 @@ import torch
 
 from dsv3_port import ops
 from dsv3_port.config import DeepseekV3Config
-from dsv3_port.count.census import count_ops
-from dsv3_port.count.step_work import experts_met, step_work
+from dsv3_port.count.operators import count_ops
+from dsv3_port.count.step_counter import experts_met
+from dsv3_port.count.step_work import step_work
 from dsv3_port.count.traffic import count_traffic
 from dsv3_port.errors import PortError
 from dsv3_port.forecast.planner import active_params, kv_bytes_per_token, weight_bytes

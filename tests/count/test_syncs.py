@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dsv3_port.count.activations import module_call
-from dsv3_port.count.census import count_ops
+from dsv3_port.count.operators import count_ops
 from dsv3_port.count.syncs import host_syncs
 from dsv3_port.plan import PortPlan
 from tests.random_models import random_model

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dsv3_port.count.census import count_ops
+from dsv3_port.count.operators import count_ops
 from dsv3_port.count.tape import Tape, taped
 from dsv3_port.engine.graph import run_eager
 from dsv3_port.errors import PortError

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dsv3_port import PortPlan, load_model
-from dsv3_port.count import graphs
+from dsv3_port.count import compiled as graphs
 from dsv3_port.engine.graph import RECOMPILE_LIMITS, compile_steps
 from dsv3_port.engine.graph import graph_blockers as blockers_of
 from dsv3_port.engine.torchair import NPU_BACKENDS, OPTIONS, backend_options

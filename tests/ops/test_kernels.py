@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dsv3_port.count.census import count_ops
+from dsv3_port.count.operators import count_ops
 from dsv3_port.ops import cpu
 
 SMALL, LARGE = (64, 96), (512, 256)  # below and at the size that oneDNN takes

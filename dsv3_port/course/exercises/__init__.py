@@ -24,6 +24,7 @@ class Exercise:
         str, tuple[Any, str]
     ]  # usual mistake -> (an answer that makes it, the hint it gets)
     solution: str  # Python code that assigns `answer`; the notebook shows it folded
+    function: str = ""  # "f(x) that returns ...", where the answer must be a function
 
     def solved(self) -> Any:
         """The answer that the solution's code assigns."""

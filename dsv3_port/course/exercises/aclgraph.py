@@ -80,8 +80,6 @@ _LOOPS: dict[str, tuple[Loop, str]] = {
 
 
 def _check_loop(answer: Any) -> str | None:
-    if not callable(answer):
-        return "Give a function decode(tape, token, steps) that returns a list of logits [1, V], one for each step."
 
     def rows_of(loop: Loop) -> list[Tensor]:
         tape, first = small_step()
@@ -204,6 +202,7 @@ EXERCISES = (
         minutes=10,
         difficulty=2,
         check=_check_loop,
+        function="decode(tape, token, steps) that returns a list of logits [1, V], one for each step.",
         wrong=dict(_LOOPS),
         solution="""
 def decode(tape, token, steps):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ... import ops
-from ...count.census import count_ops
+from ...count.operators import count_ops
 from . import Exercise
 
 EPS = 1e-3  # not the operator's default: forgetting to pass it shows
@@ -97,8 +97,6 @@ def _near(got: Tensor, want: Tensor) -> bool:
 
 
 def _check_norm(answer: Any) -> str | None:
-    if not callable(answer):
-        return "Give a function add_norm(residual, delta, weight, eps) that returns (normalised, new residual)."
     generator = torch.Generator().manual_seed(6)
     residual, delta = torch.randn(2, 2, 3, 8, generator=generator) * 0.1
     weight = torch.rand(8, generator=generator) + 0.5
@@ -178,8 +176,6 @@ def _listed(values: Any) -> list[int]:
 
 
 def _check_place(answer: Any) -> str | None:
-    if not callable(answer):
-        return "Give a function place(padded, pad, step) that returns (slot [B], position [B])."
     cases = [
         (6, torch.tensor([4, 0]), 0),
         (6, torch.tensor([4, 0]), 3),
@@ -216,6 +212,7 @@ EXERCISES = (
         minutes=6,
         difficulty=1,
         check=_check_norm,
+        function="add_norm(residual, delta, weight, eps) that returns (normalised, new residual).",
         wrong=dict(_NORMS),
         solution="""
 from dsv3_port import ops
@@ -234,6 +231,7 @@ answer = add_norm
         minutes=10,
         difficulty=2,
         check=_check_place,
+        function="place(padded, pad, step) that returns (slot [B], position [B]).",
         wrong=dict(_PLACES),
         solution="""
 import torch

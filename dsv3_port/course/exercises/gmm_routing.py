@@ -40,10 +40,6 @@ def _token_only(tokens: int, top: int) -> Tensor:
 
 
 def _check_row_idx(answer: Any) -> str | None:
-    if not callable(answer):
-        return (
-            "Give a function row_idx(tokens, top) that returns the tensor for npu_moe_init_routing."
-        )
     for tokens, top in CASES:
         got = answer(tokens, top)
         if not isinstance(got, Tensor):
@@ -175,8 +171,6 @@ def _same_list(got: Tensor, want: Tensor, name: str) -> bool:
 
 
 def _check_group_list(answer: Any) -> str | None:
-    if not callable(answer):
-        return "Give a function group_lists(counts) that returns a dict with the five forms."
     cases = [torch.tensor(c) for c in COUNTS]
     got = [answer(c.clone()) for c in cases]
     if not all(isinstance(g, Mapping) and set(FORMS) <= set(g) for g in got):
@@ -208,6 +202,7 @@ EXERCISES = (
         minutes=8,
         difficulty=1,
         check=_check_row_idx,
+        function="row_idx(tokens, top) that returns the tensor for npu_moe_init_routing.",
         wrong={
             "row major": (
                 _row_major,
@@ -251,6 +246,7 @@ answer = row_idx
         minutes=12,
         difficulty=2,
         check=_check_group_list,
+        function="group_lists(counts) that returns a dict with the five forms.",
         wrong=dict(_WRONG_LISTS),
         solution="""
 import torch

@@ -70,8 +70,6 @@ _GATHERS = {
 
 
 def _check_gather(answer: Any) -> str | None:
-    if not callable(answer):
-        return "Give a function gather(flat, world) that turns [W*B, S, V/W] into [B, S, V]."
     cases = [
         (torch.arange(world * batch * 3 * 4.0).view(world * batch, 3, 4), world)
         for world, batch in ((2, 1), (2, 2), (3, 2))
@@ -208,6 +206,7 @@ EXERCISES = (
         minutes=8,
         difficulty=2,
         check=_check_gather,
+        function="gather(flat, world) that turns [W*B, S, V/W] into [B, S, V].",
         wrong=dict(_GATHERS),
         solution="""
 def gather(flat, world):

@@ -86,8 +86,6 @@ _WRONG = {
 
 
 def _check_merge(answer: Any) -> str | None:
-    if not callable(answer):
-        return "Give a function merge_for_rank(gate, up, rank, world) that returns this rank's merged weight."
     gate, up = _weights()
     cases = [(rank, world) for world in (2, 1) for rank in range(world)]
     got = [answer(gate.clone(), up.clone(), rank, world) for rank, world in cases]
@@ -130,6 +128,7 @@ EXERCISES = (
         minutes=10,
         difficulty=2,
         check=_check_merge,
+        function="merge_for_rank(gate, up, rank, world) that returns this rank's merged weight.",
         wrong=dict(_WRONG),
         solution="""
 import torch

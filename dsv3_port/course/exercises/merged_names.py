@@ -128,10 +128,6 @@ _NAMED: dict[str, tuple[Callable[[tuple[str, ...]], Named], str]] = {
 
 
 def _check_names(answer: Any) -> str | None:
-    if not callable(answer):
-        return (
-            "Give a function sources(names) that returns {new name: [published names, in order]}."
-        )
     got = answer(NAMES)
     if not isinstance(got, dict) or not all(isinstance(v, (list, tuple)) for v in got.values()):
         return "sources must return a dict: each new name -> the list of published names that it is made of."
@@ -163,6 +159,7 @@ EXERCISES = (
         minutes=8,
         difficulty=1,
         check=_check_names,
+        function="sources(names) that returns {new name: [published names, in order]}.",
         wrong=dict(_NAMED),
         solution="""
 def sources(names):

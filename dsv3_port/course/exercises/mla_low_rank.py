@@ -77,8 +77,6 @@ _SPLITS: dict[str, tuple[Split, str]] = {
 
 
 def _check_split(answer: Any) -> str | None:
-    if not callable(answer):
-        return "Give a function split(weight, heads, nope, value) that returns (w_k, w_v)."
     weight = torch.arange(HEADS * (NOPE + VALUE) * RANK, dtype=torch.float32).view(-1, RANK)
     got = answer(weight.clone(), HEADS, NOPE, VALUE)
     if not (
@@ -181,6 +179,7 @@ EXERCISES = (
         minutes=8,
         difficulty=2,
         check=_check_split,
+        function="split(weight, heads, nope, value) that returns (w_k, w_v).",
         wrong=dict(_SPLITS),
         solution="""
 def split(weight, heads, nope, value):

@@ -85,8 +85,6 @@ _WEIGHS: dict[str, tuple[Weigh, str]] = {
 
 
 def _check_weigh(answer: Any) -> str | None:
-    if not callable(answer):
-        return "Give a function weigh(scores, bias, k, scale) that returns (chosen, weights)."
     generator = torch.Generator().manual_seed(41)
     scores = torch.rand(32, 8, generator=generator) * 0.8 + 0.1
     bias, k, scale = torch.tensor([0.6, -0.3, 0.0, 0.25, -0.15, 0.4, 0.05, -0.05]), 3, 2.5
@@ -133,8 +131,6 @@ def _scores(shift: float) -> tuple[Tensor, Tensor]:
 
 
 def _check_mask_value(answer: Any) -> str | None:
-    if not callable(answer):
-        return "Give a function masked(scores, keep) that returns the scores with rejected experts made unchoosable."
     for shift in (0.0, -2.0):  # without and with a bias that makes every score negative
         scores, keep = _scores(shift)
         given = scores.clone()
@@ -181,6 +177,7 @@ EXERCISES = (
         minutes=6,
         difficulty=1,
         check=_check_weigh,
+        function="weigh(scores, bias, k, scale) that returns (chosen, weights).",
         wrong=dict(_WEIGHS),
         solution="""
 def weigh(scores, bias, k, scale):
@@ -198,6 +195,7 @@ answer = weigh
         minutes=8,
         difficulty=2,
         check=_check_mask_value,
+        function="masked(scores, keep) that returns the scores with rejected experts made unchoosable.",
         wrong={
             "zero": (
                 lambda scores, keep: scores.masked_fill(~keep, 0.0),

@@ -158,8 +158,6 @@ def _outcome(ranks: Ranks, environment: Mapping[str, str], cut_for: int | None) 
 
 
 def _check(answer: Any) -> str | None:
-    if not callable(answer):
-        return "Give a function rank_count(environment, cut_for) that returns a number of ranks or raises ValueError."
     got = [_outcome(answer, *case) for case in CASES]
 
     def like(form: Ranks) -> bool:
@@ -191,6 +189,7 @@ EXERCISES = (
         minutes=6,
         difficulty=1,
         check=_check,
+        function="rank_count(environment, cut_for) that returns a number of ranks or raises ValueError.",
         wrong=dict(_WRONG),
         solution="""
 def rank_count(environment, cut_for):

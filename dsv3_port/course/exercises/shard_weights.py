@@ -166,8 +166,6 @@ _CUTS = {
 
 
 def _check_cut(answer: Any) -> str | None:
-    if not callable(answer):
-        return "Give a function cut(weight, rank, world, unit) that returns this rank's rows."
     weight = _weight()
     got: dict[int, list[Any]] = {}
     for world in (1, 2, 3, 4, 9):
@@ -261,6 +259,7 @@ answer = {
         minutes=10,
         difficulty=2,
         check=_check_cut,
+        function="cut(weight, rank, world, unit) that returns this rank's rows.",
         wrong=dict(_CUTS),
         solution="""
 def cut(weight, rank, world, unit):

@@ -106,8 +106,6 @@ def _gift() -> dict[str, Tensor]:
 
 
 def _check_fill(answer: Any) -> str | None:
-    if not callable(answer):
-        return "Give a function fill(params, given): copies every tensor of `given`, raises where one does not fit."
     params = {name: torch.full_like(t, -1.0) for name, t in _gift().items()}
     kept = dict(params)
     answer(params, _gift())
@@ -143,6 +141,7 @@ EXERCISES = (
         minutes=12,
         difficulty=3,
         check=_check_fill,
+        function="fill(params, given): copies every tensor of `given`, raises where one does not fit.",
         wrong=dict(_FILLS),
         solution="""
 def fill(params, given):

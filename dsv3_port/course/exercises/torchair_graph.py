@@ -70,8 +70,6 @@ _MASKS = {
 
 
 def _check_mask(answer: Any) -> str | None:
-    if not callable(answer):
-        return "Give a function visible(slot, room) that returns a boolean tensor [B, room]."
     slots = [torch.tensor(s) for s in _SLOTS]
     want = [_visible(s, ROOM) for s in slots]
     plain = answer(slots[0].clone(), ROOM)
@@ -173,6 +171,7 @@ EXERCISES = (
         minutes=8,
         difficulty=2,
         check=_check_mask,
+        function="visible(slot, room) that returns a boolean tensor [B, room].",
         wrong=dict(_MASKS),
         solution="""
 import torch

@@ -21,11 +21,11 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 from torch.fx import GraphModule, Node
 
-from .. import ops
 from ..engine.graph import RECOMPILE_LIMITS
 from ..errors import PortError
 from ..model.cache import Cache
 from ..model.decoder import DeepseekV3
+from .operators import each_operator
 
 _MATMULS = {"linear", "matmul", "head_matmul", "shared_scores", "bmm", "mm"}
 # no kernel behind them: views and metadata
@@ -82,29 +82,16 @@ class Watched:
         return run
 
 
-@contextlib.contextmanager
-def _opaque_operators() -> Iterator[None]:
-    """Within it Dynamo puts each operator of `ops` into the graph as one node and does
-    not look inside."""
-    products = ("linear", "head_matmul", "shared_scores", "attention")
-    names = [
-        n
-        for n, f in vars(ops).items()
-        if callable(f)
-        and not n.startswith("_")
-        and (n.startswith(("npu_", "scatter_update")) or n in products)
-    ]
-    with contextlib.ExitStack() as stack:
-        for name in names:
-            function = getattr(ops, name)
+def _as_node(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Dynamo puts the operator into the graph as one node and does not look inside."""
 
-            @functools.wraps(function, updated=())
-            def node(*args: Any, _function: Any = function, **kwargs: Any) -> Any:
-                return _function(*args, **kwargs)
+    @functools.wraps(function, updated=())
+    def node(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
 
-            del node.__wrapped__  # Dynamo would trace what it finds there
-            stack.enter_context(mock.patch.object(ops, name, torch.compiler.allow_in_graph(node)))
-        yield
+    del node.__wrapped__  # Dynamo would trace what it finds there
+    allowed: Callable[..., Any] = torch.compiler.allow_in_graph(node)
+    return allowed
 
 
 @contextlib.contextmanager
@@ -125,7 +112,8 @@ def watch(model: DeepseekV3, *, fullgraph: bool = True, dynamic: bool = False) -
 
     compiled = torch.compile(step, backend=seen.backend, fullgraph=fullgraph, dynamic=dynamic)
     limits: dict[str, Any] = dict(RECOMPILE_LIMITS)
-    with _opaque_operators(), torch._dynamo.config.patch(limits):
+    products = ("linear", "head_matmul", "shared_scores", "attention")
+    with each_operator(_as_node, *products), torch._dynamo.config.patch(limits):
         model.run_step = compiled
         try:
             yield seen
@@ -153,7 +141,7 @@ def compilations() -> int:
 
 
 def operator_name(node: Node) -> str:
-    """`npu_rms_norm` for an NPU operator, otherwise aten's name, as count/census.py counts them."""
+    """`npu_rms_norm` for an NPU operator, otherwise aten's name, as count/operators.py counts them."""
     name = (
         node.target
         if isinstance(node.target, str)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dsv3_port.count import graphs
-from dsv3_port.count.census import count_ops
+from dsv3_port.count import compiled as graphs
+from dsv3_port.count.operators import count_ops
 from dsv3_port.engine.graph import compile_steps, graph_blockers
 from dsv3_port.errors import PortError
 from dsv3_port.plan import PortPlan
