@@ -54,8 +54,8 @@ def run_checks(python: str) -> int:
         ("format", ["-m", "ruff", "format", "--check", "."]),
         ("types", ["-m", "mypy"]),
         ("spelling", ["-m", "codespell_lib"]),
-        ("notebooks", ["ci/check_notebooks.py"]),
-        ("README tables", ["ci/readme.py", "--check"]),
+        ("notebooks", ["ci/tools/check_notebooks.py"]),
+        ("README tables", ["ci/tools/readme.py", "--check"]),
     )
     failed = []
     for name, words in todo:

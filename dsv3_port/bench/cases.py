@@ -1,4 +1,4 @@
-"""What `ci/bench.py` leaves in data/recorded: one file for each part and device, cases that can be
+"""What `ci/bench/speed.py` leaves in data/recorded: one file for each part and device, cases that can be
 measured anew one by one.
 
 A case is one comparison at one size: interleaved samples, what was counted beside them, how far
@@ -83,7 +83,7 @@ def case_of(key: str, rounds: int, results: Results, **more: Any) -> Case:
     if "--out" in words:  # where the file lay first says nothing about the numbers in it
         at = words.index("--out")
         del words[at : at + 2]
-    command = shlex.join(["ci/bench.py", *words])
+    command = shlex.join(["ci/bench/speed.py", *words])
     found: dict[str, Any] = {"differences": results.differences, "facts": results.facts}
     return Case(key, now, command, rounds, list(results), **found, **more)
 
@@ -123,7 +123,7 @@ def load(file: str | Path) -> Bench:
         first = error.errors()[0]
         raise PortError(f"{file}: {' → '.join(map(str, first['loc']))}: {first['msg']}") from error
     except (OSError, ValueError) as error:
-        raise PortError(f"{file}: no results of ci/bench.py: {error}") from error
+        raise PortError(f"{file}: no results of ci/bench/speed.py: {error}") from error
     for case in found.cases:
         check(case, f"{file}: {case.key}")
         if {(r.tier, r.device_name) for r in case.records} != {(found.tier, found.device_name)}:

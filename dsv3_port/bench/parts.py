@@ -1,4 +1,4 @@
-"""The parts of `ci/bench.py` but the peer: each function measures one case in one interleaved run and
+"""The parts of `ci/bench/speed.py` but the peer: each function measures one case in one interleaved run and
 says what it could not run."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Part peer of `ci/bench.py`: our model beside every form of transformers."""
+"""Part peer of `ci/bench/speed.py`: our model beside every form of transformers."""
 
 from __future__ import annotations
 

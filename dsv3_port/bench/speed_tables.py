@@ -1,4 +1,4 @@
-"""Tables of what ci/bench.py measured, as README and notebook 10 show them."""
+"""Tables of what ci/bench/speed.py measured, as README and notebook 10 show them."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ RUNGS = (
     FAIR,
     "mla_low_rank",
     FULL,
-)  # of ci/bench.py --part ladder --main, beside upstream and the compiled full port
+)  # of ci/bench/speed.py --part ladder --main, beside upstream and the compiled full port
 
 
 def ladder_rows(found: Sequence[Bench]) -> list[Row]:

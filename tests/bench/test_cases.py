@@ -1,4 +1,4 @@
-"""ci/bench.py and what is behind it, on models of a few kilobytes: what a case holds, what is
+"""ci/bench/speed.py and what is behind it, on models of a few kilobytes: what a case holds, what is
 refused, what ships."""
 
 from __future__ import annotations
@@ -171,7 +171,9 @@ def test_tables_of_limit_scaling_and_start(made, tmp_path):
         )
 
     def found(part, records, **more):
-        case = bench.Case("key", made.date, "ci/bench.py", len(records[0].samples), records, **more)
+        case = bench.Case(
+            "key", made.date, "ci/bench/speed.py", len(records[0].samples), records, **more
+        )
         return [dataclasses.replace(bench.load(bench.save(tmp_path, part, "cpu", {"key": case})))]
 
     facts = {
@@ -202,13 +204,15 @@ def test_tables_of_limit_scaling_and_start(made, tmp_path):
 
 
 def test_the_gpu_script_says_why_it_cannot_run(tmp_path):
-    script = ["bash", "ci/bench_gpu.sh"]
+    script = ["bash", "ci/bench/bench_gpu.sh"]
     done = subprocess.run([*script, "--dry-run"], cwd=repo_root(), capture_output=True, text=True)
     lines = done.stdout.splitlines()
     assert done.returncode == 0 and len(lines) == 6 * 4 + 3 * 3
     for line in lines:
         words = shlex.split(line)
-        assert words[1] == "ci/bench.py" and load_command().parse(words[2:]).graph == "aclgraph"
+        assert (
+            words[1] == "ci/bench/speed.py" and load_command().parse(words[2:]).graph == "aclgraph"
+        )
     python = tmp_path / "python3"
     python.write_text("#!/bin/sh\necho 'torch sees no GPU'\n", encoding="utf-8")
     python.chmod(0o755)
@@ -224,14 +228,16 @@ def test_the_gpu_script_says_why_it_cannot_run(tmp_path):
     if lint:
         assert (
             subprocess.run(
-                [lint, "ci/bench_gpu.sh"], cwd=repo_root(), capture_output=True
+                [lint, "ci/bench/bench_gpu.sh"], cwd=repo_root(), capture_output=True
             ).returncode
             == 0
         )
 
 
 def load_command():
-    spec = importlib.util.spec_from_file_location("ci_bench", repo_root() / "ci" / "bench.py")
+    spec = importlib.util.spec_from_file_location(
+        "ci_bench", repo_root() / "ci" / "bench" / "speed.py"
+    )
     command = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(command)
     return command

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-CI = Path(__file__).parents[2] / "ci"
+CI = Path(__file__).parents[2] / "ci" / "tools"
 _spec = importlib.util.spec_from_file_location("check_notebooks", CI / "check_notebooks.py")
 rules = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(rules)
@@ -110,7 +110,7 @@ def test_a_slow_machine_is_told_from_a_slow_notebook(tmp_path, monkeypatch, caps
     for name in names:
         (tmp_path / "notebooks").mkdir(exist_ok=True)
         (tmp_path / "notebooks" / f"{name}.ipynb").write_text(json.dumps(nb))
-    monkeypatch.setattr(rules.cards, "__file__", str(tmp_path / "ci" / "cards.py"))
+    monkeypatch.setattr(rules.cards, "__file__", str(tmp_path / "ci" / "tools" / "cards.py"))
     for odd, warned in ((240, []), (559, []), (561, ["02_a"])):
         runs = [{"name": n, "status": "ok", "seconds": odd if n == "02_a" else 240} for n in names]
         (tmp_path / "runs.json").write_text(json.dumps(runs))

@@ -25,7 +25,9 @@ TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 
 def test_tables_are_those_of_the_code():
     done = subprocess.run(
-        [sys.executable, ROOT / "ci" / "readme.py", "--check"], capture_output=True, text=True
+        [sys.executable, ROOT / "ci" / "tools" / "readme.py", "--check"],
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
 

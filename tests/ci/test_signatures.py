@@ -1,4 +1,4 @@
-"""ci/signatures.py: schemas are read out of wheels, judged by what the model passes, and the
+"""ci/tools/signatures.py: schemas are read out of wheels, judged by what the model passes, and the
 recorded table is true."""
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[2]
-spec = importlib.util.spec_from_file_location("signatures", ROOT / "ci" / "signatures.py")
+spec = importlib.util.spec_from_file_location("signatures", ROOT / "ci" / "tools" / "signatures.py")
 signatures = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(signatures)
 operator_schema = sys.modules["operator_schema"]
@@ -148,7 +148,7 @@ def test_a_folder_without_wheels_is_said(tmp_path, capsys):
 
 
 def test_the_recorded_result_belongs_to_this_code():
-    """The operators, the calls and the judgements are those of now; run ci/signatures.py again if
+    """The operators, the calls and the judgements are those of now; run ci/tools/signatures.py again if
     not."""
     made, names = signatures.calls(), signatures.operators()
     assert RESULT["called_by_model"] == sorted(made.keys() & set(names))

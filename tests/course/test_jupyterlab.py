@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "ci"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "ci" / "tools"))
 import browser
 
 ROOT = Path(__file__).parents[2]

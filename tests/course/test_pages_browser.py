@@ -17,7 +17,7 @@ from dsv3_port.course.run_notebook import NotebookRun
 from dsv3_port.course.slides import write_slides
 from dsv3_port.plots.style import ON_DARK, LabFigure
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "ci"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "ci" / "tools"))
 import browser
 import check_pages
 

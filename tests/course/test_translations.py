@@ -13,7 +13,7 @@ from dsv3_port.course.pages import write_pages
 from dsv3_port.course.translations import translated
 from dsv3_port.errors import PortError
 
-CI = Path(__file__).parents[2] / "ci"
+CI = Path(__file__).parents[2] / "ci" / "tools"
 
 
 def notebook(text: str, code: str, outputs=()) -> nbformat.NotebookNode:

@@ -27,7 +27,7 @@ NOTEBOOKS = {f.stem for f in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")}
 def literals() -> list[str]:
     """Every string of the package and of ci/, with … where an f-string puts a value in."""
     found = []
-    for file in [*(ROOT / "dsv3_port").rglob("*.py"), *(ROOT / "ci").glob("*.py")]:
+    for file in [*(ROOT / "dsv3_port").rglob("*.py"), *(ROOT / "ci").rglob("*.py")]:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.JoinedStr):
                 found.append(

@@ -55,7 +55,7 @@ def test_a_wild_point_shows_as_an_error():
 
 
 def test_errors_stay_what_the_page_says(fits):
-    """Bounds with room; the exact numbers are in docs/npu-kernels.md, which ci/readme.py checks."""
+    """Bounds with room; the exact numbers are in docs/npu-kernels.md, which ci/tools/readme.py checks."""
     for name, half in ((MATMUL, 0.25), (GROUPED, 0.05), ("AddRmsNorm", 0.2), ("SwiGlu", 0.2)):
         errors = fits[name].errors
         assert abs(errors[len(errors) // 2]) < half, name

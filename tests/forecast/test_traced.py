@@ -145,7 +145,7 @@ _NPU = re.compile(r"910B|\bA[23]\b|\[[kgfp]\d+|NPU|Ascend|昇腾")
 
 def sentences(text: str) -> list[str]:
     """Sentences and table cells that are about measured NPU kernels; code and tables made by
-    ci/readme.py apart."""
+    ci/tools/readme.py apart."""
     text = re.sub(r"<!-- [\w-]+:begin.*?:end -->", "", text, flags=re.DOTALL)
     text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
     parts = re.split(r"(?<=[.!?。；])\s+|\n\s*\n|\n(?=[|*\-])", text)

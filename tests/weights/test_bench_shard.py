@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "ci"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "ci" / "bench"))
 
 import bench_shard
 from bench_shard_kinds import KINDS, RANKS

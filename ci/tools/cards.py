@@ -1,7 +1,7 @@
 """A notebook's card against its own text and against runs: minutes of reading by word count,
 seconds as measured.
 
-`python ci/cards.py out/runs.json` is for a runner that others share: the run is first brought to
+`python ci/tools/cards.py out/runs.json` is for a runner that others share: the run is first brought to
 the pace of the machine that the cards were measured on, and what is then far off is a warning.
 """
 
@@ -122,7 +122,7 @@ def pace_of(notebooks: Path, runs: Path) -> float:
 
 def main(argv: Sequence[str]) -> int:
     """Warnings in GitHub's form; a shared runner is no measurement, so none of them fails the job."""
-    notebooks, runs = Path(__file__).resolve().parents[1] / "notebooks", Path(argv[0])
+    notebooks, runs = Path(__file__).resolve().parents[2] / "notebooks", Path(argv[0])
     pace = pace_of(notebooks, runs)
     print(f"this machine takes {pace:.2f} times as long as the cards say")
     for line in against_runs(notebooks, runs, pace):

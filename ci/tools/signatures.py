@@ -1,9 +1,9 @@
 """Do torch_npu's operators still have the signatures that this package calls? Read from the wheels,
 nothing imported.
 
-    python ci/signatures.py                    download the wheels of VERSIONS, write data/recorded/signatures.json
-    python ci/signatures.py --wheels DIR       read the torch_npu wheels in DIR, download nothing
-    python ci/readme.py                        then writes the table of README from that file
+    python ci/tools/signatures.py  download the wheels of VERSIONS, write data/recorded/signatures.json
+    python ci/tools/signatures.py --wheels DIR  read the torch_npu wheels in DIR, download nothing
+    python ci/tools/readme.py  then writes the table of README from that file
 
 A wheel is a zip file: the operators' schemas are C strings in libtorch_npu.so, torchair's
 converters and the shape functions are Python. A schema "fits" where every argument that the package
@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from operator_schema import Call, judge
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 RESULT = ROOT / "data" / "recorded" / "signatures.json"
 VERSIONS = (
     "2.1.0.post8",
@@ -223,7 +223,7 @@ def main(argv: list[str] | None = None) -> int:
             download(args.versions.split(","), folder)
         except subprocess.CalledProcessError:
             print(
-                "ci/signatures.py: pip could not download torch_npu: check the network, or give --wheels",
+                "ci/tools/signatures.py: pip could not download torch_npu: check the network, or give --wheels",
                 file=sys.stderr,
             )
             return 2
@@ -231,7 +231,7 @@ def main(argv: list[str] | None = None) -> int:
     missing = [v for v in args.versions.split(",") if not list(folder.glob(f"torch_npu-{v}-*.whl"))]
     if missing:
         print(
-            f"ci/signatures.py: no wheel of torch_npu {', '.join(missing)} in {folder}; --versions names others",
+            f"ci/tools/signatures.py: no wheel of torch_npu {', '.join(missing)} in {folder}; --versions names others",
             file=sys.stderr,
         )
         return 2

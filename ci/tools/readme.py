@@ -9,7 +9,7 @@ import re
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def steps_table() -> str:
@@ -197,7 +197,7 @@ def main(argv: list[str]) -> int:
             file.write_text(new, encoding="utf-8")
         elif new != text:
             print(
-                f"{name}: its tables differ from the code; run `python ci/readme.py`",
+                f"{name}: its tables differ from the code; run `python ci/tools/readme.py`",
                 file=sys.stderr,
             )
             code = 1

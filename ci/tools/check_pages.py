@@ -1,4 +1,4 @@
-"""Look at built pages in a real browser: `python ci/check_pages.py [OUT] [--pictures DIR]`, exit
+"""Look at built pages in a real browser: `python ci/tools/check_pages.py [OUT] [--pictures DIR]`, exit
 code 1 with findings.
 
 For every HTML file of OUT (default: out/): no console error, no request to the net, every picture
@@ -111,7 +111,7 @@ def main(argv: Sequence[str]) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "out", nargs="?", type=Path, default=Path(__file__).resolve().parents[1] / "out"
+        "out", nargs="?", type=Path, default=Path(__file__).resolve().parents[2] / "out"
     )
     parser.add_argument("--pictures", type=Path, metavar="DIR")
     args = parser.parse_args(argv)

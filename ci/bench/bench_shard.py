@@ -1,4 +1,4 @@
-"""Time and memory of the splitter on DeepSeek-V3's own widths: `python ci/bench_shard.py --work DIR
+"""Time and memory of the splitter on DeepSeek-V3's own widths: `python ci/bench/bench_shard.py --work DIR
 --out FILE`.
 
 Makes checkpoints of several sizes under DIR (gigabytes; removed afterwards) and measures,

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # The speed matrix on one NVIDIA GPU: DeepSeek-V3's own layer widths (one dense, one MoE layer, as one of 8, 16 and 32
 # ranks holds it), bfloat16, CUDA graphs as the graph tier; and the timing models.
-#   bash ci/bench_gpu.sh [--out results-gpu] [--quick] [--dry-run]
+#   bash ci/bench/bench_gpu.sh [--out results-gpu] [--quick] [--dry-run]
 # --quick: one layer of each kind, a few rounds. Needs this checkout, a CUDA build of torch and 40 GiB of GPU memory
 # (17 with --quick). A step that fails does not stop the others. Results: <out>/bench-<part>-cuda.json, which go into
 # data/recorded as CONTRIBUTING.md says. Exit codes: 0, 1 if a step failed, 2 where it cannot run, with the reason.
 set -uo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
+cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit 2
 out=results-gpu
 quick=0
 dry=0
@@ -46,11 +46,11 @@ if [ "$quick" = 1 ]; then
     rounds=7
 fi
 failed=()
-# step NAME ARGUMENTS...: one call of ci/bench.py
+# step NAME ARGUMENTS...: one call of ci/bench/speed.py
 step() {
     local name=$1 start=$SECONDS
     shift
-    local words=("$python" ci/bench.py --device cuda --dtype bfloat16 --rounds "$rounds" --out "$out" "$@")
+    local words=("$python" ci/bench/speed.py --device cuda --dtype bfloat16 --rounds "$rounds" --out "$out" "$@")
     if [ "$dry" = 1 ]; then
         printf "%q " "${words[@]}"; echo
     elif "${words[@]}" >"$out/$name.log" 2>&1; then

@@ -1,4 +1,4 @@
-"""What of the notebooks' anatomy can be enforced: `python ci/check_notebooks.py [FILE ...]`, exit
+"""What of the notebooks' anatomy can be enforced: `python ci/tools/check_notebooks.py [FILE ...]`, exit
 code 1 with findings.
 
 `--runs out/runs.json` compares the seconds on the cards with a run of the tutorial on a machine
@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import cards
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 ANATOMY = (
     "title",
     "card",

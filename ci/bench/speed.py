@@ -1,4 +1,4 @@
-"""The whole speed matrix, part by part: `python ci/bench.py --part
+"""The whole speed matrix, part by part: `python ci/bench/speed.py --part
 {ladder,peer,limit,scaling,imports}`.
 
 ladder   every step, cumulative and alone, eager and compiled, with operators, KV-cache bytes and peak memory counted
@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ CURVES = {
 
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="ci/bench.py",
+        prog="ci/bench/speed.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -217,7 +217,7 @@ def main(argv: list[str]) -> int:
                 )
             print(f"kept in {bench.save(args.out, args.part, case.records[0].device, {key: case})}")
     except PortError as error:
-        print(f"ci/bench.py: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"ci/bench/speed.py: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
 

@@ -1,4 +1,4 @@
-"""What ci/bench_shard.py measures: each kind runs in a child process and returns the bytes it
+"""What ci/bench/bench_shard.py measures: each kind runs in a child process and returns the bytes it
 moved."""
 
 from __future__ import annotations
