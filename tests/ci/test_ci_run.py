@@ -347,11 +347,8 @@ def test_standard_library_only():
 def test_pins_cover_what_the_project_asks_for():
     from packaging.requirements import Requirement
 
-    try:
-        import tomllib
-    except ModuleNotFoundError:
-        import tomli as tomllib
-    project = tomllib.loads((CI.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    from .test_environments import requirements
+
     lines = locked.requirement_lines(CI / "pins.txt")
     pins = [Requirement(line) for line in lines]
     for python in ("3.10.13", "3.11.7", "3.12.1", "3.13.0", "3.14.0"):
@@ -360,8 +357,7 @@ def test_pins_cover_what_the_project_asks_for():
             "python_version": ".".join(python.split(".")[:2]),
             "sys_platform": "linux",
         }
-        for text in project["dependencies"] + project["optional-dependencies"]["dev"]:
-            wanted = Requirement(text)
+        for wanted in requirements("dev"):
             if wanted.marker is not None and not wanted.marker.evaluate(env):
                 continue
             found = [
@@ -369,7 +365,7 @@ def test_pins_cover_what_the_project_asks_for():
                 for p in pins
                 if p.name == wanted.name and (p.marker is None or p.marker.evaluate(env))
             ]
-            assert len(found) == 1, f"{text} on Python {python}: {found}"
+            assert len(found) == 1, f"{wanted} on Python {python}: {found}"
             (version,) = (s.version for s in found[0].specifier)
-            assert wanted.specifier.contains(version), f"{found[0]} does not satisfy {text}"
+            assert wanted.specifier.contains(version), f"{found[0]} does not satisfy {wanted}"
     assert json.dumps([str(p) for p in pins]).count("+cpu") == 0
