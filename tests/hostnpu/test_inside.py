@@ -17,6 +17,7 @@ OPERATORS = (
     "check_devices.py",
     "check_operators.py",
     "check_schemas.py",
+    "check_training.py",
     "check_ge.py",
 )
 MODELS = (
