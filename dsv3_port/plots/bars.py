@@ -12,22 +12,9 @@ from matplotlib.ticker import MaxNLocator
 from ..bench.records import FAIR, PEER, Ratio, Record, Results
 from ..bench.results_table import seconds_text
 from ..errors import PortError
+from .colours import BLUE, GREEN, GREY, INK, PAPER, SMALL, VERMILLION
 from .shapes import name_rows
-from .style import (
-    BLUE,
-    GREEN,
-    GREY,
-    INK,
-    PAPER,
-    SMALL,
-    VERMILLION,
-    LabFigure,
-    caption,
-    figure,
-    finish,
-    styled,
-    title_of,
-)
+from .style import LabFigure, caption, figure, finish, styled, title_of
 
 SPREAD = "bars: medians, whiskers: quartiles"
 

@@ -14,7 +14,8 @@ from ..bench.speed_tables import curve, fit_exponent
 from ..errors import PortError
 from ..forecast.planner import GIB, Forecast
 from .bars import unit_of
-from .style import CYCLE, LIGHT, MARKERS, LabFigure, caption, figure, finish, styled, title_of
+from .colours import CYCLE, LIGHT, MARKERS
+from .style import LabFigure, caption, figure, finish, styled, title_of
 
 
 @styled

@@ -9,24 +9,9 @@ from matplotlib.patches import FancyBboxPatch, Patch
 
 from ..ge.flow import Box, collapsed
 from ..hostnpu.ge import Graph
+from .colours import BLUE, GREEN, GREY, INK, LIGHT, ORANGE, PURPLE, SKY, VERMILLION, YELLOW, ink_on
 from .shapes import centred
-from .style import (
-    BLUE,
-    GREEN,
-    GREY,
-    INK,
-    LIGHT,
-    ORANGE,
-    PURPLE,
-    SKY,
-    VERMILLION,
-    YELLOW,
-    LabFigure,
-    figure,
-    finish,
-    ink_on,
-    styled,
-)
+from .style import LabFigure, figure, finish, styled
 
 COLOURS = {
     "matmul": BLUE,

@@ -16,8 +16,7 @@ from ..errors import PortError
 from ..forecast.planner import GIB, Forecast, kv_bytes_per_token
 from ..paths import recorded_file
 from ..plan import PortPlan
-from .shapes import box, name_rows, stack
-from .style import (
+from .colours import (
     BLUE,
     GREEN,
     GREY,
@@ -30,11 +29,9 @@ from .style import (
     SMALL,
     VERMILLION,
     YELLOW,
-    LabFigure,
-    figure,
-    finish,
-    styled,
 )
+from .shapes import box, name_rows, stack
+from .style import LabFigure, figure, finish, styled
 
 CITED = "cited.json"
 _COLOURS = {

@@ -7,21 +7,9 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from ..config import DeepseekV3Config
+from .colours import BLUE, GREY, INK, LARGE, NORMAL, ORANGE, SMALL, VERMILLION
 from .shapes import arrow, box, centred
-from .style import (
-    BLUE,
-    GREY,
-    INK,
-    LARGE,
-    NORMAL,
-    ORANGE,
-    SMALL,
-    VERMILLION,
-    LabFigure,
-    figure,
-    finish,
-    styled,
-)
+from .style import LabFigure, figure, finish, styled
 
 _GAP = 0.26  # between two factors, in widths of the latent row
 

@@ -11,8 +11,7 @@ from matplotlib.patches import FancyBboxPatch
 
 from ..config import DeepseekV3Config
 from ..steps import STEPS
-from .shapes import arrow, centred
-from .style import (
+from .colours import (
     BLUE,
     GREEN,
     GREY,
@@ -25,12 +24,10 @@ from .style import (
     SKY,
     SMALL,
     VERMILLION,
-    LabFigure,
-    figure,
-    finish,
     ink_on,
-    styled,
 )
+from .shapes import arrow, centred
+from .style import LabFigure, figure, finish, styled
 
 _TOUCHES = {
     "tensor_parallel": ("embedding", "o_proj", "sum", "head"),

@@ -6,8 +6,9 @@ from collections import defaultdict
 
 from ..forecast.kernels import CARD, forward, label
 from ..forecast.traced import Traced
+from .colours import LIGHT, PURPLE, SMALL, VERMILLION
 from .npu_step import supported
-from .style import LIGHT, PURPLE, SMALL, VERMILLION, LabFigure, figure, finish, styled
+from .style import LabFigure, figure, finish, styled
 
 _EMPTY = "458880x4096"  # SwiGLU over rows that were allotted and hold nothing
 

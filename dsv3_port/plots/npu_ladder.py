@@ -13,23 +13,9 @@ from ..forecast.kernels import CARD, label, published
 from ..forecast.planner import forecast
 from ..forecast.traced import Traced
 from ..steps import step
+from .colours import BLUE, GREEN, GREY, INK, LIGHT, ORANGE, PURPLE, SKY, SMALL
 from .npu_step import supported
-from .style import (
-    BLUE,
-    GREEN,
-    GREY,
-    INK,
-    LIGHT,
-    ORANGE,
-    PURPLE,
-    SKY,
-    SMALL,
-    LabFigure,
-    figure,
-    finish,
-    styled,
-    title_of,
-)
+from .style import LabFigure, figure, finish, styled, title_of
 
 _PARTS = {
     "measured": (PURPLE, "//", "kernels measured at this size"),

@@ -18,7 +18,8 @@ from ..forecast.npu_parts import Pair, Part, formula, total, traced
 from ..forecast.npu_steps import kernels_of
 from ..forecast.traced import Traced, check
 from ..steps import STEPS
-from .style import GREY, INK, PURPLE, SMALL, LabFigure, figure, finish, styled, title_of
+from .colours import GREY, INK, PURPLE, SMALL
+from .style import LabFigure, figure, finish, styled, title_of
 
 _WIDTH, _ROW = 11.8, 1.5  # inches: the figure, a pair
 _WRAP = 118  # characters of small text across the figure

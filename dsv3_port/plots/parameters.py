@@ -8,22 +8,9 @@ from matplotlib.patches import Patch
 
 from ..config import DeepseekV3Config
 from ..forecast.anatomy import component_params, count_text
+from .colours import BLUE, GREEN, GREY, NORMAL, ORANGE, PURPLE, SKY, VERMILLION, YELLOW
 from .shapes import stack
-from .style import (
-    BLUE,
-    GREEN,
-    GREY,
-    NORMAL,
-    ORANGE,
-    PURPLE,
-    SKY,
-    VERMILLION,
-    YELLOW,
-    LabFigure,
-    figure,
-    finish,
-    styled,
-)
+from .style import LabFigure, figure, finish, styled
 
 _COLOURS = {
     "experts": BLUE,

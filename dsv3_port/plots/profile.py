@@ -8,8 +8,9 @@ import torch
 
 from ..bench.machine import BUSY_SHARE, device_info
 from ..errors import PortError
+from .colours import BLUE, CYCLE, GREY, SMALL
 from .shapes import name_rows
-from .style import BLUE, CYCLE, GREY, SMALL, LabFigure, figure, finish, styled
+from .style import LabFigure, figure, finish, styled
 
 
 @styled

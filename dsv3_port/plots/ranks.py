@@ -8,21 +8,9 @@ from collections.abc import Mapping, Sequence
 from ..bench.results_table import seconds_text
 from ..bench.worlds import WorldTimes, world_name
 from ..count.traffic import Collective, handed_bytes, sent_bytes
+from .colours import BLUE, GREY, INK, LIGHT, ORANGE, SMALL, VERMILLION
 from .shapes import name_rows, stack
-from .style import (
-    BLUE,
-    GREY,
-    INK,
-    LIGHT,
-    ORANGE,
-    SMALL,
-    VERMILLION,
-    LabFigure,
-    caption,
-    figure,
-    finish,
-    styled,
-)
+from .style import LabFigure, caption, figure, finish, styled
 
 
 @styled

@@ -8,20 +8,9 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from ..bench.records import Results
 from ..errors import PortError
+from .colours import BLUE, GREY, INK, SMALL, VERMILLION
 from .shapes import name_rows
-from .style import (
-    BLUE,
-    GREY,
-    INK,
-    SMALL,
-    VERMILLION,
-    LabFigure,
-    caption,
-    figure,
-    finish,
-    styled,
-    title_of,
-)
+from .style import LabFigure, caption, figure, finish, styled, title_of
 
 
 @styled

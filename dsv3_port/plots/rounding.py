@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ..errors import PortError
-from .style import CYCLE, GREY, INK, LIGHT, SMALL, LabFigure, figure, finish, styled
+from .colours import CYCLE, GREY, INK, LIGHT, SMALL
+from .style import LabFigure, figure, finish, styled
 
 
 def rounding_steps(x: Tensor, exact: Tensor) -> Tensor:

@@ -10,19 +10,9 @@ from matplotlib.patches import Patch
 from torch import Tensor
 
 from ..errors import PortError
+from .colours import BLUE, CYCLE, GREY, INK, LIGHT, NORMAL
 from .shapes import arrow, box, centred
-from .style import (
-    BLUE,
-    CYCLE,
-    GREY,
-    INK,
-    LIGHT,
-    NORMAL,
-    LabFigure,
-    figure,
-    finish,
-    styled,
-)
+from .style import LabFigure, figure, finish, styled
 
 
 @styled

@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyArrowPatch, Rectangle
 
-from .style import LIGHT, SMALL, ink_on
+from .colours import LIGHT, SMALL, ink_on
 
 
 def centred(ax: Axes, x: float, y: float, text: str, fontsize: float = SMALL, **more: Any) -> None:

@@ -13,8 +13,9 @@ from ..config import DeepseekV3Config
 from ..parallel import TensorParallel
 from ..plan import PortPlan
 from ..weights.layout import targets
+from .colours import CYCLE, GREY, LIGHT, SMALL
 from .shapes import box
-from .style import CYCLE, GREY, LIGHT, SMALL, LabFigure, figure, finish, styled
+from .style import LabFigure, figure, finish, styled
 
 _WHAT = {
     "embedding": "vocabulary",

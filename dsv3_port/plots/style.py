@@ -26,21 +26,9 @@ from ..bench.records import Record
 from ..bench.results_table import stamp
 from ..errors import PortError
 from ..steps import STEPS
+from .colours import GREY, INK, LARGE, NORMAL, PAPER, SMALL
 
 P = ParamSpec("P")
-BLUE, ORANGE, GREEN, SKY, VERMILLION, PURPLE, YELLOW = (
-    "#0072B2",
-    "#E69F00",
-    "#009E73",
-    "#56B4E9",
-    "#D55E00",
-    "#CC79A7",
-    "#F0E442",
-)
-INK, GREY, LIGHT, PAPER = "#222222", "#6E6E6E", "#D9D9D9", "#FFFFFF"
-CYCLE = (BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY, YELLOW, GREY)
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-SMALL, NORMAL, LARGE = 11, 12, 14
 # On dark pages the browser turns lightness round and keeps hues: paper becomes #121212, every
 # colour of CYCLE has more contrast than on white, and for red-, green- and blue-blind eyes the
 # colours stay about as far apart as they were.
@@ -129,11 +117,6 @@ def title_of(variant: str) -> str:
     return (
         f"{word} {title_of(rest)}" if word in ("only", "without") else _TITLES.get(variant, variant)
     )
-
-
-def ink_on(colour: str) -> str:
-    """The text colour to read on a filled area."""
-    return "white" if colour in (BLUE, GREEN, VERMILLION, GREY) else INK
 
 
 def figure(

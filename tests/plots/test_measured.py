@@ -21,10 +21,11 @@ from dsv3_port.errors import PortError
 from dsv3_port.forecast.planner import forecast
 from dsv3_port.lab import plots
 from dsv3_port.plan import PortPlan
+from dsv3_port.plots.colours import GREY, SMALL, VERMILLION
 from dsv3_port.plots.curves import memory_curve
 from dsv3_port.plots.memory import cited
 from dsv3_port.plots.ranks import step_split
-from dsv3_port.plots.style import GREY, SMALL, VERMILLION, figure, finish
+from dsv3_port.plots.style import figure, finish
 from dsv3_port.steps import STEPS
 from tests.bench.test_measure import record
 from tests.random_models import CONFIG

@@ -9,10 +9,10 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from dsv3_port.config import DeepseekV3Config
+from dsv3_port.plots.colours import SMALL
 from dsv3_port.plots.npu_forward import npu_forward
 from dsv3_port.plots.npu_ladder import npu_ladder
 from dsv3_port.plots.npu_step import npu_step
-from dsv3_port.plots.style import SMALL
 from dsv3_port.steps import STEPS
 
 FIGURES = {s.notebook: lambda n=s.notebook: npu_step(n) for s in STEPS}
