@@ -97,6 +97,8 @@ def main(argv: "list[str]") -> int:
             "test": ["pytest"],
             "lab": ["jupyterlab", "notebooks"],
         }
+        if args.command == "lab" and hasattr(os, "geteuid") and os.geteuid() == 0:
+            module["lab"].append("--allow-root")  # in a container; token and loopback stay
         return call([python, "-m"] + module[args.command] + rest)
     except Problem as problem:
         print(f"ci/run.py: {problem}", file=sys.stderr)

@@ -17,14 +17,15 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from ..errors import PortError
 from ..files import write_atomic
 from .machine import Host, device_info, this_host
-from .records import Record, Results
+from .records import Record, Results, iso_date
 
 Part = Literal["ladder", "peer", "limit", "scaling", "imports"]
+FASTEST = 1e14  # bytes a second: no device's memory comes near
 FULL = "last_token_head"
 GRAPHS = {
     "ge": "ge_graph",
@@ -40,7 +41,7 @@ class Case:
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     key: str  # as in w1-float32-decode-b1-c1024
-    date: str
+    date: Annotated[str, AfterValidator(iso_date)]
     command: str
     rounds: Annotated[int, Field(ge=1)]
     records: Annotated[list[Record], Field(min_length=1)]
@@ -110,6 +111,12 @@ def check(case: Case, what: str) -> Case:
         raise PortError(f"{what}: {sorted(missing)[0]!r} was timed and never checked")
     if any(len(r.samples) != case.rounds for r in case.records):
         raise PortError(f"{what}: not every variant has {case.rounds} samples")
+    for r in case.records:
+        rate = case.facts.get(r.name, {}).get("kv_bytes", 0.0) / min(r.samples)
+        if rate > FASTEST:
+            raise PortError(
+                f"{what}: {r.name!r} would read its cache with {rate / 1e12:.0f} TB/s, more than any memory"
+            )
     if odd := sorted({r.tier for r in case.records} & {"host-npu"}):
         raise PortError(f"{what}: times of {odd[0]} are never kept")
     return case

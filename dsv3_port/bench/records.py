@@ -11,11 +11,12 @@ import json
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
 from filelock import FileLock
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from ..errors import PortError
 from ..files import write_atomic
@@ -34,6 +35,15 @@ _CASE = (
 _DERIVED = ("median", "min", "max", "q1", "q3")
 
 
+def iso_date(text: str) -> str:
+    datetime.fromisoformat(text)  # ValueError, which pydantic tells
+    return text
+
+
+# of one call: no clock here tells less than 10 ns, and no call takes a year
+_Seconds = Annotated[float, Field(ge=1e-8, le=3e7, allow_inf_nan=False)]
+
+
 @dataclass(frozen=True)
 class Record:
     """One variant of one run. `samples` hold seconds per call, one for each interleaved round."""
@@ -41,29 +51,31 @@ class Record:
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     name: str
-    samples: Annotated[list[float], Field(min_length=1)]
+    samples: Annotated[list[_Seconds], Field(min_length=1)]
     device: str  # "cpu", "cuda:0", "npu:0"
     device_name: str
     tier: Tier
-    date: str  # UTC, ISO 8601
+    date: Annotated[str, AfterValidator(iso_date)]  # UTC, ISO 8601
     versions: dict[str, str]
     run: str  # records of one run were interleaved and may be paired round by round
     unit: Literal["s"] = "s"
     step_ids: tuple[str, ...] = ()
     phase: str = ""  # "prefill", "decode", or what else was timed
     mode: str = "eager"  # or "compiled"
-    first_call_seconds: float | None = None  # the first call, compilation included; in no sample
-    inner: int = 1  # calls in each sample
+    first_call_seconds: _Seconds | None = None  # the first call, compilation included; in no sample
+    inner: Annotated[int, Field(ge=1)] = 1  # calls in each sample
     dtype: str = ""
-    threads: int = 0
+    threads: Annotated[int, Field(ge=0, le=1 << 16)] = 0
     profile: str = ""  # model size
-    batch: int = 0
-    context: int = 0  # cached positions at a decode step
-    tokens: int = 0  # prompt length of a prefill
+    batch: Annotated[int, Field(ge=0)] = 0
+    context: Annotated[int, Field(ge=0)] = 0  # cached positions at a decode step
+    tokens: Annotated[int, Field(ge=0)] = 0  # prompt length of a prefill
     top: int = 0  # experts chosen for each token, where that was varied
     label: str = ""  # what was run: a command, a notebook
     busy: bool = False  # other processes used the CPU meanwhile
-    busy_share: float = 0.0  # share of all cores that they used
+    busy_share: Annotated[float, Field(ge=0, le=1.1, allow_inf_nan=False)] = (
+        0.0  # share of all cores that they used
+    )
 
     @property
     def median(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,11 @@ def seconds_text(seconds: float) -> str:
             value = seconds / scale
             return f"{value:.{max(0, 3 - len(str(int(value))))}f} {unit}"
     raise AssertionError
+
+
+def cell(text: str) -> str:
+    """A record's text as Markdown that is no markup: records come from others too."""
+    return html.escape(text, quote=False).replace("|", "\\|").replace("\n", " ")
 
 
 def stamp(records: Sequence[Record]) -> str:
@@ -40,7 +46,7 @@ def stamp(records: Sequence[Record]) -> str:
         versions,
         each([r.date[:10] for r in records]),
     )
-    return " · ".join(p for p in parts if p)
+    return cell(" · ".join(p for p in parts if p))
 
 
 def results_table(results: Results, baseline: str | None = None) -> str:
@@ -86,7 +92,7 @@ def results_table(results: Results, baseline: str | None = None) -> str:
             factor = "–"
         first = seconds_text(r.first_call_seconds) if r.first_call_seconds is not None else "–"
         rows.append(
-            f"| {r.name} | {phase} | {r.mode} | {seconds_text(r.median)} | "
+            f"| {cell(r.name)} | {cell(phase)} | {cell(r.mode)} | {seconds_text(r.median)} | "
             f"{seconds_text(r.min)} – {seconds_text(r.max)} | {first} | {factor} |"
         )
     notes = "" if not records else "\n\n" + stamp(records)

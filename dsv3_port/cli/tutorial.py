@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,12 +38,21 @@ def arguments(p: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from platformdirs import user_data_dir
     from tqdm import tqdm
 
     from ..course.tutorial import find_notebooks, run_tutorial
 
     notebooks = Path(args.notebooks) if args.notebooks else find_notebooks()
-    out = Path(args.out) if args.out else notebooks.resolve().parent / "out"
+    beside = notebooks.resolve().parent
+    if args.out:
+        out = Path(args.out)
+    elif os.access(beside, os.W_OK) and (
+        not (beside / "out").exists() or os.access(beside / "out", os.W_OK)
+    ):
+        out = beside / "out"
+    else:  # a shared install, a read-only mount
+        out = Path(user_data_dir("dsv3-port")) / "out"
     only = [word.strip() for text in args.only or () for word in text.split(",")]
 
     def tell(run: NotebookRun) -> None:

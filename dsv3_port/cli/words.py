@@ -38,6 +38,8 @@ def parse_ints(text: str, what: str) -> list[int]:
         first, dash, last = word.strip().partition("-")
         if not first.isdecimal() or dash and not last.isdecimal():
             raise PortError(f"{what}: {text!r} is not a list of whole numbers such as 8,16 or 0-7")
+        if len(first + last) > 12 or max(int(first), int(last or 0)) >= 1 << 20:
+            raise PortError(f"{what}: {text[:60]!r} holds a number above {(1 << 20) - 1}")
         found += range(int(first), int(last) + 1) if dash else [int(first)]
     if not found:
         raise PortError(f"{what}: {text!r} is an empty range; write the smaller number first")

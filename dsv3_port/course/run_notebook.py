@@ -64,12 +64,17 @@ class ThisPython(AsyncKernelManager):
 
 def run_notebook(
     file: Path, out: Path, parameters: Mapping[str, Any], timeout: float = TIMEOUT, label: str = ""
-) -> tuple[NotebookRun, NotebookNode]:
+) -> tuple[NotebookRun, NotebookNode | None]:
     """Execute one notebook into out/executed; its failure is told, not raised. `label` heads a bar
     over its cells."""
     target = out / "executed" / file.name
     target.unlink(missing_ok=True)
-    original = nbformat.read(file, as_version=4)
+    try:
+        original = nbformat.read(file, as_version=4)
+        nbformat.validate(original)
+    except Exception as error:  # nbformat raises json's kinds and its own
+        why = f"not a readable notebook: {' '.join(str(error).split())[:120]}"
+        return NotebookRun(file.stem, "failed", 0.0, 0, "", why), None
     bar = (
         {"desc": label, "leave": False, "file": sys.stdout, "disable": None, "position": 1}
         if label

@@ -11,19 +11,21 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from ..bench.machine import device_info
 from ..engine.device import pick_device
 from ..errors import PortError
 from ..files import write_atomic
-from .notebook import read_notebook
+from .notebook import Notebook, read_notebook
 from .pages import write_guide, write_index, write_pages
 from .run_notebook import TIMEOUT, NotebookRun, run_notebook
 from .slides import write_slides
@@ -109,8 +111,14 @@ def run_tutorial(
     )  # a device that is not there is refused before anything runs
     parameters |= {"results_dir": str(out / "results")}
     names = [f.stem for f in course]
+    stack = ExitStack()
     try:
+        stack.enter_context(_alone(out))
         runs = _prepare(out, fresh=not only)
+        for file in todo:  # what is killed from here on leaves no old "ok"
+            runs.pop(file.stem, None)
+        (out / "index.html").unlink(missing_ok=True)
+        _write_runs(out, runs)
         write_guide(notebooks / "workshop", out / "guide")
         bar = tqdm(
             todo,
@@ -124,20 +132,48 @@ def run_tutorial(
             label = f"{file.stem} ({at + 1} of {len(names)})"
             run, nb = run_notebook(file, out, parameters, timeout, label if progress else "")
             around = {"previous": names[at - 1] if at else "", "following": (names + [""])[at + 1]}
-            write_pages(nb, file, out / "pages", **around)
-            write_slides(nb, file.stem, out / "slides", notebooks)
+            if nb is not None:
+                write_pages(nb, file, out / "pages", **around)
+                write_slides(nb, file.stem, out / "slides", notebooks)
             runs[run.name] = run
             _write_runs(out, runs)
             info = device_info(where)
             line = f"{info['device_name']} (tier {info['tier']}), torch {info['versions']['torch']}, profile {profile}"
-            write_index(out, [read_notebook(f) for f in course], list(runs.values()), line)
+            write_index(out, [_about(f) for f in course], list(runs.values()), line)
             if on_done is not None:
                 on_done(run)
     except OSError as error:
         raise PortError(
             f"{error.filename or out}: cannot be written: {error.strerror or error}"
         ) from error
+    finally:
+        stack.close()
     return [runs[f.stem] for f in todo]
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """One tutorial an output folder."""
+    out.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise PortError(
+            f"{out}: another tutorial is running into this folder; wait for it, or give --out another one"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _about(file: Path) -> Notebook:
+    """What a notebook says of itself; its name where it cannot be read."""
+    try:
+        return read_notebook(file)
+    except Exception:  # run_notebook has told why
+        return Notebook(file.stem, file.stem)
 
 
 def _prepare(out: Path, fresh: bool) -> dict[str, NotebookRun]:

@@ -279,3 +279,18 @@ def test_a_rank_loads_without_doubling_its_memory(tmp_path):
     for found in run_ranks(peaks_of_rank, 2, str(TINY), [str(tmp_path / "tp2"), str(whole)]):
         for peak, held in found:
             assert held > 90e6 and held * 0.9 < peak < held * 1.25
+
+
+def test_ranks_that_were_given_other_prompts(monkeypatch):
+    """Every rank hears the same sentence, before their collectives could differ."""
+    from dsv3_port.engine import job as module
+
+    one, two = job(TINY, ["Once"], world_size=2), job(TINY, ["Once upon a time"], world_size=2)
+    inputs = []
+    for mine in (one, two):
+        monkeypatch.setattr(module, "_gathered", lambda _, own: inputs.append(own) or [own, own])
+        module._same_inputs(TensorParallel(0, 2), mine)
+    monkeypatch.setattr(module, "_gathered", lambda *_: inputs)
+    for rank in (0, 1):
+        with pytest.raises(PortError, match="rank 1 was started with other input.*prompts"):
+            module._same_inputs(TensorParallel(rank, 2), one)
