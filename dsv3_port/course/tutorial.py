@@ -102,13 +102,9 @@ def run_tutorial(
     """
     notebooks, out = Path(notebooks_dir).resolve(), Path(out_dir).resolve()
     todo, course = choose(notebooks, only), choose(notebooks)
-    parameters: dict[str, Any] = {"profile": profile, "device": "auto", "seed": 0}
-    parameters |= read_profile(profile, notebooks.parent / "ci" / "profiles")
-    parameters |= {"device": device} if device != "auto" else {}
-    parameters |= {"seed": seed} if seed is not None else {}
-    where = str(
-        pick_device(parameters["device"])
-    )  # a device that is not there is refused before anything runs
+    parameters = _parameters(profile, notebooks.parent / "ci" / "profiles", device, seed)
+    # a device that is not there is refused before anything runs
+    where = str(pick_device(parameters["device"]))
     parameters |= {"results_dir": str(out / "results")}
     names = [f.stem for f in course]
     stack = ExitStack()
@@ -120,20 +116,14 @@ def run_tutorial(
         (out / "index.html").unlink(missing_ok=True)
         _write_runs(out, runs)
         write_guide(notebooks / "workshop", out / "guide")
-        bar = tqdm(
-            todo,
-            desc="notebooks",
-            unit="notebook",
-            file=sys.stdout,
-            disable=None if progress else True,
-        )
-        for file in bar:
+        quiet = None if progress else True
+        for file in tqdm(todo, "notebooks", unit="notebook", file=sys.stdout, disable=quiet):
             at = names.index(file.stem)
             label = f"{file.stem} ({at + 1} of {len(names)})"
             run, nb = run_notebook(file, out, parameters, timeout, label if progress else "")
-            around = {"previous": names[at - 1] if at else "", "following": (names + [""])[at + 1]}
             if nb is not None:
-                write_pages(nb, file, out / "pages", **around)
+                previous, following = names[at - 1] if at else "", (names + [""])[at + 1]
+                write_pages(nb, file, out / "pages", previous=previous, following=following)
                 write_slides(nb, file.stem, out / "slides", notebooks)
             runs[run.name] = run
             _write_runs(out, runs)
@@ -149,6 +139,14 @@ def run_tutorial(
     finally:
         stack.close()
     return [runs[f.stem] for f in todo]
+
+
+def _parameters(profile: str, folder: Path, device: str, seed: int | None) -> dict[str, Any]:
+    """What the notebooks are given: the profile's values, unless device or seed say otherwise."""
+    values: dict[str, Any] = {"profile": profile, "device": "auto", "seed": 0}
+    values |= read_profile(profile, folder)
+    values |= {"device": device} if device != "auto" else {}
+    return values | ({"seed": seed} if seed is not None else {})
 
 
 @contextmanager
