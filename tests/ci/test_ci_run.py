@@ -310,9 +310,16 @@ def called(repo, monkeypatch):
         (["lab", "--no-browser"], ["-m", "jupyterlab", "notebooks", "--no-browser"]),
     ],
 )
-def test_arguments_are_passed_on(called, words, command):
+def test_arguments_are_passed_on(called, monkeypatch, words, command):
+    monkeypatch.setattr(run.os, "geteuid", lambda: 1000, raising=False)
     assert run.main(words) == 0
     assert called == [command]
+
+
+def test_jupyterlab_starts_for_root_too(called, monkeypatch):
+    monkeypatch.setattr(run.os, "geteuid", lambda: 0, raising=False)
+    assert run.main(["lab"]) == 0
+    assert called == [["-m", "jupyterlab", "notebooks", "--allow-root"]]
 
 
 def test_check_runs_every_check_and_fails_with_any(called, monkeypatch, capsys):
