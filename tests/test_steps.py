@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from dsv3_port import STEPS, PortError, PortPlan
+from dsv3_port.model.forms import FORMS
 from dsv3_port.plan import CHOICES
 from dsv3_port.steps import progress_map, step
 
@@ -46,6 +47,17 @@ def test_steps_and_the_choices_of_a_plan_agree():
         "group_mask_value",
     }
     assert own == set(CHOICES)
+
+
+def test_the_forms_are_those_of_the_plan_and_of_the_steps():
+    assert all(tuple(forms) == CHOICES[field] for field, forms in FORMS.items())
+    assert {s.field for s in STEPS} - set(FORMS) == {"tensor_parallel", "graph"}
+    for s in STEPS:
+        if s.field in FORMS:
+            forms = FORMS[s.field]
+            for place, form in ((s.before, forms[s.upstream]), (s.after, forms[s.ported])):
+                module, name = place.split(":")
+                assert getattr(importlib.import_module(f"dsv3_port.{module}"), name) is form
 
 
 def test_unknown_names_are_refused_with_the_known_ones():

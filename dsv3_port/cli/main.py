@@ -142,7 +142,7 @@ def _main(argv: Sequence[str] | None) -> int:
         name = (error.name or "").partition(".")[0]
         if name in ("", "dsv3_port"):
             raise
-        extra = "bench" if name in ("matplotlib", "PIL") else "tutorial"
+        extra = {"matplotlib": "bench", "PIL": "bench", "pytest": "dev"}.get(name, "tutorial")
         message = f"{name} is not installed, which this needs: pip install 'dsv3-port[{extra}]'"
     except KeyboardInterrupt:
         print("\ndsv3-port: interrupted", file=sys.stderr)

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..config import DeepseekV3Config
 from ..errors import PortError
-from ..model.attention import ExpandedAttention, LowRankAttention, attend, make_attention
+from ..model.attention import ATTENTION, ExpandedAttention, LowRankAttention, attend
 from ..model.context import BuildContext
 from ..ops.cpu import plain_products
 from ..plan import PortPlan
@@ -72,7 +72,7 @@ def attention_cost(
         raise PortError(f"queries must lie between 1 and the context {context}, not {queries}")
     c = config
     plan = PortPlan.upstream() if form == "expanded" else PortPlan.with_steps("mla_low_rank")
-    module = make_attention(BuildContext(c, plan, device="meta", dtype=dtype))
+    module = ATTENTION[plan.attention](BuildContext(c, plan, device="meta", dtype=dtype))
 
     def empty(*shape: int) -> torch.Tensor:
         return torch.empty(shape, device="meta", dtype=dtype)

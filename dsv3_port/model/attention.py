@@ -13,7 +13,7 @@ from .cache import Cache
 from .context import BuildContext
 from .linear import ColumnParallelLinear, Linear, RowParallelLinear
 from .norm import make_latent_norm
-from .rope import RotaryEmbedding, apply_rope, apply_rope_ported
+from .rope import ROPE, RotaryEmbedding
 
 
 @dataclass
@@ -57,6 +57,7 @@ class LatentProjections(nn.Module):
         self.rotary_emb = (
             RotaryEmbedding(c, ctx.device) if ctx.plan.rope == "per_layer" else None
         )
+        self.turn = ROPE[ctx.plan.rope]
 
     def project(
         self, hidden: Tensor, inputs: StepInputs
@@ -72,17 +73,15 @@ class LatentProjections(nn.Module):
         q_nope, q_rope = q.split([c.qk_nope_head_dim, c.qk_rope_head_dim], -1)
         row = self.kv_a_proj_with_mqa(hidden).unsqueeze(1)
         latent, k_rope = row.split([c.kv_lora_rank, c.qk_rope_head_dim], -1)
+        cos, sin = inputs.cos, inputs.sin
         if self.rotary_emb is not None:
-            turn = apply_rope
             cos, sin = self.rotary_emb(inputs.positions, hidden.dtype)
-        else:
-            turn, cos, sin = apply_rope_ported, inputs.cos, inputs.sin
-        q_rope = turn(q_rope, cos, sin, c.rope_interleave)
+        q_rope = self.turn(q_rope, cos, sin, c.rope_interleave)
         return (
             q_nope,
             q_rope,
             self.kv_a_layernorm.norm(latent),
-            turn(k_rope, cos, sin, c.rope_interleave),
+            self.turn(k_rope, cos, sin, c.rope_interleave),
         )
 
     def output(self, heads_out: Tensor) -> Tensor:
@@ -221,7 +220,7 @@ class LowRankAttention(LatentProjections):
         return ops.attention(torch.cat((q_nope, q_rope), -1), k, v, mask, self.scale)
 
 
-def make_attention(ctx: BuildContext) -> ExpandedAttention | LowRankAttention:
-    return (
-        LowRankAttention if ctx.plan.attention == "low_rank" else ExpandedAttention
-    )(ctx)
+ATTENTION: dict[str, type[ExpandedAttention] | type[LowRankAttention]] = {
+    "expanded": ExpandedAttention,
+    "low_rank": LowRankAttention,
+}

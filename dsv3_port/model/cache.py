@@ -153,3 +153,9 @@ class FixedCache(Cache):
         it is overwritten."""
         self.length = length
         self.slot.fill_(length)
+
+
+CACHE: dict[str, type[GrowingCache] | type[FixedCache]] = {
+    "growing": GrowingCache,
+    "fixed": FixedCache,
+}

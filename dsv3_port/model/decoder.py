@@ -11,16 +11,11 @@ from ..errors import PortError
 from ..ops.providers import GroupedMatmul, by_torch_npu
 from ..parallel import SINGLE, TensorParallel
 from ..plan import PortPlan
-from .attention import StepInputs, make_attention
-from .cache import Cache, FixedCache, GrowingCache
+from .attention import ATTENTION, StepInputs
+from .cache import CACHE, Cache, FixedCache
 from .context import BuildContext
 from .experts import MoE
-from .linear import (
-    ParallelLMHead,
-    VocabParallelEmbedding,
-    every_position,
-    last_position,
-)
+from .linear import LM_HEAD, ParallelLMHead, VocabParallelEmbedding
 from .mlp import make_mlp
 from .norm import make_norm
 from .rope import RotaryEmbedding
@@ -39,7 +34,7 @@ class DecoderLayer(nn.Module):
         c = ctx.config
         self.layer = layer
         self.input_layernorm = make_norm(ctx, c.hidden_size)
-        self.self_attn = make_attention(ctx)
+        self.self_attn = ATTENTION[ctx.plan.attention](ctx)
         self.post_attention_layernorm = make_norm(ctx, c.hidden_size)
         self.mlp = MoE(ctx) if c.is_moe(layer) else make_mlp(ctx, c.intermediate_size)
 
@@ -92,7 +87,7 @@ class DeepseekV3(nn.Module):
             if ctx.plan.rope == "per_step"
             else None
         )
-        self.keep = last_position if ctx.plan.lm_head == "last" else every_position
+        self.keep = LM_HEAD[ctx.plan.lm_head]
         self.run_step = (
             self.forward_step
         )  # engine/graph.py puts a compiled function here
@@ -108,8 +103,7 @@ class DeepseekV3(nn.Module):
     def new_cache(self, batch_size: int, max_length: int) -> Cache:
         """An empty cache of this plan's form, for `batch_size` sequences of at most
         `max_length` positions."""
-        kind = FixedCache if self.plan.cache == "fixed" else GrowingCache
-        return kind(
+        return CACHE[self.plan.cache](
             self.config.num_hidden_layers,
             self.model.cache_widths,
             batch_size,

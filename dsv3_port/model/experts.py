@@ -149,6 +149,12 @@ class GroupedExperts(nn.Module):
         )
 
 
+EXPERTS: dict[str, type[ExpertLoop] | type[GroupedExperts]] = {
+    "loop": ExpertLoop,
+    "grouped": GroupedExperts,
+}
+
+
 class MoE(nn.Module):
     """[B, S, H] -> [B, S, H]: gate, routed experts, shared experts, one all-reduce."""
 
@@ -157,9 +163,7 @@ class MoE(nn.Module):
         c = ctx.config
         self.parallel = ctx.parallel
         self.gate = Gate(ctx)
-        self.experts = (
-            GroupedExperts if ctx.plan.experts == "grouped" else ExpertLoop
-        )(ctx)
+        self.experts = EXPERTS[ctx.plan.experts](ctx)
         self.shared_experts = None
         if c.n_shared_experts:
             self.shared_experts = make_mlp(

@@ -30,6 +30,9 @@ def one_hot_group_mask(group_scores: Tensor, group_idx: Tensor) -> Tensor:
     return one_hot.sum(1)
 
 
+GROUP_MASK = {"scatter": scatter_group_mask, "one_hot": one_hot_group_mask}
+
+
 class Gate(nn.Module):
     """hidden [T, H] -> (topk_idx [T, K] int64, topk_weight [T, K] float32); the same
     on every rank."""
@@ -45,11 +48,7 @@ class Gate(nn.Module):
         self.e_score_correction_bias = ctx.empty(
             config.n_routed_experts, dtype=torch.float32
         )
-        self.group_mask = (
-            one_hot_group_mask
-            if ctx.plan.group_mask == "one_hot"
-            else scatter_group_mask
-        )
+        self.group_mask = GROUP_MASK[ctx.plan.group_mask]
         self.mask_value = ctx.plan.group_mask_value
 
     def choose(self, scores: Tensor) -> Tensor:

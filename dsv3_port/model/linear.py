@@ -92,3 +92,6 @@ def every_position(hidden: Tensor) -> Tensor:
 def last_position(hidden: Tensor) -> Tensor:
     """Ported: generation reads the last position only. [B, S, H] -> [B, 1, H]."""
     return hidden[:, -1:]
+
+
+LM_HEAD = {"all": every_position, "last": last_position}

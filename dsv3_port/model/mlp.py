@@ -43,7 +43,13 @@ class MergedMLP(nn.Module):
         return self.down_proj(ops.npu_swiglu(self.merge_up_gate_proj(x)))
 
 
+MLP: dict[str, type[SplitMLP] | type[MergedMLP]] = {
+    "split": SplitMLP,
+    "merged": MergedMLP,
+}
+
+
 def make_mlp(
     ctx: BuildContext, width: int, reduce: bool = True
 ) -> SplitMLP | MergedMLP:
-    return (MergedMLP if ctx.plan.mlp == "merged" else SplitMLP)(ctx, width, reduce)
+    return MLP[ctx.plan.mlp](ctx, width, reduce)

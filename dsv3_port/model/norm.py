@@ -52,14 +52,18 @@ class FusedNorm(nn.Module):
         return y, stream
 
 
+NORM: dict[str, type[SeparateNorm] | type[FusedNorm]] = {
+    "separate": SeparateNorm,
+    "add_rms_norm": FusedNorm,
+}
+
+
 def make_norm(ctx: BuildContext, width: int) -> SeparateNorm | FusedNorm:
     """A norm of the residual stream."""
-    kind = FusedNorm if ctx.plan.norm == "add_rms_norm" else SeparateNorm
-    return kind(ctx, width, ctx.config.rms_norm_eps)
+    return NORM[ctx.plan.norm](ctx, width, ctx.config.rms_norm_eps)
 
 
 def make_latent_norm(ctx: BuildContext, width: int) -> SeparateNorm | FusedNorm:
     """A norm of a low-rank latent: transformers and DeepSeek's own code leave its epsilon
     at 1e-6 whatever config.json says of rms_norm_eps."""
-    kind = FusedNorm if ctx.plan.norm == "add_rms_norm" else SeparateNorm
-    return kind(ctx, width, LATENT_EPS)
+    return NORM[ctx.plan.norm](ctx, width, LATENT_EPS)

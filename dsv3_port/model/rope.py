@@ -9,6 +9,7 @@ products are those of the interleaved layout.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -92,3 +93,9 @@ def apply_rope_ported(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) ->
     if interleaved and x.shape[-1] == 64 and x.dtype != torch.float32:
         return ops.npu_interleave_rope(x.contiguous(), cos, sin)
     return ops.npu_rotary_mul(to_halves(x) if interleaved else x, cos, sin)
+
+
+ROPE: dict[str, Callable[..., Tensor]] = {
+    "per_layer": apply_rope,
+    "per_step": apply_rope_ported,
+}
