@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import setuptools  # noqa: F401  # now: it asserts that nobody has imported Python's own distutils before
 import torch
 
 TESTS = Path(__file__).parent

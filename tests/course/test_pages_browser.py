@@ -10,7 +10,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from dsv3_port.course import show
+from dsv3_port.course.diff import diff as source_diff
 from dsv3_port.course.notebook import Notebook
 from dsv3_port.course.pages import write_index, write_page
 from dsv3_port.course.run_notebook import NotebookRun
@@ -51,7 +51,7 @@ def site(tmp_path_factory):
     plot.subplots().plot([1, 2])
     data, meta = plot._repr_mimebundle_()
     picture = new_output("display_data", data, metadata=meta)
-    diff = _output(show.diff("gmm_routing")._repr_html_())
+    diff = _output(source_diff("gmm_routing")._repr_html_())
     kind = {"slideshow": {"slide_type": "slide"}}
     notes = {"slideshow": {"slide_type": "notes"}}
     cells = [

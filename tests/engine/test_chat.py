@@ -51,10 +51,18 @@ def with_template(tmp_path, template):
 def test_a_template_that_goes_wrong(template, message, tmp_path, monkeypatch):
     monkeypatch.setattr(chat, "SECONDS", 2.0)
     tokenizer = with_template(tmp_path, template)
+    started, fork = [], os.fork
+
+    def watched() -> int:
+        started.append(fork())
+        return started[-1]
+
+    monkeypatch.setattr(os, "fork", watched)
     with pytest.raises(PortError, match=message):
         encode(tokenizer, [USER])
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)  # nothing runs on
+    (child,) = started
+    with pytest.raises(ProcessLookupError):  # nothing runs on, nothing is left to be waited for
+        os.kill(child, 0)
 
 
 def test_messages_of_every_legal_kind(tmp_path):
