@@ -129,6 +129,8 @@ def run_cell(
         row["missing"] = "no such Python here"
         return row
     row["python"] = version_of(program)
+    if options.work:
+        os.makedirs(options.work, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=options.work))
     try:
         clone, env = (

@@ -46,7 +46,6 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         subprocess.run(["git", *words], cwd=root, check=True)
     monkeypatch.setenv("PIP_X", "a setting")
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "work").mkdir()
     monkeypatch.setattr(matrix, "find_python", lambda v: sys.executable if v == PYTHON else "")
     return root
 
