@@ -46,12 +46,12 @@ MEMBERS = {
     "plots.parameters": "parameter_picture",
     "plots.ranks": "step_split traffic_plot",
     "plots.ratios": "ratio_chart",
-    "plots.style": "title_of",
     "bench.ladder": "bench_ladder",
     "bench.measure": "measure",
     "bench.mlp": "measure_mlp",
     "bench.records": "FAIR PEER Results UPSTREAM",
     "bench.results_table": "seconds_text",
+    "bench.outcome": "say",
     "bench.models": "checkpoint_of ladder_plans load_variants with_plan",
     "bench.sweep": "sweep",
     "bench.workload": "decode_call",
@@ -74,6 +74,7 @@ MEMBERS = {
     "count.traffic": "count_traffic handed_bytes sent_bytes",
     "engine.device": "rank_device",
     "engine.launch": "run_ranks",
+    "steps": "title_of",
 }
 _HOMES = {name: module for module, names in MEMBERS.items() for name in names.split()}
 

@@ -215,3 +215,14 @@ def progress_map(here: str = "") -> str:
         mark = "**▶ {}**" if s.notebook == here else "{}"
         rows.append(f"| {s.number} | {mark.format(s.title)} · {s.title_zh} | `{s.notebook}` |")
     return "\n".join(rows)
+
+
+_TITLES = {s.id: f"{s.number} {s.title}" for s in STEPS}
+
+
+def title_of(variant: str) -> str:
+    """How a variant is written on a picture: a step's id becomes its number and title."""
+    word, _, rest = variant.partition(" ")
+    return (
+        f"{word} {title_of(rest)}" if word in ("only", "without") else _TITLES.get(variant, variant)
+    )

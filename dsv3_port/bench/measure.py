@@ -23,6 +23,7 @@ from tqdm import tqdm
 from ..engine.device import synchronize
 from ..errors import PortError
 from .machine import BUSY_SHARE, BusyWatch, device_info
+from .paired import UNSURE, ratio_of
 from .records import Record, Results
 
 # seconds; a shorter call is repeated within a sample, timer and scheduler noise would rule it
@@ -62,6 +63,7 @@ class _Variant:
         self.name, self.call, self.device = name, call, device
         self.calls, self.inner = 0, 1
         self.samples: list[float] = []
+        self.again: list[float] = []
         self._prepare = prepare
 
     def prepare(self) -> None:
@@ -84,6 +86,7 @@ class _Variant:
         return Record(
             name=self.name,
             samples=self.samples,
+            again=self.again,
             first_call_seconds=self.first,
             inner=self.inner,
             step_ids=tuple(step_ids.get(self.name, ())),
@@ -105,8 +108,10 @@ def measure(
     progress: bool = True,
 ) -> Results:
     """Time each variant once per round, in an order that rotates, so that drift meets all of them
-    alike.
+    alike. The first variant is timed twice a round (`Record.again`): bench.outcome takes the noise
+    floor from that pair.
 
+    A run on a busy machine is repeated once; what is busy then is marked, and gives no verdict.
     prepare(name, n) runs untimed before the n-th call of a variant (a fresh token, a rewound
     cache).
     min_seconds: shortest sample; calls below 1 ms are repeated to 1 ms in any case.
@@ -119,7 +124,7 @@ def measure(
     info = device_info(device)
     timed = [_Variant(name, call, prepare, str(device)) for name, call in variants.items()]
     bar = tqdm(
-        total=len(timed) * (rounds + 1),
+        total=len(timed) + (len(timed) + (len(timed) > 1)) * rounds,
         desc=label or "measure",
         unit="sample",
         leave=False,
@@ -129,7 +134,15 @@ def measure(
         disable=not progress,
     )
     with torch.no_grad(), bar:
-        share = _sampled(timed, rounds, warmup, min_seconds, bar)
+        for v in timed:
+            v.warm_up(warmup, min_seconds)
+            bar.update()
+        for _ in range(2):
+            share = _sampled(timed, rounds, bar)
+            busy = share > BUSY_SHARE or _unsure(timed[0])
+            if not busy:
+                break
+            bar.reset()
     if share > BUSY_SHARE:
         warnings.warn(
             f"other processes used {share:.0%} of this machine during {label or 'the measurement'}: "
@@ -137,7 +150,7 @@ def measure(
             stacklevel=2,
         )
     common: dict[str, Any] = {"run": secrets.token_hex(6), "label": label}
-    common |= {"busy": share > BUSY_SHARE, "busy_share": round(share, 4)} | info
+    common |= {"busy": busy, "busy_share": round(share, 4)} | info
     return Results([v.record(common | _own(meta or {}, v.name), step_ids or {}) for v in timed])
 
 
@@ -145,24 +158,29 @@ def _own(meta: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {k: v[name] if isinstance(v, Mapping) else v for k, v in meta.items()}
 
 
-def _sampled(
-    timed: list[_Variant], rounds: int, warmup: int, min_seconds: float, bar: Any
-) -> float:
-    """Warm up, then every variant once a round, the first of them another one each time, and no
-    garbage collector in between. Returns the share of the machine that others used."""
+def _unsure(base: _Variant) -> bool:
+    pair = ratio_of(base.samples, base.again) if base.again else None
+    return pair is not None and abs(pair.median - 1) > UNSURE
+
+
+def _sampled(timed: list[_Variant], rounds: int, bar: Any) -> float:
+    """Every variant once a round, the first of them another one each time, and no garbage collector
+    in between. Returns the share of the machine that others used."""
     watch = BusyWatch()
+    turns: list[tuple[_Variant, list[float]]] = []
     for v in timed:
-        v.warm_up(warmup, min_seconds)
-        bar.update()
-    watch.look()
+        v.samples, v.again = [], []
+        turns.append((v, v.samples))
+    if len(timed) > 1:
+        turns.append((timed[0], timed[0].again))
     gc.collect()
     collecting = gc.isenabled()
     gc.disable()
     try:
         for i in range(rounds):
-            for k in range(len(timed)):
-                v = timed[(i + k) % len(timed)]
-                v.samples.append(v.sample())
+            for k in range(len(turns)):
+                v, samples = turns[(i + k) % len(turns)]
+                samples.append(v.sample())
                 bar.update()
             watch.look()
     finally:

@@ -20,6 +20,7 @@ from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationE
 
 from ..errors import PortError
 from ..files import write_atomic
+from .paired import Ratio, quartiles, ratio_of
 from .results_table import results_table
 
 Tier = Literal["cpu", "cuda", "host-npu", "npu"]
@@ -64,6 +65,7 @@ class Record:
     mode: str = "eager"  # or "compiled"
     first_call_seconds: _Seconds | None = None  # the first call, compilation included; in no sample
     inner: Annotated[int, Field(ge=1)] = 1  # calls in each sample
+    again: list[_Seconds] = field(default_factory=list)  # the same code once more in each round
     dtype: str = ""
     threads: Annotated[int, Field(ge=0, le=1 << 16)] = 0
     profile: str = ""  # model size
@@ -90,33 +92,17 @@ class Record:
         return max(self.samples)
 
     @property
+    def same_code(self) -> Ratio | None:
+        """How far the same code timed twice lies apart; None where it was timed once."""
+        return ratio_of(self.samples, self.again) if self.again else None
+
+    @property
     def q1(self) -> float:
         return quartiles(self.samples)[0]
 
     @property
     def q3(self) -> float:
         return quartiles(self.samples)[1]
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """Time of one variant over the time of another, paired round by round: above 1, the second one
-    is faster."""
-
-    median: float
-    low: float  # quartiles of the ratios of single rounds
-    high: float
-    samples: list[float] = field(repr=False)
-
-    def __str__(self) -> str:
-        return f"{self.median:.2f}× [{self.low:.2f}–{self.high:.2f}]"
-
-
-def quartiles(values: list[float]) -> tuple[float, float]:
-    if len(values) < 2:
-        return values[0], values[0]
-    q1, _, q3 = statistics.quantiles(values, n=4, method="inclusive")
-    return q1, q3
 
 
 @dataclass
@@ -195,13 +181,9 @@ class Results:
             newest[key] = r
         return Results(list(newest.values()))
 
-    def ratio(self, a: str, b: str, phase: str | None = None) -> Ratio:
-        """How many times faster b is than a: the median over rounds of time(a) / time(b), with its
-        quartiles.
-
-        Only rounds of one interleaved run are paired, the newest that has both; times of different
-        runs are never divided.
-        """
+    def pair(self, a: str, b: str, phase: str | None = None) -> tuple[Record, Record]:
+        """The two records of the newest interleaved run that has both; times of different runs are
+        never divided."""
         phase = self.get(a, phase).phase
         self.get(b, phase)
         pairs = [
@@ -215,9 +197,13 @@ class Results:
                 f"{a!r} and {b!r} were not measured in one run, so their times cannot be paired: give both "
                 "to the same measure() call"
             )
-        first, second = pairs[-1]
-        values = [x / y for x, y in zip(first.samples, second.samples, strict=True)]
-        return Ratio(statistics.median(values), *quartiles(values), values)
+        return pairs[-1]
+
+    def ratio(self, a: str, b: str, phase: str | None = None) -> Ratio:
+        """How many times faster b is than a: the median over rounds of time(a) / time(b), with its
+        quartiles. bench.outcome says whether that is a difference."""
+        first, second = self.pair(a, b, phase)
+        return ratio_of(first.samples, second.samples)
 
     def table(self, baseline: str | None = None) -> str:
         """Markdown: median, spread, first call, and the factor against `baseline` (default: the

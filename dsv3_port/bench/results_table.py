@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..errors import PortError
+from .paired import busy_text, floor_of
 
 if TYPE_CHECKING:
     from .records import Record, Results
@@ -84,9 +85,13 @@ def results_table(results: Results, baseline: str | None = None) -> str:
         base = baseline or next(o.name for o in records if (o.run, o.phase) == (r.run, r.phase))
         try:
             factor = (
-                str(results.select(run=r.run).ratio(base, r.name, r.phase))
-                if base != r.name
-                else "–"
+                "busy"
+                if r.busy
+                else (
+                    str(results.select(run=r.run).ratio(base, r.name, r.phase))
+                    if base != r.name
+                    else "–"
+                )
             )
         except PortError:
             factor = "–"
@@ -96,7 +101,8 @@ def results_table(results: Results, baseline: str | None = None) -> str:
             f"{seconds_text(r.min)} – {seconds_text(r.max)} | {first} | {factor} |"
         )
     notes = "" if not records else "\n\n" + stamp(records)
+    if any(r.again for r in records) and not results.busy:
+        notes += f" · noise floor {floor_of(records):.0%}: the first variant, timed twice"
     if results.busy:
-        share = max(r.busy_share for r in records)
-        notes += f"\n\n**The machine was busy** (other processes used {share:.0%} of it): measure again when quiet."
+        notes += f"\n\n**The machine was busy** ({busy_text(records)}): no factor is given, measure again when quiet."
     return "\n".join(rows) + notes

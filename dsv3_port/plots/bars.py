@@ -4,19 +4,23 @@ host stand-in are refused."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from ..bench.records import FAIR, PEER, Ratio, Record, Results
+from ..bench.outcome import FASTER, SLOWER, outcome
+from ..bench.paired import Ratio, busy_text
+from ..bench.records import FAIR, PEER, Record, Results
 from ..bench.results_table import seconds_text
 from ..errors import PortError
+from ..steps import title_of
 from .colours import BLUE, GREEN, GREY, INK, PAPER, SMALL, VERMILLION
 from .shapes import name_rows
-from .style import LabFigure, caption, figure, finish, styled, title_of
+from .style import LabFigure, caption, figure, finish, styled
 
-SPREAD = "bars: medians, whiskers: quartiles"
+SPREAD = "first bar: its median; others: that over the paired ratio; whiskers: quartiles"
 
 
 def unit_of(records: Sequence[Record]) -> tuple[float, str]:
@@ -56,25 +60,46 @@ def _label(record: Record) -> str:
     return title_of(record.name) + here
 
 
-def _bars(
-    ax: Axes,
-    records: Sequence[Record],
-    colours: Sequence[str],
-    hatches: Sequence[str],
-    labels: Sequence[str],
-    notes: Sequence[str],
-) -> None:
+@dataclass(frozen=True)
+class Bar:
+    """Seconds of one variant as drawn: its base's median over the paired ratio, so that bar and
+    factor are one statistic; a variant's own median stands in the table."""
+
+    record: Record
+    seconds: float
+    low: float
+    high: float
+    colour: str
+    note: str
+    hatch: str = ""
+
+
+def _bar(
+    base: Record, record: Record, ratio: Ratio | None, colour: str, note: str = "", hatch: str = ""
+) -> Bar:
+    """`ratio`: of base to record, None for the base itself. Busy records are grey and hatched, and
+    say no factor."""
+    m = base.median
+    spread = (
+        (m, base.q1, base.q3)
+        if ratio is None
+        else (m / ratio.median, m / ratio.high, m / ratio.low)
+    )
+    if record.busy:
+        return Bar(record, *spread, GREY, "", "..")
+    return Bar(record, *spread, colour, f"{seconds_text(spread[0])}{note}", hatch)
+
+
+def _draw(ax: Axes, bars: Sequence[Bar], labels: Sequence[str]) -> None:
     """Horizontal bars from the top down, quartiles as whiskers, a note behind each."""
-    scale, unit = unit_of(records)
-    widest = max(r.q3 for r in records) * scale
-    for y, (r, colour, hatch, note) in enumerate(
-        zip(records, colours, hatches, notes, strict=True)
-    ):
-        edge = PAPER if hatch else colour
-        ax.barh(y, r.median * scale, 0.72, color=colour, hatch=hatch, edgecolor=edge)
-        spread = [[(r.median - r.q1) * scale], [(r.q3 - r.median) * scale]]
-        ax.errorbar(r.median * scale, y, xerr=spread, color=INK, capsize=3, lw=1.3)
-        ax.text(r.q3 * scale + 0.015 * widest, y, note, va="center", fontsize=SMALL)
+    scale, unit = unit_of([b.record for b in bars])
+    widest = max(b.high for b in bars) * scale
+    for y, b in enumerate(bars):
+        edge = PAPER if b.hatch else b.colour
+        ax.barh(y, b.seconds * scale, 0.72, color=b.colour, hatch=b.hatch, edgecolor=edge)
+        spread = [[(b.seconds - b.low) * scale], [(b.high - b.seconds) * scale]]
+        ax.errorbar(b.seconds * scale, y, xerr=spread, color=INK, capsize=3, lw=1.3)
+        ax.text(b.high * scale + 0.015 * widest, y, b.note, va="center", fontsize=SMALL)
     name_rows(ax, labels, grid=True)
     ax.set_xlim(0, widest * 1.42)
     ax.xaxis.set_major_locator(MaxNLocator(5))
@@ -98,31 +123,23 @@ def step_bars(results: Results, before: str, after: str, phase: str | None = Non
     fig, axes = figure(len(phases), 1, (9.0, 1.0 + 1.75 * len(phases)))
     used, said = [], []
     for ax, p in zip(axes, phases, strict=True):
-        ratio = results.ratio(before, after, p)
-        pair = [results.get(before, p), results.get(after, p)]
-        longer = pair[1].median > pair[0].median  # a title that its own bars deny helps nobody
-        slower, faster = ratio.high < 1 and longer, ratio.low > 1 and not longer
-        word = "slower" if slower else "faster" if faster else "no clear difference"
-        shown = 1 / ratio.median if slower else ratio.median
-        low, high = sorted((1 / ratio.low, 1 / ratio.high) if slower else (ratio.low, ratio.high))
-        text = f"{shown:.2f}× {word}" if word != "no clear difference" else f"{word} ({shown:.2f}×)"
-        _bars(
-            ax,
-            pair,
-            [GREY, VERMILLION if slower else BLUE],
-            ["", "//" if slower else ""],
-            [_label(r) for r in pair],
-            [seconds_text(r.median) for r in pair],
+        found = outcome(results, before, after, p)
+        pair = results.pair(before, after, p)
+        slower = found.word == SLOWER
+        colour, hatch = (
+            (VERMILLION, "//") if slower else (BLUE if found.word == FASTER else GREY, "")
         )
-        ax.set_title(
-            f"{p or 'call'}: {text} [{low:.2f}–{high:.2f}]", color=VERMILLION if slower else INK
-        )
+        bars = [
+            _bar(pair[0], pair[0], None, GREY),
+            _bar(pair[0], pair[1], found.ratio, colour, hatch=hatch),
+        ]
+        _draw(ax, bars, [_label(r) for r in pair])
+        ax.set_title(f"{p or 'call'}: {found.factor}", color=VERMILLION if slower else INK)
         if ax is not axes[-1]:
             ax.set_xlabel("")
         used += pair
-        said.append(
-            f"{p or 'call'} {text}, {' before, '.join(seconds_text(r.median) for r in pair)} after"
-        )
+        times = " before, ".join(b.note for b in bars) + " after" if not found.busy else "not said"
+        said.append(f"{p or 'call'} {found.factor}, {times}")
     return finish(
         fig,
         f"Bar chart of {title_of(after)} against {title_of(before)}: {'; '.join(said)}.",
@@ -145,28 +162,16 @@ def ladder(results: Results, phase: str | None = None) -> LabFigure:
     names = [[r.name for r in kept if r.phase == p] for p in phases]
     most = max(map(len, names))
     fig, axes = figure(1, len(phases), (4.4 + 3.6 * len(phases), 1.9 + 0.42 * most), sharey=False)
-    said = []
+    said: list[str] = []
     for ax, p in zip(axes, phases, strict=True):
         records = [r for r in kept if r.phase == p]
-        colours, hatches, notes = [], [], []
-        previous = records[0]
-        for r in records:
-            ratio = kept.ratio(records[0].name, r.name, p) if r is not records[0] else None
-            side = r.name in (FAIR, PEER)
-            worse = not side and r is not previous and _slower(kept.ratio(previous.name, r.name, p))
-            plain = GREEN if r.mode == "compiled" else BLUE
-            colours.append(GREY if side or r is records[0] else VERMILLION if worse else plain)
-            hatches.append("//" if worse else "")
-            notes.append(seconds_text(r.median) + (f"  {ratio.median:.2f}×" if ratio else ""))
-            previous = previous if side else r
-            said.append(
-                f"{p} {title_of(r.name)} {notes[-1]}"
-                + (" slower than the rung before" if worse else "")
-            )
+        bars = _rungs(kept, records)
+        said += [_said(b) for b in bars]
         named = ax is axes[0] or names.count(names[0]) < len(names)
-        labels = [_label(r) if named else "" for r in records]
-        _bars(ax, records, colours, hatches, labels, notes)
-        ax.set_title(f"{p or 'call'} ({_size(records[0])})" if _size(records[0]) else p or "call")
+        _draw(ax, bars, [_label(r) if named else "" for r in records])
+        busy = busy_text(records)
+        title = f"{p or 'call'} ({_size(records[0])})" if _size(records[0]) else p or "call"
+        ax.set_title(f"{title}\n{busy}" if busy else title)
     fig.legend(handles=_ladder_key(kept), loc="outside upper center", ncols=4)
     return finish(
         fig,
@@ -183,11 +188,28 @@ def _largest_run(results: Results) -> list[Record]:
     return [r for r in results if r.run == best]
 
 
-def _slower(ratio: Ratio) -> bool:
-    return ratio.high < 1 and ratio.median < 0.98
+def _rungs(kept: Results, records: Sequence[Record]) -> list[Bar]:
+    """One phase's bars; a rung is worse where it is slower than the rung before it."""
+    first = previous = records[0]
+    bars = [_bar(first, first, None, GREY)]
+    for r in records[1:]:
+        side = r.name in (FAIR, PEER)
+        worse = not side and outcome(kept, previous.name, r.name, r.phase).word == SLOWER
+        colour = GREY if side else VERMILLION if worse else GREEN if r.mode == "compiled" else BLUE
+        ratio = kept.ratio(first.name, r.name, r.phase)
+        bars.append(_bar(first, r, ratio, colour, f"  {ratio.median:.2f}×", "//" if worse else ""))
+        previous = previous if side else r
+    return bars
+
+
+def _said(bar: Bar) -> str:
+    worse = " slower than the rung before" if bar.hatch == "//" else ""
+    return f"{bar.record.phase} {title_of(bar.record.name)} {bar.note or 'busy'}{worse}"
 
 
 def _ladder_key(results: Results) -> list[Patch]:
+    if results.busy:
+        return [Patch(facecolor=GREY, hatch="..", edgecolor=PAPER, label="busy: no verdict")]
     key = [
         Patch(color=GREY, label="for comparison"),
         Patch(color=BLUE, label="port, eager"),

@@ -13,9 +13,10 @@ from ..bench.results_table import seconds_text
 from ..bench.speed_tables import curve, fit_exponent
 from ..errors import PortError
 from ..forecast.planner import GIB, Forecast
+from ..steps import title_of
 from .bars import unit_of
 from .colours import CYCLE, LIGHT, MARKERS
-from .style import LabFigure, caption, figure, finish, styled, title_of
+from .style import LabFigure, caption, figure, finish, styled
 
 
 @styled

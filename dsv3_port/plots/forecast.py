@@ -14,9 +14,10 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from ..errors import PortError
 from ..forecast.checks import Check, assumptions_text
 from ..forecast.roofline import CARDS, PARTS, StepForecast
+from ..steps import title_of
 from .colours import BLUE, GREEN, GREY, INK, LIGHT, ORANGE, PURPLE, SMALL, VERMILLION
 from .shapes import name_rows
-from .style import LabFigure, figure, finish, styled, title_of
+from .style import LabFigure, figure, finish, styled
 
 _COLOURS = dict(zip(PARTS, (BLUE, ORANGE, PURPLE, GREY), strict=True))
 

@@ -12,10 +12,10 @@ from ..forecast.compose import SENTENCE, Composed, ladder
 from ..forecast.kernels import CARD, label, published
 from ..forecast.planner import forecast
 from ..forecast.traced import Traced
-from ..steps import step
+from ..steps import step, title_of
 from .colours import BLUE, GREEN, GREY, INK, LIGHT, ORANGE, PURPLE, SKY, SMALL
 from .npu_step import supported
-from .style import LabFigure, figure, finish, styled, title_of
+from .style import LabFigure, figure, finish, styled
 
 _PARTS = {
     "measured": (PURPLE, "//", "kernels measured at this size"),

@@ -17,9 +17,9 @@ from ..forecast.kernels import by_id, label
 from ..forecast.npu_parts import Pair, Part, formula, total, traced
 from ..forecast.npu_steps import kernels_of
 from ..forecast.traced import Traced, check
-from ..steps import STEPS
+from ..steps import STEPS, title_of
 from .colours import GREY, INK, PURPLE, SMALL
-from .style import LabFigure, figure, finish, styled, title_of
+from .style import LabFigure, figure, finish, styled
 
 _WIDTH, _ROW = 11.8, 1.5  # inches: the figure, a pair
 _WRAP = 118  # characters of small text across the figure

@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping
 from matplotlib.ticker import MaxNLocator
 
 from ..errors import PortError
+from ..steps import title_of
 from .colours import CYCLE, NORMAL
 from .shapes import name_rows, stack
-from .style import LabFigure, figure, finish, styled, title_of
+from .style import LabFigure, figure, finish, styled
 
 _KINDS = {  # first match decides
     "NPU operator": "npu_ scatter_update",

@@ -6,11 +6,15 @@ from collections.abc import Sequence
 
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from ..bench.outcome import FASTER, SLOWER, outcome
 from ..bench.records import Results
 from ..errors import PortError
-from .colours import BLUE, GREY, INK, SMALL, VERMILLION
+from ..steps import title_of
+from .colours import BLUE, GREY, INK, LIGHT, SMALL, VERMILLION
 from .shapes import name_rows
-from .style import LabFigure, caption, figure, finish, styled, title_of
+from .style import LabFigure, caption, figure, finish, styled
+
+MARKS = {FASTER: (BLUE, "o"), SLOWER: (VERMILLION, "s")}
 
 
 @styled
@@ -18,8 +22,8 @@ def ratio_chart(results: Results, base: str, names: Sequence[str] | None = None)
     """How many times faster than `base` each variant is, from one interleaved run: right of 1
     faster, left slower.
 
-    Points are medians of the paired ratios, lines their quartiles; only a line that stays off 1 is
-    a difference.
+    Points are medians of the paired ratios, lines their quartiles; only what stays off the grey band, the
+    noise floor of the same run, is a difference.
     """
     phases = sorted({r.phase for r in results}, key=lambda p: (p != "prefill", p))
     if not phases:
@@ -28,25 +32,26 @@ def ratio_chart(results: Results, base: str, names: Sequence[str] | None = None)
     fig, axes = figure(1, len(phases), (4.4 + 3.4 * len(phases), 1.7 + 0.42 * len(shown)))
     said = []
     for ax, phase in zip(axes, phases, strict=True):
-        ratios = [results.ratio(base, name, phase) for name in shown]
+        found = [outcome(results, base, name, phase) for name in shown]
+        ratios, floor = [o.ratio for o in found], max((o.floor for o in found), default=0.0)
         low = min([r.low for r in ratios] + [1.0])
         high = max([r.high for r in ratios] + [1.0])
         pad = max(0.04, 0.08 * (high - low))
-        for y, (name, r) in enumerate(zip(shown, ratios, strict=True)):
-            faster, slower = r.low > 1, r.high < 1
-            colour, marker = (BLUE, "o") if faster else (VERMILLION, "s") if slower else (GREY, "D")
+        ax.axvspan(1 / (1 + floor), 1 + floor, color=LIGHT, lw=0)
+        for y, o in enumerate(found):
+            r = o.ratio
+            colour, marker = MARKS.get(o.word, (GREY, "D"))
             ax.plot([r.low, r.high], [y, y], color=colour, lw=3, solid_capstyle="round")
             ax.plot(r.median, y, marker=marker, color=colour, ms=9)
-            ax.text(
-                r.high + 0.25 * pad, y, f" {r.median:.2f}×", va="center", fontsize=SMALL, color=INK
-            )
-            word = "faster" if faster else "slower" if slower else "no clear difference"
-            said.append(f"{phase} {title_of(name)} {r.median:.2f}, {word}")
+            note = "" if o.busy else f" {r.median:.2f}×"
+            ax.text(r.high + 0.25 * pad, y, note, va="center", fontsize=SMALL, color=INK)
+            said.append(f"{phase} {title_of(o.after)} {o.factor}")
         ax.axvline(1.0, color=INK, lw=1.2)
         ax.set_xlim(low - pad, high + pad + 0.22 * (high - low + 2 * pad))
         labels = [title_of(n) if ax is axes[0] else "" for n in shown]
         name_rows(ax, labels, 0.6, 0.4, grid=True)
-        ax.set_title(phase or "call")
+        busy = next((o.busy for o in found if o.busy), "")
+        ax.set_title(f"{phase or 'call'}\n{busy}" if busy else phase or "call")
         ax.set_xlabel(f"times faster than\n{title_of(base)}")
         ax.xaxis.set_major_locator(MaxNLocator(5))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -57,6 +62,6 @@ def ratio_chart(results: Results, base: str, names: Sequence[str] | None = None)
         caption(
             used,
             "points: medians of paired ratios, lines: quartiles; blue faster, red squares slower, "
-            "grey diamonds no clear difference",
+            "grey diamonds neither; grey band: the same code timed twice",
         ),
     )

@@ -25,7 +25,6 @@ from PIL import Image, PngImagePlugin
 from ..bench.records import Record
 from ..bench.results_table import stamp
 from ..errors import PortError
-from ..steps import STEPS
 from .colours import GREY, INK, LARGE, NORMAL, PAPER, SMALL
 
 P = ParamSpec("P")
@@ -106,17 +105,6 @@ def styled(draw: Callable[P, LabFigure]) -> Callable[P, LabFigure]:
             return draw(*args, **kwargs)
 
     return call
-
-
-_TITLES = {s.id: f"{s.number} {s.title}" for s in STEPS}
-
-
-def title_of(variant: str) -> str:
-    """How a variant is written on a picture: a step's id becomes its number and title."""
-    word, _, rest = variant.partition(" ")
-    return (
-        f"{word} {title_of(rest)}" if word in ("only", "without") else _TITLES.get(variant, variant)
-    )
 
 
 def figure(

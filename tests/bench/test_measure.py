@@ -15,8 +15,10 @@ import torch
 
 from dsv3_port.bench import machine as module
 from dsv3_port.bench.machine import device_info
-from dsv3_port.bench.measure import measure
-from dsv3_port.bench.records import Record, Results, load, quartiles, save
+from dsv3_port.bench.measure import _unsure, measure
+from dsv3_port.bench.outcome import BUSY, FASTER, NEITHER, SLOWER, outcome, say
+from dsv3_port.bench.paired import LEAST_FLOOR, floor_of, quartiles
+from dsv3_port.bench.records import Record, Results, load, save
 from dsv3_port.bench.results_table import seconds_text, stamp
 from dsv3_port.count.memory import peak_memory
 from dsv3_port.count.operators import count_ops
@@ -43,12 +45,15 @@ def record(name="a", samples=(1.0, 2.0, 3.0), **fields) -> Record:
 # ---- measure -------------------------------------------------------------------------------------
 
 
-def test_rounds_are_interleaved_and_rotated():
+def test_rounds_are_interleaved_and_rotated(monkeypatch):
+    monkeypatch.setattr(module.psutil, "cpu_times", _busy_times(0.0))
+    monkeypatch.setattr("dsv3_port.bench.measure._unsure", lambda base: False)
     order = []
     calls = {name: (lambda name=name: (order.append(name), time.sleep(0.002))) for name in "abc"}
     measure(calls, rounds=3, warmup=1, progress=False)
     assert order[:6] == ["a", "a", "b", "b", "c", "c"]  # first call and warm-up of each
-    assert order[6:] == ["a", "b", "c", "b", "c", "a", "c", "a", "b"]
+    # the first variant twice in each round: the noise floor
+    assert order[6:] == [*"abca", *"bcaa", *"caab"]
 
 
 def test_first_call_is_kept_apart():
@@ -77,7 +82,8 @@ def test_ratio_finds_a_factor_of_two(monkeypatch):
     assert results.ratio("fast", "slow").median == pytest.approx(0.5)
 
 
-def test_short_calls_are_repeated_in_a_sample_but_prepared_one_by_one():
+def test_short_calls_are_repeated_in_a_sample_but_prepared_one_by_one(monkeypatch):
+    monkeypatch.setattr(module.psutil, "cpu_times", _busy_times(0.0))  # a busy run is repeated
     seen = []
     results = measure(
         {"short": lambda: None},
@@ -197,6 +203,47 @@ def test_device_info_tells_real_npu_from_stand_in(monkeypatch):
         "host-npu",
         "host stand-in",
     )
+
+
+def _clock(monkeypatch, seconds):
+    """A clock that only the calls move: `seconds` of the n-th call."""
+    now, calls = [0.0], iter(range(10**6))
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(module.BusyWatch, "share", property(lambda self: 0.0))
+    monkeypatch.setattr(module.BusyWatch, "look", lambda self, shortest=0.1: None)
+
+    def call():
+        now[0] += seconds(next(calls))
+
+    return call
+
+
+def test_the_first_variant_is_timed_twice_and_gives_the_floor(monkeypatch):
+    call = _clock(monkeypatch, lambda n: 0.010 if n % 2 else 0.0104)
+    base, other = measure({"a": call, "b": call}, rounds=8, warmup=1, progress=False)
+    assert len(base.again) == len(base.samples) == 8 and not other.again and not base.busy
+    assert base.same_code.low < base.same_code.high
+    assert floor_of([base, other]) == pytest.approx(
+        max(abs(base.same_code.low - 1), abs(base.same_code.high - 1), LEAST_FLOOR)
+    )
+    (alone,) = measure({"a": call}, rounds=3, progress=False)
+    assert not alone.again and floor_of([alone]) == LEAST_FLOOR
+
+
+def test_a_run_that_cannot_tell_the_same_code_apart_is_repeated_once_and_marked(monkeypatch):
+    made = []
+
+    def jumpy(base):  # the same code twice, 25 % apart
+        made.append(len(base.samples))
+        base.again = [s / 1.25 for s in base.samples]
+        return _unsure(base)
+
+    monkeypatch.setattr(sys.modules[measure.__module__], "_unsure", jumpy)
+    call = _clock(monkeypatch, lambda n: 0.010)
+    results = measure({"a": call, "b": call}, rounds=4, progress=False)
+    assert made == [4, 4] and results.busy  # once more, and no third time
+    assert "the same code twice differs by 25%" in results.table()
+    assert outcome(results, "a", "b").word == BUSY
 
 
 # ---- results -------------------------------------------------------------------------------------
@@ -425,3 +472,57 @@ def test_peak_memory_counts_what_is_alive_together():
             (x + 1).relu_()
 
     assert peak_memory(freed) == 4_000_000
+
+
+# ---- the word ------------------------------------------------------------------------------------
+
+
+def run_of(ratio, again=1.0, **fields) -> Results:
+    """A base of 1 s and a variant whose paired ratios are `ratio` (a number or one a round)."""
+    ratios = ratio if isinstance(ratio, list) else [ratio] * 4
+    twice = again if isinstance(again, list) else [again] * 4
+    base = record("a", [1.0] * 4, again=[1 / x for x in twice], **fields)
+    return Results([base, record("b", [1 / x for x in ratios], **fields)])
+
+
+@pytest.mark.parametrize(
+    ("results", "word"),
+    [
+        (run_of(1.5), FASTER),
+        (run_of(1.019), NEITHER),  # 2 % at least
+        (run_of(0.5), SLOWER),
+        (run_of(1.06, again=[0.92, 1.0, 1.08, 1.0]), FASTER),
+        (run_of(1.03, again=[0.88, 1.0, 1.12, 1.0]), NEITHER),
+        (run_of([0.9, 1.2, 1.2, 1.2]), FASTER),  # the nearer quartile is 1.125
+        (run_of([0.9, 0.9, 1.2, 1.2]), NEITHER),
+        (run_of(1 / 1.019), NEITHER),
+        (run_of(3.0, busy=True, busy_share=0.4), BUSY),
+    ],
+)
+def test_a_word_needs_median_and_nearer_quartile_beyond_the_floor(results, word):
+    found = outcome(results, "a", "b")
+    assert found.word == word and found.before == "a"
+
+
+def test_sentences_come_from_the_run_and_name_its_floor():
+    results = Results(
+        [
+            record("upstream", [1.0] * 4, again=[1.0] * 4, phase="decode"),
+            record("gmm_routing", [0.5] * 4, phase="decode"),
+            record("upstream", [1.0] * 4, again=[1.0] * 4, phase="prefill"),
+            record("gmm_routing", [1.01] * 4, phase="prefill"),
+        ]
+    )
+    prefill, decode = str(say(results)).splitlines()
+    assert decode == (
+        "decode: 3 Grouped matmul (GMM) routing against upstream: 2.00× faster [2.00–2.00]"
+    )
+    assert "no difference that this run can show" in prefill and "noise floor 2%" in prefill
+    assert say(results)._repr_markdown_().startswith("- prefill: ")
+    busy = Results([dataclasses.replace(r, busy=True, busy_share=0.5) for r in results])
+    assert "×" not in str(say(busy)) and "no verdict, busy: 50% used by others" in str(say(busy))
+    assert "| busy |" in busy.table() and "×" not in busy.table()
+    with pytest.raises(PortError, match="measure first"):
+        say(Results())
+    with pytest.raises(PortError, match="nothing was measured beside"):
+        say(Results([record("a")]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -313,3 +314,29 @@ def test_files_from_the_command_line(tmp_path, capsys):
     file.write_text("{}")
     assert rules.main([str(file)]) == 1
     assert "not a notebook" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("Here the step is faster.", ["faster"]),
+        ("It takes 3.4 ms and gains little", ["3.4 ms", "gains"]),
+        ("1.50× the time, 10 % of it, 128 times", ["1.50×", "10 %", "128 times"]),
+        ("decode loses: a speed-up of none", ["loses", "speed-up"]),
+        ("[7 × 128] rows, T × K of them, 4 × (192 + 128) numbers, 2 × 8", []),
+        ("`time.sleep(3 ms)` and ```\n3 ms faster\n``` are code", []),
+        ("<details><summary>answer</summary>\n3.0× faster</details>", []),
+        ("Would a step that launches less take less time?", []),
+    ],
+)
+def test_markdown_states_no_outcome(text, found):
+    assert sorted(sys.modules["claims"].claims(text)) == sorted(found)
+    lines = list(rules.check_claims([cell("", "markdown", text), cell("cited", "markdown", text)]))
+    assert len(lines) == len(found) and all("lab.say" in said for _, said in lines)
+
+
+def test_notebooks_that_are_not_yet_read_have_findings():
+    """The list only shrinks: what has been read against its run leaves it."""
+    for name in rules.UNREAD:
+        cells = json.loads((CI.parents[1] / "notebooks" / f"{name}.ipynb").read_text())["cells"]
+        assert list(rules.check_claims(cells)), name

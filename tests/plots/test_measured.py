@@ -25,6 +25,7 @@ from dsv3_port.plots.colours import GREY, SMALL, VERMILLION
 from dsv3_port.plots.curves import memory_curve
 from dsv3_port.plots.memory import cited
 from dsv3_port.plots.ranks import step_split
+from dsv3_port.plots.ratios import ratio_chart
 from dsv3_port.plots.style import figure, finish
 from dsv3_port.steps import STEPS
 from tests.bench.test_measure import record
@@ -227,14 +228,39 @@ def test_step_alone_says_faster_slower_or_neither():
     )
     assert "2.00× faster" in plots.step_bars(results, "a", "fast").alt_text
     assert "2.00× slower" in plots.step_bars(results, "a", "slow").alt_text
-    assert "no clear difference" in plots.step_bars(results, "a", "same").alt_text
-    contrary = Results(
-        [record("a", [1.0, 1.0, 1.0, 5.0, 5.0]), record("b", [0.9, 0.9, 1.2, 4.0, 4.0])]
-    )
-    assert contrary.ratio("a", "b").low > 1  # by pairs faster, and its bar would be the longer one
-    assert "no clear difference" in plots.step_bars(contrary, "a", "b").alt_text
+    assert "no difference that this run can show" in plots.step_bars(results, "a", "same").alt_text
     with pytest.raises(PortError, match="no phase has records of both"):
         plots.step_bars(results, "a", "absent")
+
+
+def test_bar_and_factor_are_one_statistic():
+    """By pairs b is faster while its own median is the longer one: the bar follows the pairs."""
+    results = Results(
+        [record("a", [1.0, 1.0, 1.0, 5.0, 5.0]), record("b", [0.9, 0.9, 1.2, 4.0, 4.0])]
+    )
+    ratio = results.ratio("a", "b")
+    figure = plots.step_bars(results, "a", "b")
+    base, other = (p.get_width() for p in figure.axes[0].patches)
+    assert other == pytest.approx(base / ratio.median) and other < base
+    assert f"{ratio.median:.2f}× faster" in figure.alt_text
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        plots.ladder,
+        lambda r: plots.step_bars(r, UPSTREAM, "mla_low_rank", "decode"),
+        lambda r: ratio_chart(r, UPSTREAM, ["mla_low_rank", "gmm_routing"]),
+    ],
+)
+def test_a_busy_run_is_grey_and_says_no_factor(draw):
+    figure = draw(ladder_results(busy=True, busy_share=0.4))
+    texts = [t.get_text() for ax in figure.axes for t in ax.texts]
+    texts += [ax.get_title("left") for ax in figure.axes]
+    assert not any("×" in t for t in texts) and any("busy: 40% used by others" in t for t in texts)
+    for ax in figure.axes:
+        drawn = [p for p in ax.patches if p.get_width() > 0 and p.get_hatch()]
+        assert all(to_hex(p.get_facecolor()).upper() == GREY.upper() for p in drawn)
 
 
 def test_compiled_rung_says_which_compiler_ran():

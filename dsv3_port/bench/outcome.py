@@ -1,0 +1,98 @@
+"""Which word a measurement allows: faster, slower, or none.
+
+Every measurement times its first variant twice. How far that pair of the same code lies apart is the
+noise floor: a difference counts only if its median and its nearer quartile lie beyond the floor, and a
+busy machine gives no verdict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..errors import PortError
+from ..steps import title_of
+from .paired import Ratio, busy_text, floor_of
+from .records import Results
+
+FASTER, SLOWER, NEITHER, BUSY = "faster", "slower", "no difference that this run can show", "busy"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one run says of `after` against `before`. `ratio` above 1: `after` takes less time."""
+
+    before: str
+    after: str
+    phase: str
+    word: str  # FASTER, SLOWER, NEITHER or BUSY
+    ratio: Ratio
+    floor: float  # relative, of the run's first variant timed twice
+    busy: str = ""  # why there is no verdict
+
+    @property
+    def factor(self) -> str:
+        """`1.31× faster [1.28–1.34]`; no factor where the machine was busy."""
+        if self.word == BUSY:
+            return f"no verdict, {self.busy}"
+        r = self.ratio
+        if self.word == SLOWER:
+            return f"{1 / r.median:.2f}× slower [{1 / r.high:.2f}–{1 / r.low:.2f}]"
+        text = f"{r.median:.2f}× [{r.low:.2f}–{r.high:.2f}]"
+        if self.word == NEITHER:
+            return f"{NEITHER} ({text}, noise floor {self.floor:.0%})"
+        return f"{r.median:.2f}× faster [{r.low:.2f}–{r.high:.2f}]"
+
+    def __str__(self) -> str:
+        what = f"{self.phase}: " if self.phase else ""
+        return f"{what}{title_of(self.after)} against {title_of(self.before)}: {self.factor}"
+
+
+@dataclass(frozen=True)
+class Said:
+    """Sentences about one run, for a notebook's page and for a terminal."""
+
+    outcomes: tuple[Outcome, ...]
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.outcomes))
+
+    def _repr_markdown_(self) -> str:
+        return "\n".join(f"- {o}" for o in self.outcomes)
+
+
+def outcome(results: Results, before: str, after: str, phase: str | None = None) -> Outcome:
+    """`after` against `before`, both of one interleaved run (PortError otherwise)."""
+    ratio = results.ratio(before, after, phase)
+    a, b = results.pair(before, after, phase)
+    run = [r for r in results if (r.run, r.phase) == (a.run, a.phase)]
+    floor, busy = floor_of(run), busy_text([a, b])
+    if busy:
+        word = BUSY
+    elif ratio.median > 1 + floor and ratio.low > 1 + floor:
+        word = FASTER
+    elif ratio.median < 1 / (1 + floor) and ratio.high < 1 / (1 + floor):
+        word = SLOWER
+    else:
+        word = NEITHER
+    return Outcome(before, after, a.phase, word, ratio, floor, busy)
+
+
+def say(
+    results: Results, before: str | None = None, after: str | Sequence[str] | None = None
+) -> Said:
+    """What the newest run of each phase says of its variants against `before` (default: its first)."""
+    if not results.records:
+        raise PortError("there are no records to speak of; measure first")
+    found = []
+    for phase in sorted({r.phase for r in results}, key=lambda p: (p != "prefill", p)):
+        run = [r for r in results if r.phase == phase][-1].run
+        here = Results([r for r in results if (r.phase, r.run) == (phase, run)])
+        base = before or here.names[0]
+        wanted = [after] if isinstance(after, str) else after or here.names
+        found += [outcome(here, base, n, phase) for n in wanted if n != base and n in here.names]
+    if not found:
+        raise PortError(
+            f"nothing was measured beside {before!r}; there are {', '.join(map(repr, results.names))}"
+        )
+    return Said(tuple(found))
