@@ -3,7 +3,8 @@ How ranks start, meet and end is engine/launch and engine/ranks."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,13 +17,23 @@ all_gather = getattr(
 )  # torch 2.13 deprecates the old name
 
 
+def parts_side_by_side(flat: torch.Tensor, world: int) -> torch.Tensor:
+    """Gathered parts, one below the other [W*B, ..., V/W] -> [B, ..., V] in rank order: without the
+    move rows of different ranks would mix."""
+    return flat.unflatten(0, (world, -1)).movedim(0, -2).flatten(-2)
+
+
 @dataclass(frozen=True)
 class TensorParallel:
-    """This rank's place. `group` None means world size 1, and no process group is needed."""
+    """This rank's place. `group` None means world size 1, and no process group is needed. `arrange`
+    orders what a gather leaves."""
 
     rank: int = 0
     world_size: int = 1
     group: Any = None
+    arrange: Callable[[torch.Tensor, int], torch.Tensor] = field(
+        default=parts_side_by_side, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         if self.world_size < 1 or not 0 <= self.rank < self.world_size:
@@ -52,10 +63,7 @@ class TensorParallel:
         x = x.contiguous()
         out = x.new_empty((self.world_size * x.shape[0], *x.shape[1:]))
         all_gather(out, x, group=self.group)
-        # [W, ..., V/W] -> [..., W, V/W] -> [..., V]: without the move batch rows of different ranks
-        # would mix
-        parts = out.view(self.world_size, *x.shape)
-        return parts.movedim(0, -2).flatten(-2)
+        return self.arrange(out, self.world_size)
 
     def _need_group(self) -> None:
         if self.group is None:

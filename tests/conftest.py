@@ -45,6 +45,7 @@ MARKS = {
     "forecast/test_roofline.py": "slow",
     "forecast/test_traced.py": "slow",
     "model/test_equivalence.py::test_random_configs": "slow",
+    "model/test_hooks.py::test_compiled": "compile",
     "plots/": "slow",
     "weights/test_bench_shard.py": "slow",
     "weights/test_shard.py": "slow",

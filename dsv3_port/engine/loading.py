@@ -6,12 +6,13 @@ from pathlib import Path
 
 import torch
 
+from ..errors import PortError
 from ..model.decoder import DeepseekV3, build
 from ..ops.providers import provider
 from ..parallel import SINGLE, TensorParallel
 from ..plan import PortPlan
 from ..weights.checkpoint import Checkpoint
-from ..weights.load import load_weights
+from ..weights.load import Cut, Pack, load_weights
 from .device import pick_device, pick_dtype
 from .graph import compile_steps
 from .settings import environment
@@ -25,12 +26,15 @@ def load_model(
     parallel: TensorParallel = SINGLE,
     progress: bool = False,
     gmm: str | None = None,
+    cut: Cut | None = None,
+    pack: Pack | None = None,
 ) -> DeepseekV3:
     """Read a checkpoint folder into the model of `plan` (default: the full port); dtype defaults to
     float32 on cpu and bfloat16 elsewhere. A published checkpoint is cut on the way for `parallel`;
     a folder that `dsv3-port shard` wrote must have been written for the same world size and forms.
     plan.graph other than eager compiles the step. `gmm` names who multiplies the experts on an NPU
-    (ops/providers.py); None: the setting GMM_PROVIDER.
+    (ops/providers.py); None: the setting GMM_PROVIDER. `cut` and `pack` (weights/load.py) cut and
+    merge a published checkpoint in place of the layout.
     """
     from ..weights.sharding import is_sharded, load_shard
 
@@ -40,9 +44,11 @@ def load_model(
     multiply = provider(name if where.type == "npu" else "auto")
     chosen = pick_dtype(dtype, torch.float32 if where.type == "cpu" else torch.bfloat16)
     if is_sharded(path):
+        if cut is not None or pack is not None:
+            raise PortError(f"{path}: already cut; `cut` and `pack` need a published checkpoint")
         model = load_shard(path, plan, parallel, where, chosen, multiply)
     else:
         checkpoint = Checkpoint.open(path)
         model = build(checkpoint.config, plan, parallel, where, chosen, multiply)
-        load_weights(model, checkpoint, progress)
+        load_weights(model, checkpoint, progress, cut, pack)
     return compile_steps(model, plan.graph)

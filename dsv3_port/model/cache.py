@@ -8,11 +8,22 @@ Dn+Dr] and values [B, N, L, Dv], LowRankAttention one latent row [B, 1, L, R+Dr]
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from .. import ops
 from ..errors import PortError
+
+Write = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def write_at_slot(buffer: Tensor, new: Tensor, slot: Tensor) -> Tensor:
+    """buffer [B, heads, L, width] with new [B, heads, S, width] written at positions
+    slot [B] and after, in place; returns the buffer itself."""
+    ops.scatter_update_(buffer, slot, new, -2)
+    return buffer
 
 
 class Cache:
@@ -43,6 +54,7 @@ class Cache:
         self.slot = torch.zeros(batch, dtype=torch.int64, device=device)
         self.pad = torch.zeros(batch, dtype=torch.int64, device=device)
         self.buffers: list[list[Tensor]] = []
+        self.write: Write = write_at_slot  # the fixed form's; `new_cache` hands it on
         self.reset()
 
     def require_capacity(self, new: int) -> None:
@@ -144,9 +156,12 @@ class FixedCache(Cache):
     def update(self, layer: int, *new: Tensor) -> list[Tensor]:
         """new [B, heads, S, width] each -> the whole buffers [B, heads, max_length,
         width]."""
-        for buffer, add in zip(self.buffers[layer], new, strict=True):
-            ops.scatter_update_(buffer, self.slot, add, -2)
-        return self.buffers[layer]
+        kept = self.buffers[layer]
+        for i, add in enumerate(new):
+            written = self.write(kept[i], add, self.slot)
+            if written is not kept[i]:  # another form than ours may make a new tensor
+                kept[i] = written
+        return kept
 
     def rewind(self, length: int) -> None:
         """Forget all but the first `length` positions; what lies behind is masked until

@@ -1,7 +1,14 @@
 """The decoder and the whole model: `build(config, plan)` assembles the forms that the
-plan names."""
+plan names.
+
+What a learner writes goes in by attributes of one model: `visible`, `write`, `keep` and
+`run_step` here, `absorbed` and `turn` of an attention, `route` of the grouped experts,
+`group_mask` of a gate. A twin that shares the weights keeps its own.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +19,28 @@ from ..ops.providers import GroupedMatmul, by_torch_npu
 from ..parallel import SINGLE, TensorParallel
 from ..plan import PortPlan
 from .attention import ATTENTION, StepInputs
-from .cache import CACHE, Cache, FixedCache
+from .cache import CACHE, Cache, FixedCache, Write, write_at_slot
 from .context import BuildContext
 from .experts import MoE
 from .linear import LM_HEAD, ParallelLMHead, VocabParallelEmbedding
 from .mlp import make_mlp
 from .norm import make_norm
 from .rope import RotaryEmbedding
+
+Visible = Callable[[Tensor, int, int, Tensor], Tensor]
+
+
+def _sees(query: Tensor, keys: int, pad: Tensor) -> Tensor:
+    """Positions query [B, S] -> which of `keys` positions each sees, bool [B, S, L]."""
+    key = torch.arange(keys, device=query.device)
+    return (key <= query.unsqueeze(-1)) & (key >= pad.view(-1, 1, 1))
+
+
+def visible_keys(slot: Tensor, new: int, keys: int, pad: Tensor) -> Tensor:
+    """Which of `keys` positions each of `new` queries sees, the first of them at slot
+    [B]: those up to its own, without the pad [B] left ones. bool [B, S, L]."""
+    query = torch.arange(new, device=slot.device) + slot.unsqueeze(1)
+    return _sees(query, keys, pad)
 
 
 class DecoderLayer(nn.Module):
@@ -88,6 +110,9 @@ class DeepseekV3(nn.Module):
             else None
         )
         self.keep = LM_HEAD[ctx.plan.lm_head]
+        self.write: Write = write_at_slot  # of the fixed caches that `new_cache` makes
+        # None: as `visible_keys`, from the positions that a step has anyway
+        self.visible: Visible | None = None
         self.run_step = (
             self.forward_step
         )  # engine/graph.py puts a compiled function here
@@ -103,7 +128,7 @@ class DeepseekV3(nn.Module):
     def new_cache(self, batch_size: int, max_length: int) -> Cache:
         """An empty cache of this plan's form, for `batch_size` sequences of at most
         `max_length` positions."""
-        return CACHE[self.plan.cache](
+        cache = CACHE[self.plan.cache](
             self.config.num_hidden_layers,
             self.model.cache_widths,
             batch_size,
@@ -111,6 +136,8 @@ class DeepseekV3(nn.Module):
             self.device,
             self.dtype,
         )
+        cache.write = self.write
+        return cache
 
     @torch.no_grad()
     def forward(
@@ -162,10 +189,11 @@ class DeepseekV3(nn.Module):
                 if isinstance(cache, FixedCache)
                 else cache.buffers[0][0].shape[2] + new
             )
-        key = torch.arange(keys, device=device)
-        visible = (key <= query.unsqueeze(-1)) & (
-            key >= pad.view(-1, 1, 1)
-        )  # [B, S, L]
+        if self.visible is None:
+            visible = _sees(query, keys, pad)
+        else:
+            slot = torch.zeros_like(pad) if cache is None or first else cache.slot
+            visible = self.visible(slot, new, keys, pad)
         # the lowest number and not -inf: a padding query sees nothing, and its softmax
         # must not be NaN
         mask = torch.where(visible, 0.0, torch.finfo(torch.float32).min).unsqueeze(1)

@@ -9,7 +9,7 @@ and placed in a block of leading rows of the target.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -50,6 +50,7 @@ class Piece:
     offset: int
     rows: int
     transform: Callable[[Tensor], Tensor] = same
+    unit: int = 1  # rows that a cut keeps together: those of a head
 
     def start_of(self, rank: int) -> int:
         """Where the cut begins on another rank, for a piece of rank 0: ranks differ in nothing
@@ -60,9 +61,12 @@ class Piece:
         """The block of the target that this piece fills, from the whole published tensor."""
         return self.transform(source.narrow(self.dim, self.start, self.length))
 
+    def block(self, target: Tensor) -> Tensor:
+        """The rows of the target that this piece fills."""
+        return (target[self.at] if self.at else target).narrow(0, self.offset, self.rows)
+
     def place(self, source: Tensor, target: Tensor) -> None:
-        block = target[self.at] if self.at else target
-        block.narrow(0, self.offset, self.rows).copy_(self.cut(source))
+        self.block(target).copy_(self.cut(source))
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +167,7 @@ class _Rules:
             start, length = self._share(shape[dim] // unit, what or f"{name} dimension {dim}")
             start, length = start * unit, length * unit
         local = (length, shape[1]) if dim in (0, None) else (shape[0], length)
-        piece = Piece(source or name, shape, dim or 0, start, length, (), 0, local[0])
+        piece = Piece(source or name, shape, dim or 0, start, length, (), 0, local[0], unit=unit)
         return Target(name, local, (piece,), keep_float32, component)
 
     def layer(self, at: str, moe: bool) -> Iterator[Target]:
@@ -216,6 +220,7 @@ class _Rules:
                     0,
                     count,
                     partial(transform, nope=nope, value=value),
+                    rows.unit,
                 )
                 yield Target(f"{at}.{name}", shape, (piece,), component="attention")
         else:
@@ -282,17 +287,7 @@ class _Rules:
 
 
 def _moved(piece: Piece, at: tuple[int, ...], offset: int) -> Piece:
-    return Piece(
-        piece.source,
-        piece.source_shape,
-        piece.dim,
-        piece.start,
-        piece.length,
-        at,
-        offset,
-        piece.rows,
-        piece.transform,
-    )
+    return replace(piece, at=at, offset=offset)
 
 
 def source_shapes(config: DeepseekV3Config) -> dict[str, tuple[int, ...]]:

@@ -4,6 +4,7 @@ or an error."""
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -11,9 +12,16 @@ from tqdm import tqdm
 
 from ..errors import PortError
 from ..model.decoder import DeepseekV3
+from ..parallel import TensorParallel
 from .checkpoint import Checkpoint
 from .fp8 import FP8, kept_plain, stored_as_fp8
 from .layout import Piece, Target, left_out, targets
+
+# cut(weight, axis, unit, rank, world) -> this rank's part of a published matrix
+Cut = Callable[[Tensor, int, int, int, int], Tensor]
+# pack(gate [I, H], up [I, H], rank, world) -> this rank's merged rows [2I/W, H]
+Pack = Callable[[Tensor, Tensor, int, int], Tensor]
+MERGED = ("merge_up_gate_proj.weight", "group_w1_w3")
 
 
 def by_source(wanted: list[Target]) -> dict[str, list[tuple[Target, Piece]]]:
@@ -77,11 +85,19 @@ def _check_dtype(checkpoint: Checkpoint, name: str) -> None:
         )
 
 
-def load_weights(model: DeepseekV3, checkpoint: Checkpoint, progress: bool = False) -> list[str]:
+def load_weights(
+    model: DeepseekV3,
+    checkpoint: Checkpoint,
+    progress: bool = False,
+    cut: Cut | None = None,
+    pack: Pack | None = None,
+) -> list[str]:
     """Fill `model` from a published-format checkpoint, tensor by tensor; returns the names left out
     (MTP).
 
-    Raises PortError for a missing, unused or misshapen tensor before anything is read.
+    `cut` stands in for the layout's own cut of every matrix that ranks share, `pack` for its cut
+    and merge of gate and up. Raises PortError for a missing, unused or misshapen tensor before
+    anything is read, and for a part of another shape.
     """
     parameters: dict[str, Tensor] = dict(model.named_parameters())
     wanted = list(targets(model.config, model.plan, model.parallel))
@@ -97,6 +113,8 @@ def load_weights(model: DeepseekV3, checkpoint: Checkpoint, progress: bool = Fal
             )
     table = by_source(wanted)
     skipped = check_sources(checkpoint, table)
+    merged = [t for t in wanted if pack is not None and t.name.endswith(MERGED)]
+    packed = {p.source for t in merged for p in t.pieces}
     bar = tqdm(
         table.items(),
         desc="weights",
@@ -106,8 +124,46 @@ def load_weights(model: DeepseekV3, checkpoint: Checkpoint, progress: bool = Fal
     )
     with torch.no_grad():
         for source, uses in bar:
+            if source in packed:
+                continue
             dtype = torch.float32 if any(t.keep_float32 for t, _ in uses) else model.dtype
             value = checkpoint.read(source, dtype)
             for target, piece in uses:
-                piece.place(value, parameters[target.name])
+                if cut is None or piece.length == piece.source_shape[piece.dim]:
+                    piece.place(value, parameters[target.name])
+                else:
+                    _place_cut(piece, value, parameters[target.name], cut, model.parallel)
+        for target in merged:
+            assert pack is not None
+            _place_packed(target, parameters[target.name], checkpoint, pack, model.parallel)
     return skipped
+
+
+def _place_cut(
+    piece: Piece, value: Tensor, target: Tensor, cut: Cut, parallel: TensorParallel
+) -> None:
+    part = cut(value, piece.dim, piece.unit, parallel.rank, parallel.world_size)
+    want = [*piece.source_shape]
+    want[piece.dim] = piece.length
+    if list(part.shape) != want:
+        raise PortError(
+            f"cut gave {list(part.shape)} for {piece.source}, rank {parallel.rank} of "
+            f"{parallel.world_size} holds {want}"
+        )
+    piece.block(target).copy_(piece.transform(part))
+
+
+def _place_packed(
+    target: Target, parameter: Tensor, checkpoint: Checkpoint, pack: Pack, parallel: TensorParallel
+) -> None:
+    """The pieces of a merged target come in pairs: gate, up of one MLP."""
+    for gate, up in zip(target.pieces[::2], target.pieces[1::2], strict=True):
+        whole = [checkpoint.read(p.source, parameter.dtype) for p in (gate, up)]
+        rows = pack(whole[0], whole[1], parallel.rank, parallel.world_size)
+        block = parameter[gate.at] if gate.at else parameter
+        if rows.shape != block.shape:
+            raise PortError(
+                f"pack gave {list(rows.shape)} for {gate.source} and its up_proj, rank "
+                f"{parallel.rank} of {parallel.world_size} holds {list(block.shape)}"
+            )
+        block.copy_(rows)
