@@ -52,7 +52,7 @@ MEMBERS = {
     "bench.records": "FAIR PEER Results UPSTREAM",
     "bench.results_table": "seconds_text",
     "bench.outcome": "say",
-    "bench.models": "checkpoint_of ladder_plans load_variants with_plan",
+    "bench.models": "checkpoint_of ladder_plans load_variants",
     "bench.sweep": "sweep",
     "bench.workload": "decode_call",
     "bench.worlds": "time_worlds",
@@ -62,6 +62,7 @@ MEMBERS = {
     "check.broken": "row_major_row_idx up_before_gate",
     "check.compare": "compare_models",
     "check.equivalence": "check_equivalence run",
+    "check.gate": "strict_gate stressed",
     "check.greedy": "check_greedy",
     "check.peer": "peer_model",
     "check.rank_calls": "logits_of_rank tokens_of_rank",
@@ -74,6 +75,7 @@ MEMBERS = {
     "count.traffic": "count_traffic handed_bytes sent_bytes",
     "engine.device": "rank_device",
     "engine.launch": "run_ranks",
+    "engine.loading": "with_plan",
     "steps": "title_of",
 }
 _HOMES = {name: module for module, names in MEMBERS.items() for name in names.split()}

@@ -20,13 +20,13 @@ from ..count.compiled import eager_prefill
 from ..count.flops import count_flops
 from ..engine.device import pick_device, pick_dtype
 from ..engine.graph import compile_steps, eagerly
-from ..engine.loading import load_model
+from ..engine.loading import load_model, with_plan
 from ..errors import PortError
 from ..model.decoder import DeepseekV3
 from ..model.gate import Gate
 from ..plan import PortPlan
 from .measure import measure
-from .models import checkpoint_of, with_plan
+from .models import checkpoint_of
 from .records import Ratio, Results
 from .workload import DECODE_SAMPLE, Workload, modes
 

@@ -14,9 +14,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..config import PRESETS, DeepseekV3Config
-from ..engine.loading import load_model
+from ..engine.loading import load_model, with_plan
 from ..errors import PortError
-from ..model.decoder import DeepseekV3, build
+from ..model.decoder import DeepseekV3
 from ..plan import PortPlan
 from ..steps import STEPS
 from ..weights.layout import targets
@@ -96,26 +96,3 @@ def load_variants(
                 parameter.data = same
         models[name] = read[layout] = model
     return models
-
-
-def with_plan(model: DeepseekV3, plan: PortPlan, **sizes: Any) -> DeepseekV3:
-    """The same weights, the very same memory, under another plan; PortError where that plan lays
-    them out otherwise.
-
-    sizes: of the config, where no weight depends on them. Only cache, rope, norm, lm_head,
-    group_mask and the options of attention and routing change no weight.
-    """
-    config = model.config.replace(**sizes)
-
-    def layout(c: DeepseekV3Config, p: PortPlan) -> set[tuple[str, tuple[int, ...]]]:
-        return {(t.name, t.shape) for t in targets(c, p, model.parallel)}
-
-    if odd_ones := layout(config, plan) ^ layout(model.config, model.plan):
-        odd = min(name for name, _ in odd_ones)
-        raise PortError(
-            f"these plans do not share weights ({odd} is in one of them only): load the second one with "
-            "load_model"
-        )
-    twin = build(config, plan, model.parallel, model.device, model.dtype, model.gmm)
-    twin.load_state_dict(model.state_dict(), assign=True)
-    return twin

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..engine.device import pick_device, pick_dtype
 from ..engine.graph import compile_steps
-from ..engine.loading import load_model
+from ..engine.loading import load_model, with_plan
 from ..errors import PortError
 from ..model.decoder import DeepseekV3
 from ..plan import PortPlan
@@ -21,7 +21,7 @@ from .cases import FULL, GRAPHS, Case, case_of, key_of
 from .ladder import bench_ladder
 from .limit import GEMM_SIZE, READ_BYTES, decode_limit, prefill_limit
 from .measure import measure
-from .models import checkpoint_of, ladder_plans, with_plan
+from .models import checkpoint_of, ladder_plans
 from .parts_peer import peer_case as peer_case
 from .records import FAIR, UPSTREAM, Results
 from .sweep import sweep

@@ -11,13 +11,13 @@ from torch import Tensor
 from ..check.equivalence import random_ids
 from ..engine.device import pick_device, pick_dtype
 from ..engine.graph import compile_steps
-from ..engine.loading import load_model
+from ..engine.loading import load_model, with_plan
 from ..errors import PortError
 from ..model.decoder import DeepseekV3
 from ..plan import PortPlan
 from ..steps import TOLERANCE
 from .cases import FULL, GRAPHS, Case, case_of, key_of
-from .models import checkpoint_of, with_plan
+from .models import checkpoint_of
 from .peer_forms import Peer, make_peer, peer_forms
 from .records import FAIR, UPSTREAM
 from .workload import DECODE_SAMPLE, Ours, Workload

@@ -1,17 +1,20 @@
-"""From a checkpoint folder to a model."""
+"""From a checkpoint folder to a model, and from a model to its twin under another plan."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from ..config import DeepseekV3Config
 from ..errors import PortError
 from ..model.decoder import DeepseekV3, build
 from ..ops.providers import provider
 from ..parallel import SINGLE, TensorParallel
 from ..plan import PortPlan
 from ..weights.checkpoint import Checkpoint
+from ..weights.layout import targets
 from ..weights.load import Cut, Pack, load_weights
 from .device import pick_device, pick_dtype
 from .graph import compile_steps
@@ -52,3 +55,26 @@ def load_model(
         model = build(checkpoint.config, plan, parallel, where, chosen, multiply)
         load_weights(model, checkpoint, progress, cut, pack)
     return compile_steps(model, plan.graph)
+
+
+def with_plan(model: DeepseekV3, plan: PortPlan, **sizes: Any) -> DeepseekV3:
+    """The same weights, the very same memory, under another plan; PortError where that plan lays
+    them out otherwise.
+
+    sizes: of the config, where no weight depends on them. Only cache, rope, norm, lm_head,
+    group_mask and the options of attention and routing change no weight.
+    """
+    config = model.config.replace(**sizes)
+
+    def layout(c: DeepseekV3Config, p: PortPlan) -> set[tuple[str, tuple[int, ...]]]:
+        return {(t.name, t.shape) for t in targets(c, p, model.parallel)}
+
+    if odd_ones := layout(config, plan) ^ layout(model.config, model.plan):
+        odd = min(name for name, _ in odd_ones)
+        raise PortError(
+            f"these plans do not share weights ({odd} is in one of them only): load the second one with "
+            "load_model"
+        )
+    twin = build(config, plan, model.parallel, model.device, model.dtype, model.gmm)
+    twin.load_state_dict(model.state_dict(), assign=True)
+    return twin

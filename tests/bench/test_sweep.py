@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dsv3_port.bench.models import with_plan
 from dsv3_port.bench.sweep import sweep
 from dsv3_port.bench.workload import decode_call
+from dsv3_port.engine.loading import with_plan
 from dsv3_port.errors import PortError
 from dsv3_port.plan import PortPlan
 from tests.random_models import random_model
