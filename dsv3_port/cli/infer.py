@@ -39,7 +39,27 @@ def arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--plan", default="full", help=PLAN_HELP)
     p.add_argument("--device", default="auto", help=DEVICE_HELP)
     p.add_argument("--dtype", help=DTYPE_HELP)
-    p.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
+    p.add_argument(
+        "--temperature",
+        type=float,
+        help="above 0 draws tokens, 0 is greedy (default: as generation_config.json says, else greedy)",
+    )
+    p.add_argument(
+        "--top-k",
+        type=int,
+        help="draw among so many likeliest tokens; 0: all (default: that file's, else 50)",
+    )
+    p.add_argument(
+        "--top-p",
+        type=float,
+        help="draw among the likeliest that have this probability (default: that file's, else 1)",
+    )
+    p.add_argument(
+        "--generation-config",
+        choices=("auto", "none"),
+        default="auto",
+        help="none: the folder's generation_config.json is not read",
+    )
     p.add_argument("--seed", type=int, default=0, help="of the draws with a temperature")
     p.add_argument(
         "--json", metavar="FILE", help="write texts, token ids, times and memory per rank there"
@@ -73,6 +93,9 @@ def run(args: argparse.Namespace) -> int:
             args.pad,
             on_text=_print_text,
             progress=True,
+            top_k=args.top_k,
+            top_p=args.top_p,
+            generation_config=args.generation_config,
         )
     )
     if report is not None:

@@ -15,7 +15,7 @@ from ..errors import PortError
 from ..model.cache import Cache
 from ..model.decoder import DeepseekV3
 from .nonfinite import first_nonfinite
-from .sampler import Sampler
+from .sampler import Sampler, Sampling
 from .streamer import TextStreamer
 from .tokenizer import Prompt, check_length, encode, pad_left
 
@@ -40,6 +40,8 @@ def generate(
     max_new_tokens: int = 32,
     *,
     temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
     seed: int = 0,
     first_number: int = 0,
     chat: bool = False,
@@ -52,9 +54,12 @@ def generate(
     together.
 
     temperature 0 is greedy; otherwise prompt i is drawn with the seed `seed + first_number + i`, so
-    that its text does not depend on the batch it runs in. A sequence stops at an EOS token, the
-    batch when all have. pad_to fixes the prompt length for graphs, limit (INPUT_MAX_LEN) refuses
-    longer prompts. caches that fit are used again, so that graphs find them where they were.
+    that its text does not depend on the batch it runs in, among the top_k likeliest tokens (0: all)
+    and the likeliest that have the probability top_p. A sequence stops at an EOS token of
+    model.config (of the tokenizer, where that names none), the batch when all have.
+
+    pad_to fixes the prompt length for graphs, limit (INPUT_MAX_LEN) refuses longer prompts. caches
+    that fit are used again, so that graphs find them where they were.
     on_token(row, new text) is called as text appears.
     """
     if max_new_tokens < 1:
@@ -63,11 +68,11 @@ def generate(
         return []
     rows = encode(tokenizer, prompts, chat)
     _check_rows(model, rows, max_new_tokens, limit)
-    stop = set(model.config.eos_token_ids) | ({tokenizer.eos_token_id} - {None})
+    stop = set(model.config.eos_token_ids) or {tokenizer.eos_token_id} - {None}
     pad_id = next(i for i in (tokenizer.pad_token_id, *sorted(stop), 0) if i is not None)
     ids, mask = pad_left(rows, pad_id, pad_to, model.device)
     sample = Sampler(
-        temperature,
+        Sampling(temperature, top_k, top_p),
         [seed + first_number + i for i in range(len(rows))],
         lambda row: first_nonfinite(model, rows[row] + streamer.out[row]),
     )
@@ -76,12 +81,7 @@ def generate(
 
     start = time.perf_counter()
     token, firsts = _prefill(model, ids, mask, caches, sample, streamer, start)
-    steps: list[float] = []
-    while len(steps) + 1 < max_new_tokens and not streamer.done:
-        start = time.perf_counter()
-        token = sample(model(token.unsqueeze(1), cache=caches.batch)[:, -1])
-        streamer.add(token.tolist())
-        steps.append(time.perf_counter() - start)
+    steps = _decode(model, token, caches.batch, sample, streamer, max_new_tokens - 1)
     pace = statistics.median(steps) if steps else 0.0
     return [
         Generation(
@@ -163,6 +163,24 @@ def _prefill(
         tokens.append(token)
         _adopt(caches.batch, caches.one, row)
     return torch.cat(tokens), seconds
+
+
+def _decode(
+    model: DeepseekV3,
+    token: Tensor,
+    cache: Cache,
+    sample: Sampler,
+    streamer: TextStreamer,
+    most: int,
+) -> list[float]:
+    """Steps of all rows until each has ended, `most` of them; the seconds of each."""
+    steps: list[float] = []
+    while len(steps) < most and not streamer.done:
+        start = time.perf_counter()
+        token = sample(model(token.unsqueeze(1), cache=cache)[:, -1])
+        streamer.add(token.tolist())
+        steps.append(time.perf_counter() - start)
+    return steps
 
 
 def _adopt(cache: Cache, one: Cache, row: int) -> None:

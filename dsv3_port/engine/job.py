@@ -7,16 +7,13 @@ of them where torchrun or a script started it (RANK_ID or RANK is set), on one m
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 
 from .. import hostnpu
 from ..config import DeepseekV3Config
@@ -26,12 +23,15 @@ from ..parallel import SINGLE, TensorParallel
 from ..plan import PortPlan
 from ..weights.layout import targets
 from ..weights.sharding.manifest import check_fits, is_sharded, read_manifest
+from .agreement import inputs_agree, tokens_agree
 from .device import device_for, use_card
 from .generate import Caches, Generation, generate, warm_up
+from .generation_config import GenerationConfig
 from .launch import run_ranks
 from .loading import load_model
 from .ranks import Address, joined
-from .report import JobReport, RankMemory, rank_memory
+from .report import JobReport, rank_memory
+from .sampler import Sampling
 from .settings import Settings
 from .tokenizer import Prompt, load_tokenizer
 
@@ -46,15 +46,33 @@ class Job:
     plan: PortPlan
     device: str = "auto"
     dtype: str | None = None
-    temperature: float = 0.0
+    temperature: float | None = None  # with top_k and top_p; None: as the folder says
     seed: int = 0
     pad: bool = False  # to INPUT_MAX_LEN in eager mode too
     on_text: Callable[[str], None] | None = None
     progress: bool = False
+    top_k: int | None = None
+    top_p: float | None = None
+    generation_config: Literal["auto", "none"] = "auto"  # none: the folder's is not read
 
     @property
     def chat(self) -> bool:
         return self.settings.tokenizer_mode == "chat"
+
+    @property
+    def generation(self) -> GenerationConfig:
+        if self.generation_config == "none":
+            return GenerationConfig()
+        return GenerationConfig.from_pretrained(self.settings.model_dir)
+
+    @property
+    def sampling(self) -> Sampling:
+        """PortError where folder and arguments do not fit."""
+
+        def flag(name: str) -> str:
+            return "--" + name.replace("_", "-")
+
+        return self.generation.sampling(self.temperature, self.top_k, self.top_p, flag)
 
 
 def run_job(job: Job) -> JobReport | None:
@@ -96,6 +114,7 @@ def check_job(job: Job) -> Job:
     if not folder.is_dir():
         raise PortError(f"{folder}: no such folder; --model-dir (MODEL_DIR) is a checkpoint folder")
     plan = job.plan.replace(graph=s.graph)
+    job.sampling  # noqa: B018  # raises
     if is_sharded(folder):
         manifest = read_manifest(folder)
         if "world_size" not in s.origin and s.world_size != manifest["world_size"]:
@@ -133,11 +152,12 @@ def run_rank(parallel: TensorParallel, job: Job, card: int | None = None) -> Job
         parallel,
         progress=job.progress and parallel.rank == 0,
         gmm=s.gmm_provider,
+        generation=job.generation,
     )
     parallel.all_reduce(
         torch.zeros(1, device=model.device)
     )  # a rank that cannot load is known before rank 0 speaks
-    _same_inputs(parallel, job)
+    inputs_agree(parallel, _inputs(job))
     loaded = time.perf_counter() - start
     size = min(s.batch_size, len(job.prompts))
     caches, warming = None, 0.0
@@ -152,7 +172,8 @@ def run_rank(parallel: TensorParallel, job: Job, card: int | None = None) -> Job
         done += _run_batch(model, tokenizer, job, at, caches)
     seconds = time.perf_counter() - start
     longest = s.input_max_len if _pads(job) else max(g.prompt_tokens for g in done)
-    ranks = _collect(parallel, rank_memory(model, size, longest + s.max_new_tokens), done)
+    memory = rank_memory(model, size, longest + s.max_new_tokens)
+    ranks = tokens_agree(parallel, memory, [g.token_ids for g in done])
     if parallel.rank:
         return None
     return JobReport(
@@ -167,6 +188,7 @@ def run_rank(parallel: TensorParallel, job: Job, card: int | None = None) -> Job
         warming,
         seconds,
         not hostnpu.enabled(),
+        job.sampling,
     )
 
 
@@ -196,7 +218,7 @@ def _run_batch(
         tokenizer,
         batch,
         s.max_new_tokens,
-        temperature=job.temperature,
+        **asdict(job.sampling),
         seed=job.seed,
         first_number=at,
         chat=job.chat,
@@ -219,40 +241,13 @@ def shown(prompt: Prompt) -> str:
     )
 
 
-def _collect(
-    parallel: TensorParallel, mine: RankMemory, done: list[Generation]
-) -> list[RankMemory]:
-    """Every rank's memory, by rank; PortError where ranks chose different tokens."""
-    if parallel.world_size == 1:
-        return [mine]
-    said = hashlib.sha256(json.dumps([g.token_ids for g in done]).encode()).hexdigest()
-    found = _gathered(parallel, (mine, said))
-    _same_tokens([text for _, text in found])
-    return [memory for memory, _ in found]
-
-
-def _gathered(parallel: TensorParallel, mine: Any) -> list[Any]:
-    """Every rank's object, by rank."""
-    # objects travel over gloo whatever carries the tensors
-    group = (
-        parallel.group
-        if dist.get_backend(parallel.group) == "gloo"
-        else dist.new_group(backend="gloo")
-    )
-    found: list[Any] = [None] * parallel.world_size
-    dist.all_gather_object(found, mine, group=group)
-    return found
-
-
-def _same_inputs(parallel: TensorParallel, job: Job) -> None:
-    """PortError, on every rank alike, where ranks that were started one by one were given different
-    things to do: their collectives would not fit each other."""
-    if parallel.world_size == 1:
-        return
+def _inputs(job: Job) -> dict[str, Any]:
+    """What all ranks must have been given alike: their collectives would not fit each other."""
     s = job.settings
-    mine = {
+    return {
         "prompts": [str(p) for p in job.prompts],
-        "temperature": job.temperature,
+        "sampling": str(job.sampling),
+        "tokens that end a text": str(job.generation.eos_token_ids),
         "seed": job.seed,
         "plan": str(job.plan),
         "pad": job.pad,
@@ -262,26 +257,3 @@ def _same_inputs(parallel: TensorParallel, job: Job) -> None:
         "max_new_tokens": s.max_new_tokens,
         "input_max_len": s.input_max_len,
     }
-    found = _gathered(parallel, mine)
-    odd = [
-        (rank, name)
-        for rank, its in enumerate(found)
-        for name in its
-        if its[name] != found[0][name]
-    ]
-    if odd:
-        rank, name = odd[0]
-        raise PortError(
-            f"rank {rank} was started with other input than rank 0: {name} is {str(found[rank][name])[:80]!r} "
-            f"there and {str(found[0][name])[:80]!r} on rank 0; give every rank the same"
-        )
-
-
-def _same_tokens(digests: list[str]) -> None:
-    """What each rank generated, by rank, as digests."""
-    odd = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
-    if odd:
-        raise PortError(
-            f"ranks {odd} chose other tokens than rank 0: do all have the same prompts, files and "
-            "settings?"
-        )

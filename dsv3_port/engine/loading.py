@@ -17,6 +17,7 @@ from ..weights.checkpoint import Checkpoint
 from ..weights.layout import targets
 from ..weights.load import Cut, Pack, load_weights
 from .device import pick_device, pick_dtype
+from .generation_config import GenerationConfig
 from .graph import compile_steps
 from .settings import environment
 
@@ -31,17 +32,20 @@ def load_model(
     gmm: str | None = None,
     cut: Cut | None = None,
     pack: Pack | None = None,
+    generation: GenerationConfig | None = None,
 ) -> DeepseekV3:
     """Read a checkpoint folder into the model of `plan` (default: the full port); dtype defaults to
     float32 on cpu and bfloat16 elsewhere. A published checkpoint is cut on the way for `parallel`;
     a folder that `dsv3-port shard` wrote must have been written for the same world size and forms.
     plan.graph other than eager compiles the step. `gmm` names who multiplies the experts on an NPU
     (ops/providers.py); None: the setting GMM_PROVIDER. `cut` and `pack` (weights/load.py) cut and
-    merge a published checkpoint in place of the layout.
+    merge a published checkpoint in place of the layout. `generation` replaces what the folder's
+    generation_config.json says of the tokens that end a text (model.config.eos_token_ids).
     """
     from ..weights.sharding import is_sharded, load_shard
 
     plan = plan or PortPlan.full()
+    generation = generation or GenerationConfig.from_pretrained(path)
     where = pick_device(device)
     name = gmm or environment("GMM_PROVIDER") or "auto"
     multiply = provider(name if where.type == "npu" else "auto")
@@ -54,6 +58,9 @@ def load_model(
         checkpoint = Checkpoint.open(path)
         model = build(checkpoint.config, plan, parallel, where, chosen, multiply)
         load_weights(model, checkpoint, progress, cut, pack)
+    generation.check_vocabulary(model.config.vocab_size)
+    if generation.eos_token_ids:
+        model.config = model.config.replace(eos_token_id=generation.eos_token_ids)
     return compile_steps(model, plan.graph)
 
 

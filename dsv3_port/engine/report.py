@@ -14,6 +14,7 @@ import torch
 
 from ..model.decoder import DeepseekV3
 from .generate import Generation
+from .sampler import Sampling
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class JobReport:
     seconds_warm_up: float  # compiling and capturing, before the first batch; 0 in eager mode
     seconds_generate: float  # all batches
     timed: bool = True  # False on the host NPU, whose times mean nothing and are shown nowhere
+    sampling: Sampling = Sampling()
 
     @property
     def new_tokens(self) -> int:
@@ -106,7 +108,7 @@ class JobReport:
         prompt = sum(g.prompt_tokens for g in self.generations)
         ranks = "1 rank" if self.world_size == 1 else f"{self.world_size} ranks"
         lines = [
-            f"{self.model_name}: {ranks}, batch {self.batch_size}, {self.mode}, {self.dtype}",
+            f"{self.model_name}: {ranks}, batch {self.batch_size}, {self.mode}, {self.dtype}, {self.sampling}",
             f"{prompt} prompt tokens, {self.new_tokens} new; {self._times()}",
             tabulate(
                 [(r.rank, r.host, r.process, r.device, *_mib(r)) for r in self.ranks],

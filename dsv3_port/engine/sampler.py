@@ -4,11 +4,53 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..errors import PortError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a token is chosen; names and meaning are those of transformers' generate()."""
+
+    temperature: float = 0.0  # 0 is greedy, and nothing else counts
+    top_k: int = 0  # of so many likeliest tokens; 0: of all
+    top_p: float = 1.0  # of the likeliest ones that together have this probability
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < math.inf:  # a NaN compares false
+            raise PortError(
+                f"temperature must be 0 (greedy) or a number above, not {self.temperature}"
+            )
+        if not 0 <= self.top_k < 2**63:
+            raise PortError(
+                f"top_k must be a whole number, 0 (all tokens) or more, not {self.top_k}"
+            )
+        if not 0 <= self.top_p <= 1:
+            raise PortError(f"top_p must be within 0..1, not {self.top_p}")
+
+    def __str__(self) -> str:
+        if not self.temperature:
+            return "greedy"
+        parts = [f"temperature {self.temperature:g}"]
+        parts += [f"top_k {self.top_k}"] if self.top_k else []
+        return ", ".join(parts + ([f"top_p {self.top_p:g}"] if self.top_p < 1 else []))
+
+    def kept(self, scores: Tensor) -> Tensor:
+        """Scores [B, V], already divided by the temperature, with -inf for tokens that are not
+        drawn: transformers' TopKLogitsWarper, then its TopPLogitsWarper."""
+        if self.top_k:
+            least = scores.topk(min(self.top_k, scores.shape[-1])).values[..., -1:]
+            scores = scores.masked_fill(scores < least, -math.inf)
+        if self.top_p < 1:
+            rising, places = scores.sort(dim=-1, stable=True)
+            dropped = rising.softmax(-1).cumsum(-1) <= 1 - self.top_p
+            dropped[..., -1] = False
+            scores = scores.masked_fill(dropped.scatter(-1, places, dropped), -math.inf)
+        return scores
 
 
 class Sampler:
@@ -19,15 +61,14 @@ class Sampler:
     """
 
     def __init__(
-        self, temperature: float, seeds: Sequence[int], explain: Callable[[int], str]
+        self, sampling: Sampling, seeds: Sequence[int], explain: Callable[[int], str]
     ) -> None:
-        if not 0 <= temperature < math.inf:  # a NaN compares false
-            raise PortError(f"temperature must be 0 (greedy) or a number above, not {temperature}")
         for seed in seeds:
             if not -(2**63) <= seed < 2**64:
                 raise PortError(f"seed must be within -2**63..2**64-1, {seed} is not")
-        self.temperature, self.explain = temperature, explain
-        self.generators = [torch.Generator().manual_seed(s) for s in seeds] if temperature else []
+        self.sampling, self.explain = sampling, explain
+        drawn = seeds if sampling.temperature else ()
+        self.generators = [torch.Generator().manual_seed(s) for s in drawn]
 
     def __call__(self, logits: Tensor, first_row: int = 0) -> Tensor:
         """logits [B, V] of the rows from `first_row` on -> token ids [B]. PortError where a row has
@@ -35,12 +76,13 @@ class Sampler:
         highest, token = logits.max(-1)
         if not bool(highest.isfinite().all()):
             raise PortError(self.explain(first_row + int(highest.isfinite().int().argmin())))
-        if not self.temperature:
+        temperature = self.sampling.temperature
+        if not temperature:
             return token
-        scaled = logits.cpu() / self.temperature
+        scaled = logits.cpu() / temperature
         if not bool(scaled.isfinite().all()):  # a temperature close to 0
-            scaled = (logits - highest.unsqueeze(-1)).cpu() / self.temperature
-        chances = scaled.softmax(-1)
+            scaled = (logits - highest.unsqueeze(-1)).cpu() / temperature
+        chances = self.sampling.kept(scaled).softmax(-1)
         drawn = [
             torch.multinomial(row, 1, generator=self.generators[first_row + i])
             for i, row in enumerate(chances)

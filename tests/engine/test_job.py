@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from dsv3_port import DeepseekV3Config, PortError, PortPlan, load_model, load_tokenizer
-from dsv3_port.engine.job import Job, _same_tokens, check_job, run_job, run_rank
+from dsv3_port.engine.agreement import same_tokens
+from dsv3_port.engine.job import Job, check_job, run_job, run_rank
 from dsv3_port.engine.launch import run_ranks
 from dsv3_port.engine.report import JobReport
 from dsv3_port.engine.settings import Settings
@@ -172,8 +173,8 @@ def test_drawn_text_depends_on_the_seed_alone(prompts, ran):
 
 def test_ranks_that_chose_other_tokens_are_named():
     with pytest.raises(PortError, match=r"ranks \[1\] chose other tokens than rank 0"):
-        _same_tokens(["a", "b", "a"])
-    _same_tokens(["a", "a"])
+        same_tokens(["a", "b", "a"])
+    same_tokens(["a", "a"])
 
 
 def test_what_does_not_fit_is_refused_before_any_weight_is_read(halves, tmp_path):
@@ -283,14 +284,15 @@ def test_a_rank_loads_without_doubling_its_memory(tmp_path):
 
 def test_ranks_that_were_given_other_prompts(monkeypatch):
     """Every rank hears the same sentence, before their collectives could differ."""
-    from dsv3_port.engine import job as module
+    from dsv3_port.engine import agreement as module
+    from dsv3_port.engine.job import _inputs
 
     one, two = job(TINY, ["Once"], world_size=2), job(TINY, ["Once upon a time"], world_size=2)
     inputs = []
     for mine in (one, two):
         monkeypatch.setattr(module, "_gathered", lambda _, own: inputs.append(own) or [own, own])
-        module._same_inputs(TensorParallel(0, 2), mine)
+        module.inputs_agree(TensorParallel(0, 2), _inputs(mine))
     monkeypatch.setattr(module, "_gathered", lambda *_: inputs)
     for rank in (0, 1):
         with pytest.raises(PortError, match="rank 1 was started with other input.*prompts"):
-            module._same_inputs(TensorParallel(rank, 2), one)
+            module.inputs_agree(TensorParallel(rank, 2), _inputs(one))
