@@ -233,6 +233,9 @@ class DeepseekV3Config:
             "num_key_value_heads": self.num_attention_heads,
             "rope_scaling": None,
         }
+        if isinstance(self.eos_token_id, tuple):
+            ids = list(self.eos_token_id)
+            values["eos_token_id"] = ids[0] if len(ids) == 1 else ids
         if self.rope_scaling:
             yarn = {k: v for k, v in dataclasses.asdict(self.rope_scaling).items() if v is not None}
             values["rope_scaling"] = {"type": "yarn", **yarn}
