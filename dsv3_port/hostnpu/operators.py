@@ -56,17 +56,21 @@ def _grouped_matmul_list(
     return checked("npu_grouped_matmul")(x, weight, group_list=groups, **kwargs)
 
 
-def _attention_out(
-    *args: Any, workspace: Tensor | None = None, out: list[Tensor], **kwargs: Any
-) -> tuple[Tensor, Tensor]:
-    """npu_fused_infer_attention_score.out. Its schema knows no aliases: write into `out`, and
-    return new tensors."""
-    results = checked("npu_fused_infer_attention_score")(*args, **kwargs)
-    for destination, result in zip(out, results, strict=True):
-        destination.copy_(
-            result.view_as(destination) if result.numel() == destination.numel() else result
-        )
-    return results
+def _attention_out(name: str) -> Callable[..., Any]:
+    """The .out form of a fused attention. Its schema knows no aliases: write into `out`, and return
+    new tensors."""
+
+    def call(
+        *args: Any, workspace: Tensor | None = None, out: list[Tensor], **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        results = checked(name)(*args, **kwargs)
+        for destination, result in zip(out, results, strict=True):
+            destination.copy_(
+                result.view_as(destination) if result.numel() == destination.numel() else result
+            )
+        return results
+
+    return call
 
 
 def _attention_workspace(*args: Any, **kwargs: Any) -> Tensor:
@@ -78,10 +82,11 @@ def _dtype_cast(x: Tensor, dtype: torch.dtype, *dtypes: None, **others: None) ->
     return x.to(dtype)
 
 
+ATTENTION = "npu_fused_infer_attention_score", "npu_fused_infer_attention_score_v2"
 ADAPTED: dict[str, Callable[..., Any]] = {
     "npu_grouped_matmul.List": _grouped_matmul_list,
-    "npu_fused_infer_attention_score.out": _attention_out,
-    "_npu_fused_infer_attention_score_get_max_workspace": _attention_workspace,
+    **{f"{name}.out": _attention_out(name) for name in ATTENTION},
+    **{f"_{name}_get_max_workspace": _attention_workspace for name in ATTENTION},
     "_npu_dtype_cast": _dtype_cast,
     "npu_dtype_cast": _dtype_cast,
     **autograd.NPU,

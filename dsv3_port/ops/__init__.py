@@ -12,6 +12,7 @@ from .cache import (
 )
 from .cpu import attention, head_matmul, linear, shared_scores
 from .fused_attention import npu_fused_infer_attention_score
+from .fused_attention_v2 import npu_fused_infer_attention_score_v2
 from .grouped_matmul import npu_grouped_matmul
 from .matmul import npu_transpose_batchmatmul
 from .memory import npu_format_cast, npu_prefetch
@@ -36,6 +37,7 @@ __all__ = [
     "npu_add_rms_norm_cast",
     "npu_format_cast",
     "npu_fused_infer_attention_score",
+    "npu_fused_infer_attention_score_v2",
     "npu_gmm",
     "npu_gmm_v2",
     "npu_grouped_matmul",

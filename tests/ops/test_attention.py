@@ -170,13 +170,11 @@ def test_absorbed_mla_equals_expanded() -> None:
     torch.testing.assert_close(absorbed @ w_v, wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_paging_has_no_reference(qkv: tuple[Tensor, Tensor, Tensor]) -> None:
-    with pytest.raises(NotImplementedError, match="block_table"):
-        reference.npu_fused_infer_attention_score(
-            *qkv, block_table=torch.zeros(2, 1, dtype=torch.int32)
-        )
-    with pytest.raises(NotImplementedError, match="TND"):
-        reference.npu_fused_infer_attention_score(*qkv, input_layout="TND")
+def test_a_layout_of_no_document_has_no_reference(qkv: tuple[Tensor, Tensor, Tensor]) -> None:
+    with pytest.raises(NotImplementedError, match="NSD"):
+        reference.npu_fused_infer_attention_score(*qkv, input_layout="NSD")
+    with pytest.raises(NotImplementedError, match="kv_padding_size"):
+        reference.npu_fused_infer_attention_score(*qkv, kv_padding_size=torch.zeros(1))
 
 
 def test_transpose_batchmatmul() -> None:

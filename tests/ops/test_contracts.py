@@ -500,7 +500,7 @@ def test_the_same_calls_with_right_arguments(call: Callable[[], Any]) -> None:
     [
         ("quant_mode 2", lambda: route_v2(quant_mode=2)),
         ("input_ids", lambda: gate(input_ids=ints([0]))),
-        ("block_table", lambda: attend(block_table=ints([[0], [1]]), actual_seq_lengths_kv=[1, 1])),
+        ("key_shared_prefix", lambda: attend(key_shared_prefix=f(1, 4, 2, 8))),
         ("bias", lambda: ops.npu_transpose_batchmatmul(f(2, 3, 4), f(2, 4, 5), bias=f(5))),
     ],
 )

@@ -216,6 +216,37 @@ CASES: dict[str, Callable[[torch.dtype], Call]] = {
         scale=0.2,
         input_layout="BNSD_NBSD",
     ),
+    "attention TND, paged": lambda t: call(
+        "npu_fused_infer_attention_score_v2",
+        f(5, 4, 512, dtype=t),
+        f(6, 16, 512, seed=1, dtype=t),
+        f(6, 16, 512, seed=1, dtype=t),
+        query_rope=f(5, 4, 64, dtype=t),
+        key_rope=f(6, 16, 64, seed=2, dtype=t),
+        num_query_heads=4,
+        num_key_value_heads=1,
+        softmax_scale=0.1,
+        input_layout="TND_NTD",
+        actual_seq_qlen=[2, 3, 5],
+        actual_seq_kvlen=[20, 3, 31],
+        block_table=torch.tensor([[5, 0], [1, 99], [3, 2]], dtype=torch.int32),
+        block_size=16,
+        atten_mask=torch.ones(2048, 2048, dtype=torch.bool).triu(1),
+        sparse_mode=3,
+        return_softmax_lse=True,
+    ),
+    "attention int8 cache": lambda t: call(
+        "npu_fused_infer_attention_score_v2",
+        f(2, 4, 1, 64, dtype=t),
+        (f(2, 2, 6, 64) * 40).to(torch.int8),
+        (f(2, 2, 6, 64, seed=1) * 40).to(torch.int8),
+        num_query_heads=4,
+        num_key_value_heads=2,
+        softmax_scale=0.1,
+        input_layout="BNSD",
+        dequant_scale_key=f(2, 64, seed=2, dtype=t),
+        dequant_scale_value=f(2, 64, seed=3, dtype=t),
+    ),
     "attention lse": lambda t: call(
         "npu_fused_infer_attention_score",
         f(2, 4, 3, 16, dtype=t),
@@ -291,16 +322,15 @@ def test_in_place_operators_return_their_input() -> None:
     assert out is cache and cache.sum().item() == 6
 
 
-def test_attention_into_given_outputs() -> None:
-    _, args, kwargs = CASES["attention BNSD"](F16)
-    npu_args, wanted = (
-        moved(args, "npu"),
-        reference.npu_fused_infer_attention_score(*args, **kwargs)[0],
-    )
-    out = [torch.empty(2, 4, 1, 16, dtype=F16, device="npu"), torch.empty(0, device="npu")]
-    space = torch.ops.npu._npu_fused_infer_attention_score_get_max_workspace(*npu_args, **kwargs)
-    torch.ops.npu.npu_fused_infer_attention_score.out(*npu_args, workspace=space, out=out, **kwargs)
-    assert torch.equal(out[0].cpu(), wanted)
+@pytest.mark.parametrize("case", ["attention BNSD", "attention TND, paged"])
+def test_attention_into_given_outputs(case: str) -> None:
+    name, args, kwargs = CASES[case](F16)
+    wanted, lse = getattr(reference, name)(*args, **kwargs)
+    args, kwargs = moved((args, kwargs), "npu")
+    out = [torch.empty(w.shape, dtype=w.dtype, device="npu") for w in (wanted, lse)]
+    space = getattr(torch.ops.npu, f"_{name}_get_max_workspace")(*args, **kwargs)
+    getattr(torch.ops.npu, name).out(*args, workspace=space, out=out, **kwargs)
+    assert torch.equal(out[0].cpu(), wanted) and torch.equal(out[1].cpu(), lse)
 
 
 def test_grouped_matmul_with_numbers() -> None:
