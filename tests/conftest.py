@@ -38,6 +38,7 @@ MARKS = {
     "ci/test_workflows.py": "slow",
     "cli/test_cli.py::test_plan_": "slow",
     "course/test_interrupted.py": "slow",
+    "course/test_slots.py": "slow",
     "course/test_tutorial.py": "slow",
     "engine/test_nonfinite.py": "slow",
     "engine/test_runner.py": "slow",

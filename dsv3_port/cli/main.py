@@ -32,6 +32,7 @@ COMMANDS = {
     "bench": "measure the ladder on this machine",
     "record": "a signed measurement of this device for data/recorded",
     "compare": "find the first layer in which two models differ",
+    "judge": "judge a function that you wrote for a slot of the course, in the embedded model",
     "ge": "list, count, draw, run or compare converted GE graphs (.air, pbtxt)",
     "npu-kernels": "kernel times that a profiler wrote on your card, beside the published ones",
     "start": "put the course (notebooks, embedded model, recorded data) into a folder of your own",

@@ -16,7 +16,7 @@ from pygments.lexers import PythonLexer
 from pygments.token import Comment, Keyword, Name, Number, Operator, String, Token
 
 from ..errors import PortError
-from ..steps import Step, step
+from ..steps import step
 
 _INK = (
     (Comment, "comment", "#8a7f3f"),
@@ -68,12 +68,13 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Diff:
-    """Upstream source left, ported source right."""
+class Beside:
+    """One source left, another one right; `label` is read aloud, `heads` stand above them."""
 
-    step: Step
     before: Source
     after: Source
+    label: str
+    heads: tuple[str, str]
 
     def pairs(self) -> Iterator[tuple[str, int | None, int | None]]:
         """(kind, line of before, line of after), kind one of equal, change; None where a side has
@@ -100,12 +101,10 @@ class Diff:
             cells.append(
                 _side(right, j, self.after.line, "+" if changed else "", _AFTER if changed else "")
             )
-        heads = _head(f"before: {self.before.name}", self.before.place) + _head(
-            f"after: {self.after.name}", self.after.place
+        heads = _head(f"{self.heads[0]}: {self.before.name}", self.before.place) + _head(
+            f"{self.heads[1]}: {self.after.name}", self.after.place
         )
-        label = html.escape(
-            f"step {self.step.number}, {self.step.title}: source before and after", quote=True
-        )
+        label = html.escape(self.label, quote=True)
         return (
             f'<div role="figure" aria-label="{label}" tabindex="0" style="overflow-x:auto;border:{RULE};'
             'border-radius:4px;margin:.5em 0"><div style="display:grid;min-width:44rem;grid-template-columns:'
@@ -130,10 +129,21 @@ class Diff:
         return "\n".join(line for line in lines if not line.startswith("@@"))
 
 
-def diff(step_id: str) -> Diff:
+def beside(finished: str, yours: str) -> str:
+    """HTML: the learner's text beside finished code ('module:attribute'), folded."""
+    mine = Source("your function", "this notebook", 1, yours.rstrip())
+    shown = Beside(
+        mine, source(finished), "your function beside the finished code", ("yours", "finished")
+    )
+    summary = "Your function beside the finished code 与参考实现对照"
+    return f"<details><summary>{summary}</summary>{shown._repr_html_()}</details>"
+
+
+def diff(step_id: str) -> Beside:
     """The step's upstream form beside its ported form, as they stand in the package."""
     s = step(step_id)
-    return Diff(s, source(s.before), source(s.after))
+    label = f"step {s.number}, {s.title}: source before and after"
+    return Beside(source(s.before), source(s.after), label, ("before", "after"))
 
 
 def source(what: Any) -> Source:

@@ -1,0 +1,237 @@
+"""The judges of a learner's function, in order; the first that objects makes the verdict.
+
+Filled; parameters; toy; called by the model, as often as it must be; strict gate; greedy tokens;
+counts. The model runs a twin that has the function attached, and the function's calls are counted:
+without calls there is no praise, whatever the model computed.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..check.gate import CACHED, GateVerdict, strict_gate
+from ..config import DeepseekV3Config
+from ..engine.generate import generate
+from ..engine.loading import with_plan
+from ..engine.tokenizer import load_tokenizer
+from ..errors import PortError
+from ..model.decoder import DeepseekV3
+from ..paths import tiny
+from .slots import Function, Slot
+from .timer import Late, limit
+from .verdicts import STATES, Verdict
+from .written import Place, Written, is_empty, load_function, other_parameters, place_of
+
+TOY_SECONDS, TOKENS = 2.0, 24
+PROMPTS = (  # three lengths
+    "7 plus 5 is",
+    "Once upon a time Mira lived near the river.",
+    "Wei had 4 apples. Lena gave Wei 3 more, so now he had",
+)
+UNTIMED = ("Nothing was timed; the finished code runs below.", "未计时，下文使用参考实现。")
+STOPS = (Exception, SystemExit, Late)  # what the learner's code may do to us
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A verdict, and the learner's twin where it can run at all."""
+
+    verdict: Verdict
+    twin: DeepseekV3 | None = None
+
+
+def finished_twin(slot: Slot, base: DeepseekV3) -> DeepseekV3:
+    """The weights of `base` in its plan, with the forms that the slot needs."""
+    return with_plan(base, base.plan.replace(graph="eager", **slot.needs))
+
+
+def twin_of(slot: Slot, base: DeepseekV3, function: Function) -> DeepseekV3:
+    """A model with the weights of `base` that calls `function` in the slot's place."""
+    if slot.make is not None:
+        return slot.make(base, function)
+    twin = finished_twin(slot, base)
+    slot.attach(twin, function)
+    return twin
+
+
+def try_out(
+    slot: Slot, mine: Written, base: DeepseekV3, seconds: float = 30.0, toy: bool = True
+) -> Trial:
+    """All judges. toy=False leaves out the small inputs: what the model alone would find."""
+    if mine.function is None or mine.function is ... or is_empty(mine.text):
+        text = f"The finished code runs. Write {slot.name} and run this cell again."
+        return Trial(Verdict(slot, "empty", text, "当前使用参考实现；写出函数后重新运行本单元。"))
+    if other := other_parameters(mine.function, slot):
+        return Trial(named(slot, other, "wrong"))
+    if toy:
+        objection = _toy(slot, mine)
+        if objection is not None:
+            return _shown(objection, mine, base, seconds)
+    return _Model(slot, mine, base).judge(seconds)
+
+
+def named(slot: Slot, mistake: str, state: str, *more: str, place: Place | None = None) -> Verdict:
+    """A verdict with the hint of a wrong answer, or with a sentence; `more` sentences behind it."""
+    wrong = slot.wrong.get(mistake)
+    text, zh = (wrong.hint, wrong.hint_zh) if wrong else (mistake, "")
+    tail = ("", "") if STATES[state].runs else UNTIMED
+    name = mistake if wrong else ""
+    return Verdict(slot, state, _joined(text, *more, tail[0]), zh + tail[1], name, place)
+
+
+def _joined(*sentences: str) -> str:
+    return " ".join(s if s[-1] in ".?!。" else s + "." for s in sentences if s)
+
+
+def _toy(slot: Slot, mine: Written) -> Verdict | None:
+    try:
+        with limit(TOY_SECONDS):
+            said = slot.toy(mine.function, slot)
+    except STOPS as error:  # the learner's code may raise anything
+        return _stopped(slot, error, mine)
+    if said is None or said in slot.wrong and slot.wrong[said].seen_by == "count":
+        return None
+    return named(slot, said, "wrong")
+
+
+def _stopped(slot: Slot, error: BaseException, mine: Written) -> Verdict:
+    """It raised, or its time was over. A wrong answer that raises the same names the mistake."""
+    place = place_of(error, mine.file, mine.text)
+    if isinstance(error, Late):
+        return named(slot, "The function was stopped", "late", place=place)
+    for name, wrong in slot.wrong.items():
+        try:
+            with limit(TOY_SECONDS):
+                slot.toy(load_function(wrong.source, slot.name), slot)
+        except Late:
+            continue
+        except Exception as known:
+            if place_of(known, "").error == place.error:
+                return named(slot, name, "raised", place=place)
+    text = "" if place.line else "Your function came back; what it gave could not be used"
+    return named(slot, text, "raised", place=place)
+
+
+def _shown(verdict: Verdict, mine: Written, base: DeepseekV3, seconds: float) -> Trial:
+    """A function that failed the toy is run in the model all the same, if it can: where it parts
+    there, and the twin for its text."""
+    slot = verdict.slot
+    if verdict.state != "wrong":
+        return Trial(verdict)
+    try:
+        with limit(seconds):
+            twin = twin_of(slot, base, mine.function)
+            gate = strict_gate(finished_twin(slot, base), twin)
+    except STOPS:
+        return Trial(verdict)
+    hint = slot.wrong[verdict.mistake].hint if verdict.mistake else verdict.text
+    text = _joined(hint.removesuffix(UNTIMED[0]).strip(), _parts(gate), UNTIMED[0])
+    return Trial(replace(verdict, text=text), twin)
+
+
+def _parts(gate: GateVerdict) -> str:
+    if gate.first is None:
+        return f"The trained model alone does not show it: {gate.looked_at} agree"
+    moment, row = gate.first
+    return f"In the model it parts first at {moment}, stage {row.stage}"
+
+
+class _Model:
+    """Judges four to seven: what the model does with the function."""
+
+    def __init__(self, slot: Slot, mine: Written, base: DeepseekV3) -> None:
+        self.slot, self.mine, self.base = slot, mine, base
+        self.calls = 0
+
+    def judge(self, seconds: float) -> Trial:
+        slot = self.slot
+        try:
+            with limit(seconds) as check:
+                finished = finished_twin(slot, self.base)
+                judged = twin_of(slot, self.base, self.counted(check))
+                gate = strict_gate(finished, judged)
+                due = self.calls
+                objection = self.objection(finished, judged, gate)
+                twin = twin_of(slot, self.base, self.mine.function)
+                if objection:
+                    return Trial(named(slot, objection, "wrong"), twin)
+                dear = self.dear(finished, twin)
+        except STOPS as error:
+            return Trial(_stopped(slot, error, self.mine))
+        looked = (
+            f"{due} calls of your function in a prompt and {CACHED} cached steps; the same as the "
+            f"finished code at {gate.looked_at}"
+        )
+        if tokens_of(finished) is not None:
+            looked += f", and the same {TOKENS} greedy tokens of {len(PROMPTS)} prompts"
+        if dear is not None:
+            mistake, over = dear
+            return Trial(named(slot, mistake, "dear", over, looked), twin)
+        return Trial(Verdict(slot, "right", looked + ".", "与参考实现逐级一致。"), twin)
+
+    def counted(self, check: Any) -> Function:
+        @functools.wraps(self.mine.function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self.calls += 1
+            check()
+            return self.mine.function(*args, **kwargs)
+
+        return call
+
+    def objection(self, finished: DeepseekV3, judged: DeepseekV3, gate: GateVerdict) -> str:
+        """What is wrong, as a name or a sentence; empty if nothing is."""
+        if not self.calls:
+            return "the model never called your function, so nothing was judged"
+        want = self.slot.calls and self.slot.calls(finished, CACHED)
+        if want and self.calls != want:
+            return f"the model called your function {self.calls} times where {want} calls are due"
+        if self.slot.extra is not None:
+            said = self.slot.extra(finished, self.mine.text, self.mine.file)
+            if said:
+                return said
+        if not gate:
+            return _parts(gate)
+        right, yours = tokens_of(finished), tokens_of(judged)
+        for prompt, a, b in zip(PROMPTS, right or (), yours or (), strict=True):
+            if a != b:
+                at = next(i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
+                return f"all stages agree, and token {at} after {prompt!r} is another one"
+        return ""
+
+    def dear(self, finished: DeepseekV3, twin: DeepseekV3) -> tuple[str, str] | None:
+        """(name of the wrong answer or a sentence, what was counted) where a count is too high."""
+        if self.slot.count is None:
+            return None
+        mine, right = self.slot.count(twin), self.slot.count(finished)
+        over = {k: n for k, n in mine.items() if n > right.get(k, 0)}
+        if not over:
+            return None
+        said = "; ".join(f"{k}: {n}, the finished code {right.get(k, 0)}" for k, n in over.items())
+        for name, wrong in self.slot.wrong.items():
+            if wrong.seen_by == "count" and self.same_counts(wrong.source, mine):
+                return name, f"Counted: {said}"
+        return "The numbers are right", f"Counted: {said}"
+
+    def same_counts(self, source: str, mine: Mapping[str, int]) -> bool:
+        assert self.slot.count is not None
+        known = twin_of(self.slot, self.base, load_function(source, self.slot.name))
+        return dict(self.slot.count(known)) == dict(mine)
+
+
+@functools.cache
+def _tiny() -> tuple[Any, int]:
+    return load_tokenizer(tiny()), DeepseekV3Config.from_pretrained(tiny()).vocab_size
+
+
+def tokens_of(model: DeepseekV3) -> list[list[int]] | None:
+    """Greedy tokens after PROMPTS; None where the model is not of the embedded one's vocabulary."""
+    try:
+        tokenizer, vocabulary = _tiny()
+    except PortError:
+        return None
+    if model.config.vocab_size != vocabulary:
+        return None
+    return [g.token_ids for g in generate(model, tokenizer, PROMPTS, TOKENS)]

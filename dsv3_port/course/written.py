@@ -1,0 +1,136 @@
+"""What a learner wrote, as text and as a function: is there anything in it, has it the stub's
+parameters, and on which line did it fail."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import linecache
+import textwrap
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import PortError
+from .slots import Function, Slot, function_of
+
+YOURS = "yours"  # the learner's model in tables, plots and records, and the module of their code
+
+
+@dataclass(frozen=True)
+class Written:
+    """A function with its text. `file` is the cell's or file's name, under which errors name lines;
+    `text` is empty where Python kept none."""
+
+    function: Function
+    text: str = ""
+    file: str = ""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(*args, **kwargs)
+
+
+def written(function: Function) -> Written:
+    """Of a function that was defined in a cell or a file."""
+    try:
+        text = textwrap.dedent(inspect.getsource(function))
+    except (OSError, TypeError):
+        text = ""
+    code = getattr(function, "__code__", None)
+    return Written(function, text, code.co_filename if code else "")
+
+
+def _unmarked(_: str) -> Any:
+    """`@slot(...)` where a text is read for its function alone."""
+    return lambda function: function
+
+
+def load_function(text: str, name: str, file: str = "") -> Function:
+    """The function `name` that a text of Python code defines, with `torch` given; errors show the
+    text's lines under `file`. This is also how a rank gets it."""
+    file = file or f"<{name} {abs(hash(text)):x}>"
+    if file.startswith("<"):
+        linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
+    names: dict[str, Any] = {"torch": torch, "slot": _unmarked, "__name__": YOURS}
+    exec(compile(text, file, "exec"), names)
+    if not callable(found := names.get(name)):
+        raise PortError(f"{file}: defines no function {name}")
+    return found
+
+
+def is_empty(text: str) -> bool:
+    """Nothing but a docstring, then `...`, `pass` or `raise NotImplementedError`."""
+    try:
+        body = function_of(textwrap.dedent(text)).body
+    except (SyntaxError, IndexError):
+        return False
+    return all(_says_nothing(node) for node in body)
+
+
+def _says_nothing(node: ast.stmt) -> bool:
+    if isinstance(node, ast.Raise):
+        what = node.exc.func if isinstance(node.exc, ast.Call) else node.exc
+        return isinstance(what, ast.Name) and what.id == "NotImplementedError"
+    return isinstance(node, ast.Pass) or (
+        isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    )
+
+
+def other_parameters(function: Function, slot: Slot) -> str:
+    """How its parameters differ from the stub's, as a sentence; empty if they do not."""
+    wanted = inspect.signature(load_function(slot.stub, slot.name)).parameters
+    try:
+        found = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return f"this is a {type(function).__name__}, not a function {slot.name}"
+
+    def shape(parameters: Mapping[str, inspect.Parameter]) -> list[tuple[Any, ...]]:
+        return [(p.name, p.kind, p.default) for p in parameters.values()]
+
+    if shape(found) == shape(wanted):
+        return ""
+    return (
+        f"the model calls {slot.name}({', '.join(wanted)}); yours takes ({', '.join(found)}). "
+        "Keep the first line as it was given"
+    )
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a function stopped: line of the cell or file, its text, shapes of the tensors there."""
+
+    error: str  # kind and first line
+    line: int = 0  # 0: not in the learner's text
+    text: str = ""
+    shapes: Mapping[str, list[int]] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        if not self.line:
+            return self.error
+        shapes = ", ".join(f"{name} {shape}" for name, shape in self.shapes.items())
+        there = f" (there: {shapes})" if shapes else ""
+        return f"line {self.line}, `{self.text}`: {self.error}{there}"
+
+
+def place_of(error: BaseException, file: str, text: str = "") -> Place:
+    """The innermost frame of `error` that runs code of `file`, whose lines are `text` if Python keeps
+    none."""
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    said = f"{type(error).__name__}: {first}".rstrip(": ")
+    if isinstance(error, SyntaxError) and error.filename == file:
+        return Place(said, error.lineno or 0, (error.text or "").strip())
+    frames = [
+        (frame, line)
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if frame.f_code.co_filename == file
+    ]
+    if not frames:
+        return Place(said)
+    frame, line = frames[-1]
+    shapes = {n: list(v.shape) for n, v in frame.f_locals.items() if isinstance(v, Tensor)}
+    kept = linecache.getline(file, line) or dict(enumerate(text.splitlines(), 1)).get(line, "")
+    return Place(said, line, kept.strip(), shapes)

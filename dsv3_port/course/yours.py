@@ -1,0 +1,174 @@
+"""The learner's function in the model: `@slot(...)` over its stub, then `fit(function, model)`.
+
+A notebook reaches its end whatever was written. After `built = fit(...)` the later cells use
+`built.model`, which is the finished code until the learner's is right; `built.text(...)` and
+`built.on(...)` put the learner's text and bar beside the finished ones where there are any.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pkgutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..errors import PortError
+from ..model.decoder import DeepseekV3
+from . import slots as _package
+from .diff import beside
+from .show import Shown
+from .slots import Function, Slot
+from .texts import text_table
+from .trial import Trial, finished_twin, try_out, twin_of
+from .verdicts import STATES, Verdict
+from .written import YOURS, Written, load_function, written
+
+
+@functools.cache
+def slots() -> dict[str, Slot]:
+    """Every slot by its id, in order."""
+    found: dict[str, Slot] = {}
+    for module in sorted(m.name for m in pkgutil.iter_modules(_package.__path__)):
+        for one in importlib.import_module(f"{_package.__name__}.{module}").SLOTS:
+            if one.id in found:
+                raise AssertionError(f"two slots are called {one.id}")
+            found[one.id] = one
+    return dict(sorted(found.items()))
+
+
+def slot_of(slot_id: str) -> Slot:
+    if slot_id not in slots():
+        raise PortError(f"unknown slot {slot_id!r}; there are {', '.join(slots())}")
+    return slots()[slot_id]
+
+
+@dataclass(frozen=True)
+class Yours:
+    """What the learner wrote for a slot; can be called like the function itself."""
+
+    slot: Slot
+    written: Written
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.written.function(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"your {self.slot.name}, for the slot {self.slot.id}"
+
+
+def slot(slot_id: str) -> Callable[[Function], Yours]:
+    """Decorator of a stub: @slot("02.absorbed"). PortError for an unknown slot."""
+    place = slot_of(slot_id)
+
+    def mark(function: Function) -> Yours:
+        return Yours(place, written(function))
+
+    return mark
+
+
+def read(slot_id: str, text: str, file: str) -> Yours:
+    """A slot's function from the text of a file, with or without the decorator. What the text raises
+    is the learner's: it comes out as the function's error."""
+    place = slot_of(slot_id)
+    try:
+        found = load_function(text, place.name, file)
+    except (Exception, SystemExit) as error:
+        return Yours(place, Written(_raising(place, error), text, file))
+    if isinstance(found, Yours):  # the file imported the decorator
+        found = found.written.function
+    return Yours(place, Written(found, text, file))
+
+
+def _raising(place: Slot, error: BaseException) -> Function:
+    """A function of the slot's parameters that raises `error`."""
+    names: dict[str, Any] = {"error": error}
+    exec(f"def {place.name}({', '.join(place.parameters)}):\n    raise error", names)
+    made: Function = names[place.name]
+    return made
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A judged function. Shown by itself it is the verdict.
+
+    state: empty, raised, late, wrong, dear or right. model: the learner's twin if right or dear,
+    else the finished one; what all later cells use. tried: the learner's twin whatever its state,
+    None where it cannot run. finished: the twin with the finished code.
+    """
+
+    slot: Slot
+    verdict: Verdict
+    model: DeepseekV3
+    tried: DeepseekV3 | None
+    finished: DeepseekV3
+    written: Written
+
+    @property
+    def state(self) -> str:
+        return self.verdict.state
+
+    @property
+    def code(self) -> str:
+        """Whose code `model` runs: "yours" or "finished"."""
+        return YOURS if self.verdict else "finished"
+
+    @property
+    def timed(self) -> dict[str, DeepseekV3]:
+        """{"yours": model} where it may be timed, else {}."""
+        return {YOURS: self.model} if self.verdict else {}
+
+    def on(self, model: DeepseekV3) -> dict[str, DeepseekV3]:
+        """{"yours": a twin of another model that runs the bare function}, or {} where the function
+        is not right. A wrong or empty function is never timed."""
+        return {YOURS: twin_of(self.slot, model, self.written.function)} if self.verdict else {}
+
+    def text(self, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int = 24) -> Shown:
+        """Greedy text: of `model`; and of a wrong function that runs beside it, with the first other
+        token marked."""
+        wrong = self.tried if self.state == "wrong" else None
+        return text_table(self.model, wrong, self.code, tokenizer, prompts, max_new_tokens)
+
+    def _repr_html_(self) -> str:
+        return self.verdict._repr_html_()
+
+    def __repr__(self) -> str:
+        return str(self.verdict)
+
+
+def fit(yours: Yours, base: DeepseekV3, seconds: float = 30.0) -> Fitted:
+    """Judge a function in a twin of `base`, whose weights it shares. Raises nothing for whatever the
+    function does; PortError where `base` has no place for it."""
+    if not isinstance(yours, Yours):
+        raise PortError(
+            f"fit: a {type(yours).__name__} was given; write @slot(...) above your function and give "
+            "the function"
+        )
+    finished = finished_twin(yours.slot, base)
+    trial: Trial = try_out(yours.slot, yours.written, base, seconds)
+    verdict = trial.verdict
+    if STATES[verdict.state].runs:
+        verdict = replace(verdict, below=beside(yours.slot.finished, yours.written.text))
+    model = trial.twin if verdict and trial.twin is not None else finished
+    return Fitted(yours.slot, verdict, model, trial.twin, finished, yours.written)
+
+
+_asked: dict[str, int] = {}
+
+
+def hint(slot_id: str) -> Shown:
+    """The next of a slot's three hints: the direction, the shapes, one line."""
+    place = slot_of(slot_id)
+    at = min(_asked.get(slot_id, 0), 2)
+    _asked[slot_id] = at + 1
+    more = (
+        f"call it again for hint {at + 2}" if at < 2 else f'the next step is solution("{slot_id}")'
+    )
+    body = f"{place.hints[at]}\n\n{place.hints_zh[at]}"
+    return Shown("", f"**Hint {at + 1} of 3.** {body}\n\n({more})")
+
+
+def solution(slot_id: str) -> Shown:
+    """A slot's solution as code to paste."""
+    return Shown("", f"```python\n{slot_of(slot_id).solution.strip()}\n```")
