@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
 
         print(save(layer_picture(graph, args.layer), args.draw))
     elif args.inputs_file:
-        _run(graph, args)
+        return _run(graph, args)
     elif args.diff:
         return _diff(graph, read_file(args.diff), args.json)
     elif args.count:
@@ -91,7 +91,8 @@ def _table(rows: Sequence[tuple[str, ...]], header: tuple[str, ...], as_json: An
     )
 
 
-def _run(graph: Any, args: argparse.Namespace) -> None:
+def _run(graph: Any, args: argparse.Namespace) -> int:
+    """Exit code 1 where a result is not what the graph says of it."""
     from safetensors.torch import save_file
 
     from ..ge.tables import read_inputs, result_tensors
@@ -115,7 +116,7 @@ def _run(graph: Any, args: argparse.Namespace) -> None:
     if args.json:
         records = [asdict(r) | {"dtypes": [str(d) for d in r.dtypes]} for r in done.records]
         print(json.dumps(told | {"records": records}, indent=1))
-        return
+        return int(bool(done.surprises))
     _table(
         [
             (
@@ -136,6 +137,7 @@ def _run(graph: Any, args: argparse.Namespace) -> None:
     )
     for line in done.surprises:
         print(line)
+    return int(bool(done.surprises))
 
 
 def _diff(a: Any, b: Any, as_json: bool) -> int:

@@ -92,7 +92,9 @@ class _Flow:
             table = source.attributes["value"]
             return bool(table.dim() == 2 and table.is_floating_point())
         promise = source.promises[0] if source.type in INPUTS else None
-        return promise is not None and len(promise.shape) == 2 and promise.dtype.is_floating_point
+        if promise is None or promise.shape is None:
+            return False
+        return len(promise.shape) == 2 and promise.dtype.is_floating_point
 
     def common(self, a: int, b: int) -> int:
         """The nearest node through which every way to a and to b leads."""

@@ -133,7 +133,7 @@ def compiler() -> str | None:
 
 
 def _target() -> Path:
-    return library.cache() / f"keys-{hashlib.sha256(SOURCE.encode()).hexdigest()[:16]}"
+    return library.cache() / f"allocator-keys-{hashlib.sha256(SOURCE.encode()).hexdigest()[:16]}"
 
 
 def build() -> Path:

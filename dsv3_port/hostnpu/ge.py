@@ -11,7 +11,6 @@ from __future__ import annotations
 import heapq
 import importlib.util
 import math
-import re
 import sys
 import warnings
 from collections import Counter
@@ -24,25 +23,12 @@ from torch import Tensor
 
 from ..errors import PortError
 from . import ge_text
+from .ge_promise import INPUTS as INPUTS
+from .ge_promise import PROTO_TYPES, Promise, declared, noted
 from .ge_table import OPERATORS, GraphError
 from .install import find
 
 _PROTO = "torchair._ge_concrete_graph.ge_ir_by_protoc_3_19_pb2"
-# of the message enum DataType; the attributes of operators number types otherwise
-# (ge_table.GE_TYPES)
-_PROTO_TYPES = {
-    1: torch.float32,
-    2: torch.float16,
-    3: torch.int8,
-    4: torch.uint8,
-    5: torch.int16,
-    7: torch.int32,
-    8: torch.int64,
-    10: torch.uint64,
-    11: torch.bool,
-    12: torch.float64,
-    27: torch.bfloat16,
-}
 # bookkeeping of torchair that has no meaning for the values
 _NOTES = frozenset(
     (
@@ -58,29 +44,7 @@ _NOTES = frozenset(
         "_force_unknown_shape",
     )
 )
-INPUTS = ("Data", "RefData")
 Edge = tuple[str, int]  # a node, and the number of its output
-# "Tensor(dtype=torch.float32, shape=torch.Size([2, s0])", as torchair notes it: names are sizes
-# known at run time only
-_META = re.compile(r"Tensor\(dtype=torch\.(\w+), shape=torch\.Size\(\[([^\]]*)\]\)")
-
-
-@dataclass(frozen=True)
-class Promise:
-    """What the graph says of one output. None in `shape`: a size that is known at run time only."""
-
-    dtype: torch.dtype
-    shape: tuple[int | None, ...]
-
-    def kept(self, value: Tensor) -> bool:
-        return (
-            value.dtype == self.dtype
-            and value.dim() == len(self.shape)
-            and all(b is None or a == b for a, b in zip(value.shape, self.shape, strict=True))
-        )
-
-    def __str__(self) -> str:
-        return f"{self.dtype} [{', '.join('?' if n is None else str(n) for n in self.shape)}]"
 
 
 @dataclass
@@ -93,7 +57,8 @@ class Node:
     inputs: list[Edge | None]
     names: list[str]  # of the inputs, in the operator's definition
     control: list[str]  # nodes that must have run before
-    promises: list[Promise | None]  # one for each output; None where the graph says nothing
+    promises: list[Promise | None]  # one for each output, as torchair notes it; None: it does not
+    declared: list[Promise | None]  # likewise, what the operator's own description says
     attributes: dict[str, Any]
     origin: str  # its name before dynamo_export renamed it
 
@@ -158,7 +123,16 @@ def read_file(path: str | Path) -> Graph:
 def read(source: Any) -> Graph:
     """source: a GraphDef message, torchair's GeGraph, or the bytes of a ModelDef or of a text form."""
     graph = _parse(source) if isinstance(source, bytes) else source
-    return Graph(graph.name, _ordered([_node(op) for op in graph.op]))
+    return Graph(graph.name, _ordered([_checked_node(op) for op in graph.op]))
+
+
+def _checked_node(op: Any) -> Node:
+    try:
+        return _node(op)
+    except (ValueError, RuntimeError, KeyError, TypeError) as error:
+        if isinstance(error, GraphError):
+            raise
+        raise GraphError(f"node {op.name}: cannot be read: {error}") from error
 
 
 def _parse(data: bytes) -> Any:
@@ -215,7 +189,7 @@ def _value(name: str, key: str, attribute: Any) -> Any:
 
 def _constant(name: str, message: Any) -> Tensor:
     """A tensor on the message's own bytes: no copy (bytearray would be one)."""
-    dtype, shape = _PROTO_TYPES.get(message.desc.dtype), list(message.desc.shape.dim)
+    dtype, shape = PROTO_TYPES.get(message.desc.dtype), list(message.desc.shape.dim)
     if dtype is None:
         raise GraphError(f"node {name}: constant of proto type {message.desc.dtype} is not known")
     if not message.data:
@@ -227,25 +201,6 @@ def _constant(name: str, message: Any) -> Tensor:
             "ignore"
         )  # bytes cannot be written; nobody does: Scatter takes graph inputs only
         return torch.frombuffer(message.data, dtype=dtype).view(shape)
-
-
-def _promise(kind: str, described: Any) -> Promise | None:
-    """torchair describes inputs in the message itself; what it knows of other outputs it leaves as
-    a note."""
-    if kind in INPUTS:
-        dtype = _PROTO_TYPES.get(described.dtype)
-        return (
-            Promise(dtype, tuple(None if n < 0 else n for n in described.shape.dim))
-            if dtype
-            else None
-        )
-    found = _META.search(described.attr["_meta"].s.decode()) if "_meta" in described.attr else None
-    if found is None or "(" in found[2]:  # Max(1, s0): how many sizes there are cannot be read off
-        return None
-    sizes = [n.strip() for n in found[2].split(",") if n.strip()]
-    return Promise(
-        getattr(torch, found[1]), tuple(int(n) if n.isdecimal() else None for n in sizes)
-    )
 
 
 def _node(op: Any) -> Node:
@@ -271,7 +226,8 @@ def _node(op: Any) -> Node:
         inputs,
         [d.name for d in op.input_desc],
         control,
-        [_promise(op.type, d) for d in op.output_desc],
+        [noted(op.type, d) for d in op.output_desc],
+        [None if op.type in INPUTS else declared(d) for d in op.output_desc],
         attributes,
         origin,
     )

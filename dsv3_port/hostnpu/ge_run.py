@@ -22,8 +22,9 @@ from .ge_table import OPERATORS, GraphError
 class Run:
     """What a run gave and took.
 
-    outputs: those of NetOutput. surprises: where a result is not of the type and shape that
-    torchair noted (a note is no part of the graph; its view optimisation leaves stale ones behind).
+    outputs: those of NetOutput. surprises: where a result is not of the type and shape that the
+    operator's description has, or that torchair noted (a note is no part of the graph; its view
+    optimisation leaves stale ones behind).
     peak: most bytes of intermediate values held at once, views counted by their storage; inputs and
     constants are neither copied nor counted. seconds: on this CPU, no time of an NPU.
     """
@@ -149,7 +150,8 @@ def _surprises(node: Node, results: list[Tensor]) -> list[str]:
     return [
         f"node {node.name} ({node.type}): output {number} is {result.dtype} {list(result.shape)}, the graph says "
         f"{promise}"
-        for number, (result, promise) in enumerate(zip(results, node.promises, strict=True))
+        for number, result in enumerate(results)
+        for promise in dict.fromkeys((node.promises[number], node.declared[number]))
         if promise and not promise.kept(result)
     ]
 

@@ -20,6 +20,7 @@ from platformdirs import user_data_path
 
 from ..errors import PortError
 from .library import supported_platform
+from .trusted import check_owner
 
 FOLDER_VARIABLE = "DSV3_TORCH_NPU_DIR"
 VERSION_VARIABLE = "DSV3_TORCH_NPU"  # a release of torch's own version, as 2.14.0 or 2.12.0.post3
@@ -85,7 +86,12 @@ def find() -> Path | None:
     if named:
         version = version_in(Path(named))
         if version is None:
-            raise PortError(f"{FOLDER_VARIABLE} is {named}, where no torch_npu is")
+            raise PortError(
+                f"{FOLDER_VARIABLE} is {named}, where no torch_npu is; `dsv3-port hostnpu install` puts it "
+                "there if that folder is new or empty"
+            )
+        for place in (Path(named), Path(named) / "torch_npu", Path(named) / "torch_npu" / "lib"):
+            check_owner(place.resolve())
         if version != wanted:
             raise PortError(
                 f"{FOLDER_VARIABLE} is {named} with torch_npu {version}, and {wanted} is the one for this torch"
@@ -94,15 +100,29 @@ def find() -> Path | None:
     return next((p for p in places(wanted) if version_in(p) == wanted), None)
 
 
+def _is_free(folder: Path) -> bool:
+    try:
+        return not any(folder.iterdir())
+    except FileNotFoundError:
+        return not folder.is_symlink()
+    except OSError:
+        return False
+
+
 def _target(version: str) -> Path:
-    """The first place that can be written."""
-    for place in places(version):
+    """The folder that the variable names, or the first place that can be written."""
+    named = os.environ.get(FOLDER_VARIABLE)
+    for place in [Path(named).absolute()] if named else places(version):
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=place.parent):
                 return place
         except OSError:
             continue
+    if named:
+        raise PortError(
+            f"{FOLDER_VARIABLE} is {named}, and {Path(named).absolute().parent} cannot be written"
+        )
     raise PortError(
         f"neither {places(version)[0].parent} nor {places(version)[1].parent} can be written: set "
         f"{FOLDER_VARIABLE} to a folder made by pip install --target FOLDER --no-deps torch-npu=={version}"
@@ -118,7 +138,8 @@ def install() -> Path:
     reason = supported_platform()
     if reason:
         raise PortError(reason)
-    found = find()
+    named = os.environ.get(FOLDER_VARIABLE)
+    found = None if named and _is_free(Path(named)) else find()
     if found is not None:
         return found
     version = wanted_version()
@@ -132,7 +153,7 @@ def install() -> Path:
     try:
         _pip(version, work)
         work.chmod(0o755)
-        work.rename(target)
+        work.rename(target)  # which may be an empty folder
     except OSError as error:
         if version_in(target) != version:  # not another process that was first
             raise PortError(

@@ -24,6 +24,7 @@ from pathlib import Path
 from platformdirs import user_cache_path
 
 from ..errors import PortError
+from . import trusted
 
 # one library of one translation unit, in this order
 SOURCES = [Path(__file__).with_name(f"cann_{part}.c") for part in ("host", "device", "hccl")]
@@ -200,11 +201,14 @@ def build(torch_npu: Path) -> Path:
 
 def once(target: Path, make: Callable[[Path], None]) -> Path:
     """`target`, a folder of the cache, filled by `make` unless it is there. Safe for several
-    processes at once: each works in a folder of its own, and the first one to rename it wins."""
+    processes at once: each works in a folder of its own, and the first one to rename it wins.
+    PortError where somebody else could have put something there."""
     if target.is_dir():
+        trusted.check(target)
         return target
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        trusted.check_owner(target.parent)
         work = Path(tempfile.mkdtemp(dir=target.parent, prefix="building-"))
     except OSError as error:
         raise PortError(
@@ -213,10 +217,12 @@ def once(target: Path, make: Callable[[Path], None]) -> Path:
         ) from error
     try:
         make(work)
+        trusted.seal(work)
         work.rename(target)
     except OSError:
         if not target.is_dir():  # another process was first: that is fine
             raise
+        trusted.check(target)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return target

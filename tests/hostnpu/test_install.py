@@ -155,6 +155,28 @@ def test_variable_names_the_folder(
         folder.find()
 
 
+def test_variable_names_a_new_folder(
+    tmp_path: Path, places: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Installed into, whether it is not there or empty; what holds something else is left alone."""
+    make_wheel(tmp_path / "wheels")
+    for name in ("new", "below/new", "empty"):
+        if name == "empty":
+            (tmp_path / name).mkdir()
+        monkeypatch.setenv(folder.FOLDER_VARIABLE, str(tmp_path / name))
+        assert folder.install() == tmp_path / name == folder.find()
+    assert not any(place.exists() for place in places)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").write_text("")
+    monkeypatch.setenv(folder.FOLDER_VARIABLE, str(tmp_path / "full"))
+    with pytest.raises(PortError, match="full, where no torch_npu is"):
+        folder.install()
+    (tmp_path / "new").chmod(0o777)
+    monkeypatch.setenv(folder.FOLDER_VARIABLE, str(tmp_path / "new"))
+    with pytest.raises(PortError, match="others may write"):
+        folder.find()
+
+
 def test_other_version_is_refused(
     tmp_path: Path, places: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

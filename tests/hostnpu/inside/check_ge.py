@@ -83,8 +83,16 @@ def steps() -> dict[str, Step]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(graphs.ENGINE_VARIABLE, "fx")
         patch.setattr(graphs.HostGraph, "run", keep)
-        greedy(compile_steps(load_model(TINY, FULL, "npu", "float32"), "ge"), 1)
+        greedy(compile_steps(negative_biases(load_model(TINY, FULL, "npu", "float32")), "ge"), 1)
     return dict(zip(("prefill", "decode"), found, strict=True))
+
+
+def negative_biases(model: DeepseekV3) -> DeepseekV3:
+    """Every expert's score plus bias below 0, so that a masked expert that counts as 0 is chosen."""
+    for layer in model.model.layers:
+        if hasattr(layer.mlp, "gate"):
+            layer.mlp.gate.e_score_correction_bias.data.sub_(2.0)
+    return model
 
 
 def greedy(model: DeepseekV3, count: int) -> tuple[list[Tensor], list[Tensor]]:
@@ -179,6 +187,19 @@ def constant(kind: str, place: int, flip: Callable[[list[int]], list[int]]) -> C
     return change
 
 
+def number(kind: str, name: str, value: float) -> Change:
+    """Give another value to the float32 constant that feeds input `name` of the first `kind`."""
+
+    def change(message: Any) -> None:
+        op = nodes(message, kind)[0]
+        place = [d.name for d in op.input_desc].index(name)
+        source = next(o for o in message.op if o.name == op.input[place].split(":")[0])
+        assert source.type == "Const" and len(source.attr["value"].t.data) == 4
+        source.attr["value"].t.data = torch.tensor(value).numpy().tobytes()
+
+    return change
+
+
 def other_output(message: Any) -> None:
     """AddRmsNorm's sum in the place of its normed value, which has the same shape."""
     name = nodes(message, "AddRmsNorm")[0].name
@@ -214,6 +235,10 @@ MUTATIONS: dict[str, Change] = {
     "smallest instead of largest": attribute("TopKV2", "largest", "b", False),
     "keep_dims": attribute("ReduceSum", "keep_dims", "b", True),
     "dst_type": attribute("Cast", "dst_type", "i", 1),
+    "group mask of 0": number("MaskedFill", "value", 0.0),
+    "attention mask of 0": number("SelectV2", "else", 0.0),
+    "attention mask of -1": number("SelectV2", "else", -1.0),
+    "attention mask turned over": number("SelectV2", "then", -3e38),
     "another output": other_output,
     "another cache": written_elsewhere,
 }
@@ -434,6 +459,35 @@ def test_a_changed_attribute_is_the_difference(steps: dict[str, Step]) -> None:
         "AddRmsNorm(" in line and "epsilon=0.001" in line or "epsilon=1e-06" in line
         for line in found.lines
     )
+
+
+def test_results_are_held_against_descriptions() -> None:
+    """A description with a type, or with type and shape; float32 without a shape is torchair's
+    "not set"."""
+    forms = ge.messages()
+    for dtype, shape, said in (
+        (2, None, "node odd (Add): output 0 is torch.float32 [2, 2], the graph says torch.float16"),
+        (2, [2, 2], "the graph says torch.float16 [2, 2]"),
+        (1, [2, 3], "the graph says torch.float32 [2, 3]"),
+        (1, [-1, 2], ""),
+        (1, None, ""),
+        (0, [2, 3], ""),
+    ):
+        message = forms.GraphDef()
+        for i, name in enumerate("ab"):
+            data = message.op.add(name=name, type="Data")
+            data.attr["index"].i = i
+            described = data.output_desc.add(dtype=1)
+            described.shape.dim.extend([2, 2])
+        odd = message.op.add(name="odd", type="Add", input=["a:0", "b:0"])
+        for name in ("x1", "x2"):
+            odd.input_desc.add().name = name
+        described = odd.output_desc.add(dtype=dtype)
+        if shape is not None:
+            described.shape.dim.extend(shape)
+        message.op.add(name="out", type="NetOutput", input=["odd:0"]).input_desc.add().name = "x"
+        found = ge_run.run(ge.read(message), [torch.ones(2, 2)] * 2).surprises
+        assert [said in line for line in found] == [True] * bool(said), found
 
 
 def test_engine_names(monkeypatch: pytest.MonkeyPatch) -> None:
