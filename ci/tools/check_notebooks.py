@@ -35,6 +35,8 @@ ANATOMY = (
     "imports",
     "problem",
     "predict",
+    "yours",
+    "judge",
     "before-after",
     "equivalence",
     "measure",
@@ -53,6 +55,8 @@ FRAME = (
     "imports",
     "recap",
 )  # enough where no step is taken
+SLOT = ("yours", "judge")  # where the learner's function is written and judged; once each
+APPENDIX = tuple(part for part in FRAME if part != "objectives")  # for reference: a1_… to a6_…
 EXTRA_TAGS = {"cited", "hide-input", "raises-exception", "slow"}
 # not yet read against their runs
 UNREAD = {
@@ -66,6 +70,25 @@ UNREAD = {
     *("05_merged_mlp", "06_eager_finish", "07_torchair_graph", "09_many_cards", "10_results"),
 }
 FIRST, LAST = ("00_start_here",), ("09_many_cards", "10_results")
+APPENDICES: tuple[str, ...] = ()
+# words of Markdown and lines of code of a notebook with a slot, exercises not counted
+BUDGET = {
+    "00": (600, 45),
+    "01": (900, 75),
+    "02": (950, 85),
+    "03": (950, 90),
+    "04": (650, 70),
+    "05": (750, 70),
+    "06a": (800, 75),
+    "06b": (700, 75),
+    "07": (950, 90),
+    "08": (950, 95),
+    "09": (850, 75),
+    "10": (500, 45),
+    "11": (700, 60),
+}
+SLOT_CELLS, SLOT_LINES = 26, 12  # of such a notebook, and of a cell behind its set-up
+MORE = {"exercise", "solution"}  # at the end, folded, and not counted
 PARAMETERS = {"profile", "device", "results_dir", "seed"}
 MAX_CELLS, MAX_LINES, MAX_WIDTH = 42, 20, 100  # 40 and the two of the NPU picture
 _REMOTE = re.compile(
@@ -99,7 +122,7 @@ def expected_names() -> list[str]:
     sys.path.insert(0, str(ROOT))
     from dsv3_port.steps import STEPS
 
-    return [*FIRST, *dict.fromkeys(s.notebook for s in STEPS), *LAST]
+    return [*FIRST, *dict.fromkeys(s.notebook for s in STEPS), *LAST, *APPENDICES]
 
 
 # ---- rules: each yields what is wrong, as (cell or None, sentence) -------------------------------
@@ -147,6 +170,37 @@ def check_size(nb: dict[str, Any]) -> Iterator[Finding]:
                 yield cell, f"line {number} has {len(line)} characters, at most {MAX_WIDTH}"
 
 
+def has_slot(nb: dict[str, Any]) -> bool:
+    return any(tag in tags(c) for c in nb["cells"] for tag in SLOT)
+
+
+def check_slot(nb: dict[str, Any], name: str) -> Iterator[Finding]:
+    """A notebook with a slot: one cell for it and one judge; one idea, so few cells and words."""
+    if not has_slot(nb):
+        return
+    for tag in SLOT:
+        if (count := sum(tag in tags(c) for c in code_cells(nb["cells"]))) != 1:
+            yield None, f"{count} code cells tagged {tag!r}, exactly one is needed"
+    counted = [c for c in nb["cells"] if not MORE & set(tags(c))]
+    if len(counted) > SLOT_CELLS:
+        yield None, f"{len(counted)} cells without exercises, at most {SLOT_CELLS}"
+    words = lines = 0
+    for cell in counted:
+        text = [line for line in source(cell).splitlines() if line.strip()]
+        if cell.get("cell_type") == "markdown":
+            words += len(source(cell).split())
+            continue
+        lines += len(text)
+        if len(text) > SLOT_LINES and not {"imports", "yours"} & set(tags(cell)):
+            yield (
+                cell,
+                f"{len(text)} lines, at most {SLOT_LINES}: make it a function of the package",
+            )
+    most = BUDGET.get(name.partition("_")[0])
+    if most and (words > most[0] or lines > most[1]):
+        yield None, f"{words} words and {lines} lines of code, at most {most[0]} and {most[1]}"
+
+
 def assigned_names(text: str) -> set[str]:
     """Names bound to literals at the top level: what papermill can override."""
     found = set()
@@ -189,9 +243,9 @@ def check_anatomy(nb: dict[str, Any], required: Sequence[str] = ANATOMY) -> Iter
             yield None, f"no cell tagged {part!r}"
     runs = [key for key, _ in groupby(order)]
     for before, after in zip(runs, runs[1:], strict=False):
-        if ANATOMY.index(after) < ANATOMY.index(before) and (before, after) != (
-            "solution",
-            "exercise",
+        if ANATOMY.index(after) < ANATOMY.index(before) and (before, after) not in (
+            ("solution", "exercise"),
+            ("recap", "exercise"),
         ):
             yield None, f"part {after!r} comes after {before!r}; the order is fixed"
     exercises, solutions = runs.count("exercise"), runs.count("solution")
@@ -232,13 +286,17 @@ def check_card(nb: dict[str, Any]) -> Iterator[Finding]:
 
 def check_notebook(nb: dict[str, Any], name: str, folder: Path = ROOT / "notebooks") -> list[str]:
     """Every finding about one notebook, as lines."""
-    required = FRAME if name in (*FIRST, *LAST) else ANATOMY
+    required: Sequence[str] = FRAME if name in (*FIRST, *LAST) else ANATOMY
+    required = APPENDIX if re.match(r"a\d_", name) else required
+    if not has_slot(nb):
+        required = [part for part in required if part not in SLOT]
     found: list[Finding] = [
         *check_format(nb),
         *check_stripped(nb),
         *check_size(nb),
         *check_parameters(nb),
         *check_anatomy(nb, required),
+        *check_slot(nb, name),
         *check_failures(nb),
         *check_contents(nb, folder),
         *check_card(nb),

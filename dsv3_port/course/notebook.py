@@ -9,6 +9,7 @@ from pathlib import Path
 
 import nbformat
 
+NAME = re.compile(r"(\d\d[a-z]?|a\d)_\w+")  # 02_mla_low_rank, 06a_fixed_cache; a2_… is an appendix
 FIELDS = ("Reading", "Exercises", "Run", "Difficulty", "Prerequisites", "Tiers")
 
 
@@ -39,6 +40,14 @@ class Notebook:
     def summary(self) -> str:
         """The claim's first sentence, without markup."""
         return re.split(r"(?<=[.!?])\s", re.sub(r"[*`]", "", self.claim), maxsplit=1)[0]
+
+
+def course_files(folder: Path) -> list[Path]:
+    """The course's notebooks in a folder: numbered ones in order, then the appendices."""
+    return sorted(
+        (f for f in folder.glob("*.ipynb") if NAME.fullmatch(f.stem)),
+        key=lambda f: (f.stem[0] == "a", f.stem),
+    )
 
 
 def _first_number(text: str) -> int:

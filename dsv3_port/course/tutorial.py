@@ -25,7 +25,7 @@ from ..bench.machine import device_info
 from ..engine.device import pick_device
 from ..errors import PortError
 from ..files import write_atomic
-from .notebook import Notebook, read_notebook
+from .notebook import Notebook, course_files, read_notebook
 from .pages import write_guide, write_index, write_pages
 from .run_notebook import TIMEOUT, NotebookRun, run_notebook
 from .slides import write_slides
@@ -38,7 +38,7 @@ def find_notebooks() -> Path:
     from ..paths import repo_root
 
     folder = repo_root() / "notebooks"
-    if not any(folder.glob("[0-9][0-9]_*.ipynb")):
+    if not course_files(folder):
         raise PortError(
             f"{folder}: no notebooks here; the tutorial runs in a checkout or a folder of `dsv3-port start`"
         )
@@ -46,8 +46,8 @@ def find_notebooks() -> Path:
 
 
 def choose(notebooks_dir: Path, only: Sequence[str] | None = None) -> list[Path]:
-    """The numbered notebooks in order; `only` names some of them by number ("03", "3") or name."""
-    found = sorted(notebooks_dir.glob("[0-9][0-9]_*.ipynb"))
+    """The notebooks in order; `only` names some of them by number ("03", "3", "06a", "a2") or name."""
+    found = course_files(notebooks_dir)
     if not found:
         raise PortError(
             f"{notebooks_dir}: no notebooks here; the tutorial runs in a checkout or a folder of `dsv3-port start`"
@@ -57,11 +57,12 @@ def choose(notebooks_dir: Path, only: Sequence[str] | None = None) -> list[Path]
     chosen = []
     for word in only:
         key = word.removesuffix(".ipynb")
-        fits = [f for f in found if f.stem == key or f.stem[:2] == key.zfill(2)]
+        fits = [f for f in found if key.zfill(2) in (f.stem, f.stem.partition("_")[0])]
+        fits = fits or [f for f in found if f.stem[:2] == key.zfill(2)]  # "6": 06a and 06b
         if not fits:
             raise PortError(f"no notebook {word!r}; there are {', '.join(f.stem for f in found)}")
         chosen += fits
-    return sorted(set(chosen))
+    return [f for f in found if f in chosen]
 
 
 def read_profile(name: str, folder: Path) -> dict[str, Any]:

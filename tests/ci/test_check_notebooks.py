@@ -14,7 +14,18 @@ CI = Path(__file__).parents[2] / "ci" / "tools"
 _spec = importlib.util.spec_from_file_location("check_notebooks", CI / "check_notebooks.py")
 rules = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(rules)
-CODE = ("map", "parameters", "imports", "measure", "failure", "plot", "exercise", "equivalence")
+CODE = (
+    "map",
+    "parameters",
+    "imports",
+    "yours",
+    "judge",
+    "measure",
+    "failure",
+    "plot",
+    "exercise",
+    "equivalence",
+)
 SETTINGS = 'profile = "tiny"\ndevice = "auto"\nresults_dir = "results"\nseed = 0\n'
 
 
@@ -78,7 +89,7 @@ CARD = """| | |
 @pytest.mark.parametrize(
     ("change", "finding"),
     [
-        (("3 minutes", "30 minutes"), "30 minutes of reading, the word count 2"),
+        (("3 minutes", "30 minutes"), "30 minutes of reading, the word count 3"),
         ((", by word count", ""), "by word count"),
         ((", measured on two CPU cores", ""), "measured"),
         (("| Difficulty", "| Difficult"), "no row 'Difficulty'"),
@@ -300,11 +311,76 @@ def test_addresses_and_documented_folders_are_no_machine_paths():
 
 def test_names_and_order():
     expected = rules.expected_names()
-    assert len(expected) == 11
-    assert expected == sorted(expected)
+    core = [name for name in expected if name not in rules.APPENDICES]
+    assert len(core) == 11 and core == sorted(core) and expected[len(core) :] == [*rules.APPENDICES]
     assert rules.check_names(expected, expected) == []
     lines = rules.check_names([*expected[1:], "11_more"], expected)
     assert [line.split(":")[0] for line in lines] == ["00_start_here", "11_more"]
+
+
+def _no_judge(nb):
+    nb["cells"].remove(find(nb, "judge"))
+
+
+def _two_slots(nb):
+    nb["cells"].insert(9, cell("yours", "code", "x = 1", "x-yours-2"))
+
+
+def _judge_first(nb):
+    at = nb["cells"].index(find(nb, "yours"))
+    nb["cells"][at : at + 2] = reversed(nb["cells"][at : at + 2])
+
+
+def _cells_of_a_slot(nb):
+    nb["cells"][8:8] = [cell("", "markdown", "more", f"x-{i}") for i in range(12)]
+
+
+def _lines_of_a_slot(nb):
+    find(nb, "plot")["source"] = "x = 1\n" * 13
+
+
+def _many_words(nb):
+    find(nb, "recap")["source"] = "word " * 951
+
+
+def _many_lines(nb):
+    nb["cells"][10:10] = [cell("", "code", "x = 1\n" * 12, f"x-{i}") for i in range(8)]
+
+
+SLOT = {
+    _no_judge: "0 code cells tagged 'judge'",
+    _two_slots: "2 code cells tagged 'yours'",
+    _judge_first: "part 'yours' comes after 'judge'",
+    _cells_of_a_slot: "at most 26",
+    _lines_of_a_slot: "13 lines, at most 12",
+    _many_words: "words and",
+    _many_lines: "lines of code, at most 950 and 85",
+}
+
+
+@pytest.mark.parametrize("damage", SLOT, ids=lambda f: f.__name__.strip("_"))
+def test_a_notebook_with_a_slot_is_short_and_has_one_of_each(damage):
+    nb = copy.deepcopy(good())
+    damage(nb)
+    lines = rules.check_notebook(nb, "02_mla_low_rank")
+    assert any(SLOT[damage] in line for line in lines), lines
+
+
+def test_more_stands_behind_the_recap_and_is_not_counted():
+    nb = good()
+    more = [
+        *(cell("exercise", "code", "check()" + "\nx = 1" * 15, f"x-more-{i}") for i in range(9)),
+        cell("solution", "markdown", "so " * 2000, "x-more-solution"),
+    ]
+    nb["cells"] += more
+    assert rules.check_notebook(nb, "02_mla_low_rank") == []
+
+
+def test_an_appendix_needs_no_exercises():
+    nb = good()
+    nb["cells"] = [c for c in nb["cells"] if set(c["metadata"]["tags"]) & set(rules.APPENDIX)]
+    assert rules.check_notebook(nb, "a2_routing_and_gating") == []
+    assert rules.check_notebook(nb, "02_mla_low_rank")
 
 
 def test_files_from_the_command_line(tmp_path, capsys):
