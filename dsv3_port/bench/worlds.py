@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from ..check.equivalence import PROMPTS, Rows, difference, random_ids, run
+from ..check.equivalence import PROMPTS, Rows, difference, padding, random_ids, run
 from ..check.rank_calls import own_device, stored_bytes
 from ..count.traffic import Collective, CountedParallel
 from ..engine.device import synchronize
@@ -147,7 +147,8 @@ class _World:
 
     def answer(self) -> list[Rows]:
         """Logits after a few prompts and cached steps, the same prompts in every world."""
-        return [run(self.model, random_ids(self.model, (2, 20), n)) for n in range(PROMPTS)]
+        batches = [random_ids(self.model, (2, 20), n) for n in range(PROMPTS)]
+        return [run(self.model, ids, mask=padding(ids)) for ids in batches]
 
     def step(self) -> float:
         """Seconds of one cached step with a fresh token; its collectives are in the log."""
@@ -227,6 +228,6 @@ def _check(worlds: dict[int, _World]) -> None:
         found.difference = min(difference(a, b) for a, b in zip(reference, rows, strict=True))
         if found.difference > TOLERANCE["float32"]:
             raise PortError(
-                f"{world_name(size)}: the logits differ by {found.difference:.1e} from those of "
-                f"{world_name(next(iter(answers)))}; nothing was timed. Are the folders of one checkpoint?"
+                f"{world_name(size)}: the logits or the chosen experts differ ({found.difference:.1e}) from "
+                f"those of {world_name(next(iter(answers)))}; nothing was timed. Are the folders of one checkpoint?"
             )

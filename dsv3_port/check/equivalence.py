@@ -1,10 +1,16 @@
-"""The gate before every timing: a faster model that says something else is not faster."""
+"""The gate before every timing: a faster model that says something else is not faster.
+
+Prompts are padded and run in a cache with spare room. In float32 every row of logits must agree and
+every token's experts be the same: the form that is timed at the sizes that are timed. check/gate.py
+looks closer, at every stage, on one batch of its own.
+"""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,24 +19,30 @@ from torch import Tensor
 from ..errors import PortError
 from ..model.decoder import DeepseekV3
 from ..steps import TOLERANCE
+from .stages import EXPERTS, feed, peer_logits, stages_of
 
-# 16-bit: one swapped expert moves a row, and a prompt of one row with it
+# two experts may tie but for the order of additions; eight prompts in a row do not
 STEPS_CHECKED, PROMPTS = 4, 8
+EXACT = ("float32", "float64")
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Logits of one model: after the prompt [B, 1, V] and after each cached step [B, STEPS_CHECKED,
-    V]."""
+    """What one model says to a prompt: logits after it [B, 1, V] and after each cached step [B,
+    STEPS_CHECKED, V]."""
 
     prefill: Tensor
     decode: Tensor
     seconds_prefill: float  # the first call of that shape: compilation is in it
     seconds_decode: float
+    exact: bool = True  # more than 16 bits
+    # gate -> experts of the prompt's real tokens [T, K] in order; not recorded in 16 bits
+    experts: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Gaps(dict[str, float]):
-    """Model -> relative difference of its logits from the first one's."""
+    """Model -> relative difference of its logits from the first one's; infinite where its experts
+    are others."""
 
     def __init__(self, *gaps: Any) -> None:
         super().__init__(*gaps)
@@ -44,42 +56,72 @@ def random_ids(model: Any, shape: tuple[int, ...], seed: int) -> Tensor:
     return torch.randint(model.config.vocab_size, shape, generator=generator).to(model.device)
 
 
-def run(model: Any, ids: Tensor, room: int | None = None) -> Rows:
-    """Prompt ids [B, L] but its last STEPS_CHECKED tokens as one prefill, these as cached steps.
+def padding(ids: Tensor, steps: int = STEPS_CHECKED) -> Tensor:
+    """mask for ids [B, L] whose last `steps` are cached steps: prompts of different lengths,
+    left-padded, the last row by a third. A single row is padded too."""
+    batch, length = ids.shape
+    widest = (length - steps) // 3
+    mask = torch.ones_like(ids)
+    for row in range(batch):
+        mask[row, : widest * (row if batch > 1 else 1) // max(batch - 1, 1)] = 0
+    return mask
 
-    `room` is the cache's max_length (fixed caches and graphs depend on it). A transformers model
-    runs uncached.
+
+def run(model: Any, ids: Tensor, room: int | None = None, mask: Tensor | None = None) -> Rows:
+    """Prompt ids [B, L] but its last STEPS_CHECKED tokens as one prefill, these as cached steps;
+    mask [B, L] is 0 on padding.
+
+    `room` is the cache's max_length (fixed caches and graphs depend on it), by default a few
+    positions more than L. A transformers model runs uncached.
     """
     length = ids.shape[1] - STEPS_CHECKED
+    exact = str(model.dtype).removeprefix("torch.") in EXACT
+    chosen = _experts(model, ids[:, :length], mask) if exact else {}
     if not isinstance(model, DeepseekV3):
-        with torch.no_grad():
-            logits = model(ids, use_cache=False).logits.float()[:, length - 1 :]
-        return Rows(logits[:, :1], logits[:, 1:], 0.0, 0.0)
-    cache = model.new_cache(ids.shape[0], max(room or 0, ids.shape[1]))
-    # a graph is compiled for strides as well: hand over what generation does
-    prompt = ids[:, :length].contiguous()
-    tokens = [ids[:, i : i + 1].contiguous() for i in range(length, ids.shape[1])]
-    start = time.perf_counter()
-    first = model(prompt, cache=cache)[:, -1:]
-    after_prefill = time.perf_counter()
-    steps = [model(tokens[0], cache=cache)]
-    after_step = time.perf_counter()
-    steps += [model(token, cache=cache) for token in tokens[1:]]
-    return Rows(first, torch.cat(steps, 1), after_prefill - start, after_step - after_prefill)
+        rows = peer_logits(model, ids, mask).float()[:, length - 1 :]
+        return Rows(rows[:, :1], rows[:, 1:], 0.0, 0.0, exact, chosen)
+    logits, seconds = [], []
+    for call in feed(model, ids, mask, STEPS_CHECKED, room):
+        start = time.perf_counter()
+        logits.append(call()[:, -1:])
+        seconds.append(time.perf_counter() - start)
+    return Rows(logits[0], torch.cat(logits[1:], 1), seconds[0], seconds[1], exact, chosen)
+
+
+def _experts(model: Any, prompt: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
+    part = torch.ones_like(prompt) if mask is None else mask[:, : prompt.shape[1]]
+    real = part.bool().flatten().cpu()
+    chosen = stages_of(model, prompt, part, only=EXPERTS)
+    return {name: value.flatten(0, -2)[real] for name, value in chosen.items()}
 
 
 def difference(reference: Rows, other: Rows) -> float:
-    """Largest |difference| of a logit row over the largest magnitude: the median over rows, the
-    worse of both phases.
+    """Largest |difference| of a logit row over the largest magnitude, the worse of both phases:
+    the maximum over rows, and infinite where a token's experts are others.
 
-    The median, because another order of additions may swap two experts whose scores nearly tie;
-    that moves one row far and is no error. A wrong form moves them all.
+    Of 16-bit models the median over rows: there another order of additions often swaps two
+    experts whose scores nearly tie; that moves one row far and is no error. A wrong form that moves
+    few rows hides below it, and is found in float32.
     """
+    exact = reference.exact and other.exact
+    if exact and other_choices(reference, other):
+        return math.inf
 
     def rows(a: Tensor, b: Tensor) -> float:
-        return float(((a - b).abs().amax(-1) / a.abs().max()).median())
+        gaps = (a - b).abs().amax(-1) / a.abs().max()
+        return float(gaps.max() if exact else gaps.median())
 
     return max(rows(reference.prefill, other.prefill), rows(reference.decode, other.decode))
+
+
+def other_choices(reference: Rows, other: Rows) -> str:
+    """The first gate that sends tokens to other experts, as a sentence; "" if none does."""
+    for name, a in reference.experts.items():
+        b = other.experts.get(name, a)
+        wrong = int((a != b).any(-1).sum()) if a.shape == b.shape else len(a)
+        if wrong:
+            return f"{name} chooses other experts for {wrong} of {len(a)} tokens"
+    return ""
 
 
 def check_equivalence(
@@ -92,26 +134,32 @@ def check_equivalence(
 ) -> Gaps:
     """Relative difference of each model's logits from the first one's, prefill and cached decode.
 
-    Random prompts of `length` tokens. Raises PortError where a model stays above TOLERANCE of its
-    dtype in PROMPTS of them.
+    Random prompts of up to `length` tokens, padded. Raises PortError where a model stays above
+    TOLERANCE of its dtype, or chooses other experts, in PROMPTS batches of them.
     """
     if not models:
         raise PortError("check_equivalence: no models given")
     base = next(iter(models.values()))
     dtype = str(base.dtype).removeprefix("torch.")
-    bound, found = TOLERANCE[dtype], Gaps(dict.fromkeys(models, float("inf")))
+    bound, found = TOLERANCE[dtype], Gaps(dict.fromkeys(models, math.inf))
+    why = ""
     for attempt in range(PROMPTS):
         ids = random_ids(base, (batch, length + STEPS_CHECKED), seed + attempt)
-        reference = run(base, ids, room)
+        mask = padding(ids)
+        reference = run(base, ids, room, mask)
         for name, model in models.items():
             if found[name] > bound:
-                rows = reference if model is base else run(model, ids, room)
+                rows = reference if model is base else run(model, ids, room, mask)
                 found[name] = min(found[name], difference(reference, rows))
                 found.first_calls.setdefault(name, rows)
+                why = other_choices(reference, rows) or why
         if max(found.values()) <= bound:
             return found
     name = max(found, key=lambda n: found[n])
+    first = repr(next(iter(models)))
+    if found[name] == math.inf:
+        raise PortError(f"{name!r} differs from {first}: {why}; nothing was timed")
     raise PortError(
-        f"{name!r} differs from {next(iter(models))!r} by {found[name]:.1e} of the largest logit (allowed "
-        f"in {dtype}: {bound:.0e}); nothing was timed"
+        f"{name!r} differs from {first} by {found[name]:.1e} of the largest logit (allowed in {dtype}: "
+        f"{bound:.0e}); nothing was timed"
     )

@@ -22,7 +22,8 @@ from ..model.decoder import DeepseekV3
 from ..parallel import TensorParallel
 from ..plan import PortPlan
 from .defects import GATHERS
-from .equivalence import random_ids
+from .equivalence import padding, random_ids
+from .stages import feed
 
 
 def own_device(parallel: TensorParallel, device: str) -> str:
@@ -47,19 +48,15 @@ def logits_of_rank(
     device: str = "cpu",
     gather: str = "right",
 ) -> Tensor:
-    """Logits [B, 1 + steps, V] in float32: after the prompt input_ids[:, :-steps], then after each
-    cached step.
+    """Logits [B, 1 + steps, V] in float32: after the prompt input_ids[:, :-steps], rows of different
+    lengths and padded, then after each cached step, in a cache with spare room.
 
     gather: a key of defects.GATHERS, to see what a wrong one does.
     """
     place = GATHERS[gather](parallel.rank, parallel.world_size, parallel.group)
     model = load_model(path, plan, own_device(parallel, device), "float32", place)
-    ids = input_ids.to(model.device)
-    cache = model.new_cache(*ids.shape)
-    prompt = ids.shape[1] - steps
-    rows = [model(ids[:, :prompt], cache=cache)[:, -1:]]
-    rows += [model(ids[:, i : i + 1], cache=cache) for i in range(prompt, ids.shape[1])]
-    return torch.cat(rows, 1).cpu()
+    calls = feed(model, input_ids, padding(input_ids, steps), steps)
+    return torch.cat([call()[:, -1:] for call in calls], 1).cpu()
 
 
 def gathers_of_rank(

@@ -67,10 +67,10 @@ def _stage_output(name: str, output: Any) -> Tensor | None:
 
 
 def record_stages(
-    model: nn.Module, run: Callable[[], Any], within: str = ""
+    model: nn.Module, run: Callable[[], Any], within: str = "", only: str = ""
 ) -> tuple[Any, dict[str, Tensor]]:
     """What `run()` gives, and stage -> its output during it: the last call of each, in the order of
-    these calls. Hooks are gone afterwards."""
+    these calls; of stages whose name ends with `only`. Hooks are gone afterwards."""
     seen: dict[str, Tensor] = {}
 
     def keep(name: str) -> Callable[[Any, Any, Any], None]:
@@ -83,7 +83,8 @@ def record_stages(
         return hook
 
     modules = dict(model.named_modules())
-    handles = [modules[n].register_forward_hook(keep(n)) for n in stages(model, within)]
+    chosen = [name for name in stages(model, within) if name.endswith(only)]
+    handles = [modules[name].register_forward_hook(keep(name)) for name in chosen]
     try:
         with torch.no_grad():
             return run(), seen
@@ -112,15 +113,16 @@ def feed(
     cached: int,
     room: int | None = None,
 ) -> Iterator[Callable[[], Tensor]]:
-    """The calls that run ids [B, S] as a prompt and `cached` steps of one token, in a cache with
-    spare room: each gives logits. Without steps and `room` nothing is cached."""
+    """The calls that run ids [B, S] as a prompt and `cached` steps of one token, in a cache of `room`
+    positions, by default with SPARE ones: each gives logits. Without steps and `room` nothing is
+    cached."""
     where = model.device
     ids, mask = ids.to(where), None if mask is None else mask.to(where)
     if not cached and room is None:
         yield partial(model, ids, mask)
         return
     length = ids.shape[1] - cached
-    cache = model.new_cache(ids.shape[0], max(room or 0, ids.shape[1] + SPARE))
+    cache = model.new_cache(ids.shape[0], max(room or ids.shape[1] + SPARE, ids.shape[1]))
     # contiguous: a graph is compiled for strides as well, hand over what generation does
     prompt, padding = ids[:, :length].contiguous(), None if mask is None else mask[:, :length]
     yield partial(model, prompt, padding, cache)
@@ -135,6 +137,7 @@ def stages_of(
     attention_mask: Tensor | None = None,
     cached: int = 0,
     within: str = "",
+    only: str = "",
 ) -> dict[str, Tensor]:
     """Stage -> its output for input_ids [B, S], by the eager step, on the CPU.
 
@@ -145,8 +148,10 @@ def stages_of(
     if isinstance(model, DeepseekV3):
         calls = feed(model, input_ids, attention_mask, cached)
         with eagerly(model):  # a compiled step would not call the hooks
-            return record_stages(model, lambda: [call() for call in calls], within)[1]
-    _, seen = record_stages(model, lambda: peer_logits(model, input_ids, attention_mask), within)
+            return record_stages(model, lambda: [call() for call in calls], within, only)[1]
+    _, seen = record_stages(
+        model, lambda: peer_logits(model, input_ids, attention_mask), within, only
+    )
     if not cached:
         return seen
     return {

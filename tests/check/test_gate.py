@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,14 @@ import torch
 
 from dsv3_port import PortPlan, load_model
 from dsv3_port.check.compare import compare_models
-from dsv3_port.check.equivalence import difference, random_ids, run
+from dsv3_port.check.equivalence import (
+    STEPS_CHECKED,
+    check_equivalence,
+    difference,
+    padding,
+    random_ids,
+    run,
+)
 from dsv3_port.check.gate import (
     CACHED,
     LENGTHS,
@@ -92,9 +100,10 @@ def test_wrong_absorbed_attention_is_seen_in_the_first_cached_step(full, mistake
 
 
 def median_gap(a, b, batch=2):
-    """As the gate before timings compares in 16 bits."""
+    """As the gate before timings compares in 16 bits, here without padding."""
     ids = random_ids(a, (batch, 28), 0)
-    return difference(run(a, ids), run(b, ids))
+    rows = [dataclasses.replace(run(m, ids), exact=False) for m in (a, b)]
+    return difference(*rows)
 
 
 @pytest.mark.parametrize("layer", [1, 3])
@@ -213,3 +222,28 @@ def test_cached_steps_of_transformers_are_the_last_position(upstream, full):
         assert compare_models(peer, full, IDS, mask, cached=3).ok
         wrong = with_absorbed(full, WRONG["parts swapped"])
         assert not compare_models(peer, wrong, IDS, mask, cached=3).ok
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_the_gate_before_timings_sees_few_wrong_tokens_and_padding(full, batch):
+    assert (
+        max(check_equivalence({"a": full, "b": with_plan(full, full.plan)}, batch=batch).values())
+        == 0
+    )
+    for wrong, why in (
+        (
+            without_bias(full, 3),
+            r"layers\.3\.mlp\.gate chooses other experts for \d+ of \d+ tokens",
+        ),
+        (padding_as_position(full), "of the largest logit"),
+        (with_absorbed(full, WRONG["no mask"]), "of the largest logit"),
+    ):
+        with pytest.raises(PortError, match=why):
+            check_equivalence({"right": full, "wrong": wrong}, batch=batch)
+
+
+def test_prompts_of_the_gate_before_timings_are_padded():
+    for batch, pads in ((1, [8]), (3, [0, 4, 8])):
+        mask = padding(torch.zeros(batch, 24 + STEPS_CHECKED))
+        assert (mask == 0).sum(1).tolist() == pads and bool(mask[:, 8:].all())
+    assert padding(torch.zeros(1, 1 + STEPS_CHECKED)).all()
