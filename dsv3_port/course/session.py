@@ -89,7 +89,7 @@ def start(
     torch.manual_seed(seed)
     folder = root / results_dir  # an absolute results_dir stays itself
     folder.mkdir(parents=True, exist_ok=True)
-    return Session(
+    made = Session(
         profile,
         str(pick_device(device)),
         seed,
@@ -98,3 +98,13 @@ def start(
         folder / "results.json",
         PROFILES[profile],
     )
+    _started[:] = [made]
+    return made
+
+
+_started: list[Session] = []
+
+
+def current() -> Session | None:
+    """What `start` returned last in this process: one notebook, one kernel, one session."""
+    return _started[0] if _started else None

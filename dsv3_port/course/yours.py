@@ -16,6 +16,7 @@ from typing import Any
 
 from ..errors import PortError
 from ..model.decoder import DeepseekV3
+from . import kept, session
 from . import slots as _package
 from .diff import beside
 from .show import Shown
@@ -151,7 +152,17 @@ def fit(yours: Yours, base: DeepseekV3, seconds: float = 30.0) -> Fitted:
     if STATES[verdict.state].runs:
         verdict = replace(verdict, below=beside(yours.slot.finished, yours.written.text))
     model = trial.twin if verdict and trial.twin is not None else finished
+    if (here := session.current()) is not None:
+        kept.note(here.results.parent, yours.slot, verdict.state, yours.written.text)
     return Fitted(yours.slot, verdict, model, trial.twin, finished, yours.written)
+
+
+def your_model(base: DeepseekV3) -> kept.Assembled:
+    """Every function of this learner's that is right, in one twin of `base`; the rest is the finished
+    code, by name. PortError outside a notebook (`start` says where the functions are kept)."""
+    if (here := session.current()) is None:
+        raise PortError("your_model: call start(...) first, it says where your functions are kept")
+    return kept.assemble(here.results.parent, base, slots())
 
 
 _asked: dict[str, int] = {}

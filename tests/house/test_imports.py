@@ -50,7 +50,14 @@ ONLY = {
     "jupyter_client": {"course/", "doctor/classroom.py"},
     "jinja2": {"course/"},
     "pygments": {"course/"},
-    "pydantic": {"bench/", "weights/", "config.py", "typed.py", "engine/generation_config.py"},
+    "pydantic": {
+        "bench/",
+        "weights/",
+        "config.py",
+        "course/kept.py",
+        "typed.py",
+        "engine/generation_config.py",
+    },
 }
 # state of a process below the engine, each with its reason; hostnpu is such state by nature
 GLOBALS = {

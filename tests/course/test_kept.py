@@ -1,0 +1,88 @@
+"""A learner's progress and their functions together in one model."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from dsv3_port import PortError, PortPlan, load_model
+from dsv3_port.course import session
+from dsv3_port.course.kept import FILE, assemble, note, read_progress
+from dsv3_port.course.yours import fit, read, slots, your_model
+from dsv3_port.paths import tiny
+
+SLOTS = slots()
+TOGETHER = {i: s for i, s in SLOTS.items() if s.make is None}
+
+
+@pytest.fixture(scope="module")
+def base():
+    return load_model(tiny(), PortPlan.full(), "cpu", "float32")
+
+
+def test_a_verdict_is_written_down_and_what_was_right_stays(tmp_path):
+    slot = SLOTS["00.last"]
+    assert read_progress(tmp_path / FILE) == {}
+    note(tmp_path, slot, "empty", slot.stub)
+    note(tmp_path, slot, "wrong", "def last(hidden): return 0")
+    assert not (tmp_path / "yours").exists()
+    note(tmp_path, slot, "right", slot.solution)
+    note(tmp_path, slot, "raised", "def last(hidden): 1 / 0")
+    row = read_progress(tmp_path / FILE)["00.last"]
+    assert (row.state, row.tries, row.built) == ("raised", 3, True)
+    assert (tmp_path / "yours" / "00.last.py").read_text().strip() == slot.solution.strip()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{", "not readable as JSON"),
+        ("[]", "not a progress file of format 1"),
+        ('{"format": 2, "slots": {}}', "not a progress file of format 1"),
+        ('{"format": 1, "slots": {"00.last": {"state": "perfect"}}}', "00.last"),
+        ('{"format": 1}', "valid dictionary"),
+    ],
+)
+def test_another_file_is_refused_by_name(tmp_path, text, says):
+    (tmp_path / FILE).write_text(text)
+    with pytest.raises(PortError, match=says) as found:
+        read_progress(tmp_path / FILE)
+    assert FILE in str(found.value)
+
+
+def test_all_solutions_together_are_one_model(tmp_path, base):
+    for slot in TOGETHER.values():
+        note(tmp_path, slot, "right", slot.solution)
+    whole = assemble(tmp_path, base, SLOTS)
+    assert set(whole.yours) == set(TOGETHER) and set(whole.finished) == set(SLOTS) - set(TOGETHER)
+    assert str(whole) == f"{len(TOGETHER)} of {len(SLOTS)} functions are yours"
+    ids = torch.arange(3, 19).unsqueeze(0)
+    assert torch.allclose(whole.model(ids), base(ids), atol=1e-4)
+
+
+def test_what_was_never_right_is_the_finished_code(tmp_path, base):
+    note(tmp_path, SLOTS["00.last"], "right", SLOTS["00.last"].solution)
+    note(tmp_path, SLOTS["02.absorbed"], "wrong", SLOTS["02.absorbed"].solution)
+    whole = assemble(tmp_path, base, SLOTS)
+    assert whole.yours == ("00.last",) and whole.finished["02.absorbed"] == "not written yet"
+
+
+def test_a_kept_function_that_is_wrong_by_now_is_told(tmp_path, base):
+    slot = SLOTS["02.absorbed"]
+    note(tmp_path, slot, "right", next(iter(slot.wrong.values())).source)
+    with pytest.raises(PortError, match=r"02\.absorbed: .* together they part at"):
+        assemble(tmp_path, base, SLOTS)
+
+
+def test_fit_writes_into_the_sessions_folder(tmp_path, base, monkeypatch):
+    monkeypatch.setattr(session, "_started", [])
+    with pytest.raises(PortError, match="start"):
+        your_model(base)
+    slot = SLOTS["00.last"]
+    fit(read(slot.id, slot.solution, "cell.py"), base)  # no session: nothing is kept
+    session.start(results_dir=tmp_path)
+    assert fit(read(slot.id, slot.solution, "cell.py"), base).state == "right"
+    assert json.loads((tmp_path / FILE).read_text())["slots"][slot.id]["built"]
+    assert your_model(base).yours == (slot.id,)
