@@ -38,7 +38,7 @@ MEMBERS = {
     "course.interrupted": "killed_split",
     "course.judge": "check",
     "course.session": "start",
-    "course.yours": "fit hint slot solution your_model",
+    "course.yours": "catalogue fit hint slot solution your_model",
     "plots.mla": "absorb_picture kv_b_split",
     "plots.model_map": "model_picture",
     "plots.npu_forward": "npu_forward",

@@ -63,14 +63,12 @@ UNREAD = {
     *(
         "00_start_here",
         "01_shard_weights",
-        "02_mla_low_rank",
-        "03_gmm_routing",
         "04_one_hot_gating",
     ),
     *("05_merged_mlp", "06_eager_finish", "07_torchair_graph", "09_many_cards", "10_results"),
 }
 FIRST, LAST = ("00_start_here",), ("09_many_cards", "10_results")
-APPENDICES: tuple[str, ...] = ()
+APPENDICES = ("a2_routing_and_gating",)
 # words of Markdown and lines of code of a notebook with a slot, exercises not counted
 BUDGET = {
     "00": (600, 45),

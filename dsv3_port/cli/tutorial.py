@@ -34,6 +34,12 @@ def arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--timeout", type=float, default=900.0, help="seconds for one cell (default: %(default)s)"
     )
+    p.add_argument(
+        "--yours",
+        default="",
+        metavar="WHAT",
+        help="write into the slots before running: empty, solution, wrong, or a folder of 02.absorbed.py …",
+    )
     p.add_argument("--quiet", action="store_true", help="no progress bars")
 
 
@@ -59,6 +65,7 @@ def run(args: argparse.Namespace) -> int:
         tqdm.write(
             f"{'ok    ' if run.status == 'ok' else 'FAILED'} {run.name:<20} {run.seconds:7.1f} s  "
             f"{run.cells} code cells{'  ' + run.error if run.error else ''}"
+            + "".join(f"  {slot} {state}" for slot, state in run.slots.items())
         )  # above the bars
         sys.stdout.flush()
 
@@ -71,6 +78,7 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
         timeout=args.timeout,
         progress=not args.quiet,
+        yours=args.yours,
         on_done=tell,
     )
     failed = [run.name for run in runs if run.status != "ok"]

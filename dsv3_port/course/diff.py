@@ -34,6 +34,7 @@ _BEFORE, _AFTER = (
     "rgba(0,114,178,.19)",
 )  # Okabe-Ito vermillion and blue: no red against green
 _MONO = "font-family:var(--jp-code-font-family,monospace);font-size:12px;line-height:1.45"
+FOLD = 'data-fold="judge"'  # on a <details> that pages open
 RULE = "1px solid rgba(128,128,128,.45)"
 
 
@@ -75,6 +76,7 @@ class Beside:
     after: Source
     label: str
     heads: tuple[str, str]
+    folded: bool = False  # behind a line to click on; pages show it open
 
     def pairs(self) -> Iterator[tuple[str, int | None, int | None]]:
         """(kind, line of before, line of after), kind one of equal, change; None where a side has
@@ -105,10 +107,13 @@ class Beside:
             f"{self.heads[1]}: {self.after.name}", self.after.place
         )
         label = html.escape(self.label, quote=True)
-        return (
+        shown = (
             f'<div role="figure" aria-label="{label}" tabindex="0" style="overflow-x:auto;border:{RULE};'
             'border-radius:4px;margin:.5em 0"><div style="display:grid;min-width:44rem;grid-template-columns:'
             f'minmax(0,1fr) minmax(0,1fr)">{heads}{"".join(cells)}</div></div>'
+        )
+        return (
+            f"<details {FOLD}><summary>{label}</summary>{shown}</details>" if self.folded else shown
         )
 
     def _repr_markdown_(self) -> str:
@@ -139,11 +144,12 @@ def beside(finished: str, yours: str) -> str:
     return f"<details><summary>{summary}</summary>{shown._repr_html_()}</details>"
 
 
-def diff(step_id: str) -> Beside:
-    """The step's upstream form beside its ported form, as they stand in the package."""
+def diff(step_id: str, built: object = True) -> Beside:
+    """The step's upstream form beside its ported form, as they stand in the package. `built`, a
+    judged function (yours.Fitted): folded until that is right."""
     s = step(step_id)
     label = f"step {s.number}, {s.title}: source before and after"
-    return Beside(source(s.before), source(s.after), label, ("before", "after"))
+    return Beside(source(s.before), source(s.after), label, ("before", "after"), not built)
 
 
 def source(what: Any) -> Source:

@@ -31,6 +31,7 @@ from traitlets.config import Config
 from ..plots.style import CSS_CLASS, ON_DARK
 from ..steps import STEPS
 from ..version import __version__
+from .diff import FOLD
 from .notebook import Notebook
 from .translations import LANGUAGES, of_notebook, translated
 
@@ -176,6 +177,7 @@ def write_page(
         },
     }
     text, _ = PageExporter(notebooks_dir, pages_dir).from_notebook_node(nb, resources)
+    text = text.replace(f"<details {FOLD}>", f"<details {FOLD} open>")
     file = pages_dir / f"{name}.html"
     file.write_text(text, encoding="utf-8")
     return file

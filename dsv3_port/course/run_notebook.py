@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,6 +24,9 @@ from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 from papermill.execute import remove_error_markers
+
+from ..errors import PortError
+from .filled import Answer, fill, states
 
 TIMEOUT = 900  # seconds for one cell
 _ADDED = {"injected-parameters", "papermill-error-cell-tag"}  # cells that papermill puts in
@@ -40,6 +43,7 @@ class NotebookRun:
     cells: int  # code cells that ran
     page: str
     error: str = ""
+    slots: dict[str, str] = field(default_factory=dict)  # slot -> the judge's state
 
 
 class ThisPython(AsyncKernelManager):
@@ -63,15 +67,23 @@ class ThisPython(AsyncKernelManager):
 
 
 def run_notebook(
-    file: Path, out: Path, parameters: Mapping[str, Any], timeout: float = TIMEOUT, label: str = ""
+    file: Path,
+    out: Path,
+    parameters: Mapping[str, Any],
+    timeout: float = TIMEOUT,
+    label: str = "",
+    answer: Answer | None = None,
 ) -> tuple[NotebookRun, NotebookNode | None]:
     """Execute one notebook into out/executed; its failure is told, not raised. `label` heads a bar
-    over its cells."""
+    over its cells. answer: what goes into its slots, in a copy."""
     target = out / "executed" / file.name
     target.unlink(missing_ok=True)
     try:
         original = nbformat.read(file, as_version=4)
         nbformat.validate(original)
+        source = file if answer is None else _filled(original, out / "filled" / file.name, answer)
+    except PortError:
+        raise
     except Exception as error:  # nbformat raises json's kinds and its own
         why = f"not a readable notebook: {' '.join(str(error).split())[:120]}"
         return NotebookRun(file.stem, "failed", 0.0, 0, "", why), None
@@ -85,7 +97,7 @@ def run_notebook(
     start = time.perf_counter()
     try:
         papermill.execute_notebook(
-            str(file),
+            str(source),
             str(target),
             dict(parameters),
             kernel_name="python3",
@@ -105,8 +117,21 @@ def run_notebook(
         nbformat.write(nb, target)
     status = "failed" if failure else "ok"
     return NotebookRun(
-        file.stem, status, round(seconds, 3), _ran(nb), f"pages/{file.stem}.html", failure
+        file.stem,
+        status,
+        round(seconds, 3),
+        _ran(nb),
+        f"pages/{file.stem}.html",
+        failure,
+        states(nb),
     ), nb
+
+
+def _filled(nb: NotebookNode, target: Path, answer: Answer) -> Path:
+    fill(nb, answer)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(nb, target)
+    return target
 
 
 def _tags(cell: NotebookNode) -> set[str]:

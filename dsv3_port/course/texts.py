@@ -19,13 +19,13 @@ def text_table(
     tokenizer: Any,
     prompts: Sequence[str],
     max_new_tokens: int,
+    name: str,
 ) -> Shown:
-    """Prompts and greedy text of `model`, whose column is called by `code`; of `wrong` beside it."""
+    """Prompts and greedy text of `model`, whose column is called by `code`; of `wrong` beside it,
+    whose column is called by `name`."""
     right = generate(model, tokenizer, prompts, max_new_tokens)
     if wrong is None:
-        return _table(
-            ["prompt", f"text, {code} code"], [[(g.prompt, ""), (g.text, "")] for g in right]
-        )
+        return _table(["prompt", f"text, {code}"], [[(g.prompt, ""), (g.text, "")] for g in right])
     try:
         with limit(60.0):
             other = generate(wrong, tokenizer, prompts, max_new_tokens)
@@ -37,7 +37,7 @@ def text_table(
             [(a.prompt, ""), (a.text, ""), _parted(a, b, tokenizer)]
             for a, b in zip(right, other, strict=True)
         ]
-    return _table(["prompt", f"text, {code} code", "text, your code"], rows)
+    return _table(["prompt", f"text, {code}", f"text, {name}"], rows)
 
 
 def _parted(a: Generation, b: Generation, tokenizer: Any) -> tuple[str, str]:
@@ -50,7 +50,9 @@ def _parted(a: Generation, b: Generation, tokenizer: Any) -> tuple[str, str]:
         return b.text, ""
     shared = tokenizer.decode(b.token_ids[:at], skip_special_tokens=True)
     whole = b.text
-    return (shared, whole[len(shared) :]) if whole.startswith(shared) else ("", whole)
+    if not whole.startswith(shared):
+        return "", whole
+    return shared, whole[len(shared) :] or " (ends here)"
 
 
 def _table(headers: list[str], rows: list[list[tuple[Any, str]]]) -> Shown:

@@ -25,6 +25,7 @@ from ..bench.machine import device_info
 from ..engine.device import pick_device
 from ..errors import PortError
 from ..files import write_atomic
+from .filled import answers
 from .notebook import Notebook, course_files, read_notebook
 from .pages import write_guide, write_index, write_pages
 from .run_notebook import TIMEOUT, NotebookRun, run_notebook
@@ -92,6 +93,7 @@ def run_tutorial(
     seed: int | None = None,
     timeout: float = TIMEOUT,
     progress: bool = True,
+    yours: str = "",
     on_done: Callable[[NotebookRun], None] | None = None,
 ) -> list[NotebookRun]:
     """Execute notebooks and build out_dir/index.html; a failing notebook is recorded and the rest
@@ -99,8 +101,9 @@ def run_tutorial(
 
     device "auto" and seed None leave what the profile says. A run of the whole course starts with
     empty results (the former results.json is kept as results-before.json); `only` adds to what is
-    there.
+    there. yours: what is written into the slots of copies (filled.answers).
     """
+    answer = answers(yours) if yours else None
     notebooks, out = Path(notebooks_dir).resolve(), Path(out_dir).resolve()
     todo, course = choose(notebooks, only), choose(notebooks)
     parameters = _parameters(profile, notebooks.parent / "ci" / "profiles", device, seed)
@@ -121,7 +124,9 @@ def run_tutorial(
         for file in tqdm(todo, "notebooks", unit="notebook", file=sys.stdout, disable=quiet):
             at = names.index(file.stem)
             label = f"{file.stem} ({at + 1} of {len(names)})"
-            run, nb = run_notebook(file, out, parameters, timeout, label if progress else "")
+            run, nb = run_notebook(
+                file, out, parameters, timeout, label if progress else "", answer
+            )
             if nb is not None:
                 previous, following = names[at - 1] if at else "", (names + [""])[at + 1]
                 write_pages(nb, file, out / "pages", previous=previous, following=following)

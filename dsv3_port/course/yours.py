@@ -82,6 +82,15 @@ def read(slot_id: str, text: str, file: str) -> Yours:
     return Yours(place, Written(found, text, file))
 
 
+def catalogue(slot_id: str, name: str) -> Yours:
+    """A wrong or accepted answer of the slot's, by its name, to look at."""
+    place = slot_of(slot_id)
+    texts = {n: w.source for n, w in place.wrong.items()} | dict(place.accepted)
+    if name not in texts:
+        raise PortError(f"{slot_id} has no answer {name!r}; there are {', '.join(texts)}")
+    return read(slot_id, texts[name], f"<{slot_id}: {name}>")
+
+
 def _raising(place: Slot, error: BaseException) -> Function:
     """A function of the slot's parameters that raises `error`."""
     names: dict[str, Any] = {"error": error}
@@ -106,6 +115,10 @@ class Fitted:
     finished: DeepseekV3
     written: Written
 
+    def __bool__(self) -> bool:
+        """Whether the later cells run the learner's code."""
+        return bool(self.verdict)
+
     @property
     def state(self) -> str:
         return self.verdict.state
@@ -125,11 +138,18 @@ class Fitted:
         is not right. A wrong or empty function is never timed."""
         return {YOURS: twin_of(self.slot, model, self.written.function)} if self.verdict else {}
 
-    def text(self, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int = 24) -> Shown:
-        """Greedy text: of `model`; and of a wrong function that runs beside it, with the first other
-        token marked."""
+    def text(
+        self,
+        tokenizer: Any,
+        prompts: Sequence[str],
+        max_new_tokens: int = 24,
+        name: str = "your code",
+    ) -> Shown:
+        """Greedy text: of `model`; and of a wrong function that runs beside it, in a column of that
+        name with the first other token marked."""
         wrong = self.tried if self.state == "wrong" else None
-        return text_table(self.model, wrong, self.code, tokenizer, prompts, max_new_tokens)
+        code = name if self else "finished code"
+        return text_table(self.model, wrong, code, tokenizer, prompts, max_new_tokens, name)
 
     def _repr_html_(self) -> str:
         return self.verdict._repr_html_()

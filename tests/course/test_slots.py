@@ -223,7 +223,7 @@ def test_the_text_of_a_wrong_function_stands_beside_the_right_one():
     wrong = judge(s.id, s.wrong["scale of R + Dr"].source).text(tokenizer, prompts, 24)
     assert "your code" in wrong.html and "<mark" in wrong.html
     right = judge(s.id, s.solution).text(tokenizer, prompts, 8)
-    assert "text, yours code" in right.html and "<mark" not in right.html
+    assert "text, your code" in right.html and "<mark" not in right.html
     empty = judge(s.id, s.stub).text(tokenizer, prompts, 8)
     assert "text, finished code" in empty.html and "your code" not in empty.html
 

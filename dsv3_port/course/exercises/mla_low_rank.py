@@ -193,7 +193,7 @@ answer = split
     Exercise(
         id="02.crossover",
         notebook="02_mla_low_rank",
-        title="When absorbing loses",
+        title="When absorbing costs more",
         minutes=12,
         difficulty=3,
         check=_check_crossover,

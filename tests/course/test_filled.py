@@ -1,0 +1,122 @@
+"""Slots filled in before a notebook is executed: every state reaches the end, a wrong function is
+never timed, and runs.json says what the judge found."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+from dsv3_port import PortError
+from dsv3_port.course.filled import answers, fill, states
+from dsv3_port.course.tutorial import run_tutorial
+from dsv3_port.course.yours import slots
+
+SLOT = slots()["00.last"]
+ROOT = Path(__file__).parents[2]
+SETTINGS = 'profile = "tiny"\ndevice = "cpu"\nresults_dir = "results"\nseed = 0'
+BUILD = f"""import torch
+from dsv3_port import PortPlan, load_model
+from dsv3_port.lab import fit, slot
+model = load_model({str(ROOT / "data" / "tiny-dsv3")!r}, PortPlan.full(), "cpu", "float32")"""
+
+
+def notebook(after: str = "built.code") -> nbformat.NotebookNode:
+    cells = [
+        new_code_cell(SETTINGS, metadata={"tags": ["parameters"]}),
+        new_code_cell(BUILD),
+        new_code_cell(f'@slot("00.last")\n{SLOT.stub.strip()}', metadata={"tags": ["yours"]}),
+        new_code_cell("built = fit(last, model)\nbuilt", metadata={"tags": ["judge"]}),
+        new_code_cell(after),
+    ]
+    spec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    return new_notebook(cells=cells, metadata={"kernelspec": spec})
+
+
+def test_words_and_folders(tmp_path):
+    assert answers("empty")(SLOT) is None and answers("solution")(SLOT) == SLOT.solution
+    assert answers("wrong")(SLOT) == next(iter(SLOT.wrong.values())).source
+    with pytest.raises(PortError, match="neither empty, solution, wrong nor a folder"):
+        answers("right")
+    with pytest.raises(PortError, match=r"holds no file of a slot; they are 00.last.py"):
+        answers(str(tmp_path))
+    (tmp_path / "00.last.py").write_text("x = 1\n")
+    answer = answers(str(tmp_path))
+    assert answer(SLOT) == "x = 1\n" and answer(slots()["02.absorbed"]) is None
+
+
+@pytest.mark.parametrize(
+    "text", [SLOT.solution, "import math\n" + SLOT.solution, '@slot("00.last")' + SLOT.solution]
+)
+def test_a_filled_cell_has_one_decorator_above_the_function(text):
+    nb = notebook()
+    fill(nb, lambda slot: text)
+    source = nb.cells[2].source
+    assert source.count('@slot("00.last")\ndef last(hidden)') == source.count("@slot") == 1
+    assert "hidden[:, -1:]" in source and source.startswith("import math") == ("math" in text)
+    compile(source, "cell", "exec")
+
+
+RAISING = "def last(hidden):\n    return hidden @ hidden\n"
+LATE = "def last(hidden):\n    while True:\n        pass\n"
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    for folder in ("notebooks", "ci/profiles"):
+        (tmp_path / folder).mkdir(parents=True)
+    profile = "profile: tiny\ndevice: cpu\nseed: 0\n"
+    (tmp_path / "ci" / "profiles" / "tiny.yaml").write_text(profile)
+    nbformat.write(notebook(), tmp_path / "notebooks" / "00_start_here.ipynb")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("what", "state", "code"),
+    [
+        ("empty", "empty", "finished"),
+        ("solution", "right", "yours"),
+        ("wrong", "wrong", "finished"),
+        (RAISING, "raised", "finished"),
+        (LATE, "late", "finished"),
+    ],
+    ids=lambda v: v.split("(")[0],
+)
+def test_every_state_reaches_the_end_in_a_kernel(checkout, what, state, code):
+    """Empty, right, wrong, raised and late: the last cell runs, the record says which."""
+    before = (checkout / "notebooks" / "00_start_here.ipynb").read_text()
+    if "\n" in what:
+        (checkout / "mine").mkdir()
+        (checkout / "mine" / "00.last.py").write_text(what)
+        what = str(checkout / "mine")
+    (run,) = run_tutorial(checkout / "notebooks", checkout / "out", progress=False, yours=what)
+    assert run.status == "ok" and run.slots == {"00.last": state}, run
+    nb = nbformat.read(checkout / "out" / "executed" / "00_start_here.ipynb", as_version=4)
+    assert nb.cells[-1].outputs[0].data["text/plain"] == repr(code) and states(nb) == run.slots
+    shown = nb.cells[-2].outputs[0].data
+    if state in ("raised", "late"):  # the line of the cell, and its text
+        assert "line 3" in shown["text/plain"].replace("line 4", "line 3")
+        assert "hidden @ hidden" in shown["text/plain"] or state == "late"
+    rows = json.loads((checkout / "out" / "runs.json").read_text())
+    assert rows[0]["slots"] == {"00.last": state}
+    assert (checkout / "notebooks" / "00_start_here.ipynb").read_text() == before
+
+
+@pytest.mark.parametrize("number", ["02", "03"])
+def test_a_notebook_of_the_course_with_its_solution(tmp_path, number):
+    """The learner's function is timed beside the finished one, and only then."""
+    (run,) = run_tutorial(
+        ROOT / "notebooks", tmp_path, only=[number], progress=False, yours="solution"
+    )
+    assert run.status == "ok" and set(run.slots.values()) == {"right"}, run.error
+    names = {r["name"] for r in json.loads((tmp_path / "results" / "results.json").read_text())}
+    assert "yours" in names
+
+
+def test_a_wrong_function_is_never_timed(tmp_path):
+    (run,) = run_tutorial(ROOT / "notebooks", tmp_path, only=["02"], progress=False, yours="wrong")
+    assert run.status == "ok" and set(run.slots.values()) == {"wrong"}, run.error
+    assert '"yours"' not in (tmp_path / "results" / "results.json").read_text()
