@@ -228,7 +228,7 @@ HUNT: dict[int, Case] = {
     ),
     DECOY: Case(
         spoil=partial(faulty.padding_counted, prompt_too=True),
-        symptom="A reviewer found that the first token of a padded row gets position 22 and not 0. The text?",
+        symptom="A reviewer found that the first token of a padded row gets position 11 and not 0. The text?",
         symptom_zh="评审发现填充行首 token 的位置不是 0。文本是否受影响？",
         layer="every",
         part="positions",

@@ -265,10 +265,7 @@ def test_a_repair_is_proved_by_the_strict_gate(right, k):
     assert nothing.ok is False
     said = prove(k, REPAIRS[k], right)
     assert said.ok is True and "right at 11 stages, 3 of them" in said.text, str(said)
-    for other, repair in REPAIRS.items():
-        if other not in (k, 1, 7):  # these two change weights that are right
-            assert not prove(k, repair, right), (k, other)
-            break
+    assert not prove(k, positions_back if k == 2 else scale_back, right)
     assert strict_gate(right, faults.model(k, right)).ok is (
         k == 5
     )  # the next model k is ill again
