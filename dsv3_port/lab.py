@@ -19,6 +19,7 @@ MODULES = {
     "defects": "check.defects",
     "diagrams": "plots.memory",
     "doctor": "doctor.machine",
+    "faults": "check.faults check.fault_cases",
     "flops": "count.flops",
     "ge_picture": "plots.ge_layer",
     "graphs": "count.compiled",

@@ -32,6 +32,7 @@ MARKS = {
     "bench/test_limit.py": "slow",
     "bench/test_record.py": "slow",
     "bench/test_sweep.py": "slow",
+    "check/test_faults.py": "slow",
     "check/test_sides.py": "slow",
     "ci/test_readme.py::test_tables_are_those_of_the_code": "slow",
     "ci/test_torch_build.py": "slow",

@@ -121,6 +121,18 @@ def watch(model: DeepseekV3, *, fullgraph: bool = True, dynamic: bool = False) -
             model.run_step = before
 
 
+def first_break(model: DeepseekV3, step: Callable[[], Any]) -> str:
+    """The line at which a graph of the model's step breaks while `step()` runs it, as "in visible:
+    if bool(pad.any()):"; empty if the step is one graph."""
+    try:
+        with watch(model):
+            step()
+    except torch._dynamo.exc.TorchDynamoException as error:
+        frames = re.findall(r'File "[^"]*", line \d+, in (\w+)\n\s+(.+)', str(error))
+        return "in {}: {}".format(*frames[-1]) if frames else str(error).splitlines()[0]
+    return ""
+
+
 def eager_prefill(model: DeepseekV3) -> DeepseekV3:
     """Leave the decode step as it is compiled and run prefill operator by operator, so that any
     prompt length works."""
