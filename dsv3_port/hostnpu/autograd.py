@@ -16,8 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops import OPERATORS
-
 Reductions = ("none", "mean", "sum")  # at::Reduction
 
 
@@ -213,38 +211,6 @@ def stft_backward(
     return gradients(transform, (input,), grad)[0]
 
 
-# ---- operators of the port -----------------------------------------------------------------------
-
-
-def rms_norm_backward(
-    dy: Tensor, input: Tensor, gamma: Tensor, rstd: Tensor
-) -> tuple[Tensor, Tensor]:
-    """dx in input's dtype, dgamma in float32; the rest is float32 with the forward's rstd."""
-    x, g, scale = input.float() * rstd, gamma.float(), dy.float()
-    dims = tuple(range(-gamma.dim(), 0))
-    lead = tuple(range(input.dim() - gamma.dim()))
-    inner = (scale * g * x).mean(dims, keepdim=True)
-    d_gamma = scale * x
-    return ((scale * g - x * inner) * rstd).to(input.dtype), d_gamma.sum(lead) if lead else d_gamma
-
-
-def rotary_mul_backward(
-    grad: Tensor, input: Tensor, r1: Tensor, r2: Tensor, rotary_mode: str = "half"
-) -> tuple[Tensor, Tensor, Tensor]:
-    """All of input's dtype, as the device casts them first."""
-    grad, r1, r2 = (t.to(input.dtype) for t in (grad, r1, r2))
-    found = gradients(
-        lambda x, cos, sin: OPERATORS["npu_rotary_mul"].meaning(x, cos, sin, rotary_mode),
-        (input, r1, r2),
-        grad,
-    )
-    return found[0], found[1], found[2]
-
-
-def swiglu_backward(grad: Tensor, input: Tensor, dim: int = -1) -> Tensor:
-    return gradients(lambda x: OPERATORS["npu_swiglu"].meaning(x, dim), (input,), grad)[0]
-
-
 NPU: dict[str, Callable[..., Any]] = {
     "_npu_dtype_cast_backward": dtype_cast_backward,
     "npu_dtype_cast_backward": dtype_cast_backward,
@@ -262,7 +228,4 @@ NPU: dict[str, Callable[..., Any]] = {
     "fft_c2r_backward": fft_c2r_backward,
     "stft_backward": stft_backward,
     "matmul_double_backward": matmul_double_backward,
-    "npu_rms_norm_backward": rms_norm_backward,
-    "npu_rotary_mul_backward": rotary_mul_backward,
-    "npu_swiglu_backward": swiglu_backward,
 }

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..ops import OPERATORS
 from ..ops.checks import device_rules
-from . import autograd, fusion_attention
+from . import autograd, autograd_npu, fusion_attention
 from .kernels import Kernel
 from .registry import full_name, has_kernel, overloads, register
 
@@ -65,9 +65,11 @@ def _attention_out(name: str) -> Callable[..., Any]:
     ) -> tuple[Tensor, Tensor]:
         results = checked(name)(*args, **kwargs)
         for destination, result in zip(out, results, strict=True):
-            destination.copy_(
-                result.view_as(destination) if result.numel() == destination.numel() else result
-            )
+            if not result.numel():  # the lse that nobody asked for: the document says one zero
+                destination.zero_()
+            else:
+                same = result.numel() == destination.numel()
+                destination.copy_(result.view_as(destination) if same else result)
         return results
 
     return call
@@ -82,14 +84,22 @@ def _dtype_cast(x: Tensor, dtype: torch.dtype, *dtypes: None, **others: None) ->
     return x.to(dtype)
 
 
+def _token_unpermute(permuted_tokens: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    """npu_moe_token_unpermute, which also hands on what its gradient needs."""
+    out = checked("npu_moe_token_unpermute")(permuted_tokens, *args, **kwargs)
+    return out, permuted_tokens.clone()
+
+
 ATTENTION = "npu_fused_infer_attention_score", "npu_fused_infer_attention_score_v2"
 ADAPTED: dict[str, Callable[..., Any]] = {
     "npu_grouped_matmul.List": _grouped_matmul_list,
     **{f"{name}.out": _attention_out(name) for name in ATTENTION},
     **{f"_{name}_get_max_workspace": _attention_workspace for name in ATTENTION},
     "_npu_dtype_cast": _dtype_cast,
+    "_npu_moe_token_unpermute": _token_unpermute,
     "npu_dtype_cast": _dtype_cast,
     **autograd.NPU,
+    **autograd_npu.NPU,
     **fusion_attention.NPU,
 }
 

@@ -2,7 +2,7 @@
 operator's check and meaning side by side (`table` says what each is). `cpu` has the products that
 are no NPU operator of their own, in the forms that are fastest on the device at hand."""
 
-from .activation import npu_swiglu
+from .activation import npu_silu, npu_silu_, npu_swiglu
 from .cache import (
     npu_kv_rmsnorm_rope_cache,
     npu_scatter_nd_update,
@@ -25,8 +25,17 @@ from .moe_dispatch import (
 )
 from .moe_gating import npu_moe_gating_top_k
 from .norm import npu_add_rms_norm, npu_add_rms_norm_cast, npu_rms_norm
-from .rope import npu_interleave_rope, npu_rotary_mul
+from .paged_cache import npu_scatter_pa_kv_cache, npu_scatter_pa_kv_cache_functional
+from .quant_fusions import npu_add_rms_norm_dynamic_quant, npu_dequant_swiglu_quant
+from .quant_matmul import npu_quant_matmul
+from .quantise import npu_dynamic_quant, npu_quantize, npu_trans_quant_param
+from .rope import npu_apply_rotary_pos_emb, npu_interleave_rope, npu_rotary_mul
 from .table import OPERATORS
+from .token_permute import (
+    npu_moe_gating_top_k_softmax,
+    npu_moe_token_permute,
+    npu_moe_token_unpermute,
+)
 
 __all__ = [
     "OPERATORS",
@@ -35,6 +44,10 @@ __all__ = [
     "linear",
     "npu_add_rms_norm",
     "npu_add_rms_norm_cast",
+    "npu_add_rms_norm_dynamic_quant",
+    "npu_apply_rotary_pos_emb",
+    "npu_dequant_swiglu_quant",
+    "npu_dynamic_quant",
     "npu_format_cast",
     "npu_fused_infer_attention_score",
     "npu_fused_infer_attention_score_v2",
@@ -46,14 +59,24 @@ __all__ = [
     "npu_moe_compute_expert_tokens",
     "npu_moe_finalize_routing",
     "npu_moe_gating_top_k",
+    "npu_moe_gating_top_k_softmax",
     "npu_moe_init_routing",
     "npu_moe_init_routing_v2",
+    "npu_moe_token_permute",
+    "npu_moe_token_unpermute",
     "npu_prefetch",
+    "npu_quant_matmul",
+    "npu_quantize",
     "npu_rms_norm",
     "npu_rotary_mul",
     "npu_scatter_nd_update",
     "npu_scatter_nd_update_",
+    "npu_scatter_pa_kv_cache",
+    "npu_scatter_pa_kv_cache_functional",
+    "npu_silu",
+    "npu_silu_",
     "npu_swiglu",
+    "npu_trans_quant_param",
     "npu_transpose_batchmatmul",
     "scatter_update",
     "scatter_update_",

@@ -1,4 +1,4 @@
-"""SwiGLU."""
+"""SwiGLU and SiLU."""
 
 from __future__ import annotations
 
@@ -36,3 +36,19 @@ def npu_swiglu(input: Tensor, dim: int = -1) -> Tensor:
     [gate | up]."""
     gate, up = wide(input).chunk(2, dim)
     return (F.silu(gate) * up).to(input.dtype)
+
+
+def check_silu(input: Tensor) -> None:
+    floating("npu_silu", "input", input)
+
+
+@operator(check_silu)
+def npu_silu(input: Tensor) -> Tensor:
+    """input * sigmoid(input); one cast."""
+    return F.silu(wide(input)).to(input.dtype)
+
+
+@operator(check_silu)
+def npu_silu_(input: Tensor) -> Tensor:
+    """The same in place."""
+    return input.copy_(F.silu(wide(input)))

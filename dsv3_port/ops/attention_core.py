@@ -29,9 +29,9 @@ from .attention_quant import (
     dequantised,
     number,
     quantised_out,
-    unpack_int4,
 )
 from .checks import bad, dtype_of, floating, one_of, same_dtype, shape_of
+from .numbers import unpack_int4
 from .wide import wide
 
 

@@ -8,16 +8,10 @@ from torch import Tensor
 from .attention_call import CacheScales, Call
 from .attention_paged import gather_scales
 from .checks import bad, dtype_of
-from .grouped_forms import word_to_scale
+from .numbers import word_to_scale
 
 PER_POSITION = (1, 3, 4, 5)  # modes whose scales are float32
 PAGED = (4, 5)
-
-
-def unpack_int4(x: Tensor) -> Tensor:
-    """Eight int4 in an int32, the lowest bits first: int32 [.., D/8] -> int8 [.., D]."""
-    nibbles = x[..., None] >> torch.arange(0, 32, 4, dtype=torch.int32, device=x.device)
-    return (((nibbles & 15) ^ 8) - 8).to(torch.int8).flatten(-2)
 
 
 def _wanted(call: Call, mode: int, keys: int, width: int) -> list[tuple[int, ...]]:

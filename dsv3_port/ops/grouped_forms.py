@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .checks import ContractError, bad, for_device
+from .numbers import word_to_scale
 from .wide import wide
 
 OP = "npu_grouped_matmul"
@@ -182,17 +183,6 @@ def _result_dtype(
 
 def _with(scale: Tensors | None) -> str:
     return "" if scale is None else f" and a scale of {scale[0].dtype}"
-
-
-def word_to_scale(scale: Tensor) -> Tensor:
-    """The float32 in the low half of npu_trans_quant_param's 64-bit word."""
-    return (
-        scale.contiguous()
-        .view(torch.int32)
-        .view(*scale.shape, 2)[..., 0]
-        .contiguous()
-        .view(torch.float32)
-    )
 
 
 def _one(

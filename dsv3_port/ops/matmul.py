@@ -17,7 +17,7 @@ from .checks import (
     same_dtype,
     shape_of,
 )
-from .grouped_forms import word_to_scale
+from .numbers import word_to_scale
 from .table import operator
 from .wide import unsupported, wide
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .checks import ContractError, bad, dtype_of, floating, for_device, same_dtype, shape_of
+from .checks import ContractError, bad, dtype_of, floating, for_device, one_of, same_dtype, shape_of
 from .table import operator
 from .wide import wide
 
@@ -118,3 +118,50 @@ def npu_interleave_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     layout, not interleaved: q and k must both go through it.
     """
     return turned_pairs(x, cos, sin)
+
+
+def check_apply_rotary_pos_emb(
+    query: Tensor,
+    key: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    layout: str = "BSND",
+    rotary_mode: str = "half",
+) -> None:
+    op = "npu_apply_rotary_pos_emb"
+    if rotary_mode not in ("half", "quarter", "interleave"):  # in torch_npu's words
+        raise ContractError(
+            f"{op}: The layout should be half/quarter/interleave, but got {rotary_mode}"
+        )
+    one_of(op, "layout", layout, "BSND", "TND")
+    one_of(op, "rotary_mode", rotary_mode, "half")
+    floating(op, "query", query)
+    rank, width = len(layout), query.shape[-1]
+    if query.dim() != rank or width not in (64, 128):
+        raise bad(op, "query", query.shape, f"{layout} with D of 64 or 128")
+    lead = query.shape[:-2]
+    if key.dim() != rank or key.shape[:-2] != lead or key.shape[-1] != width:
+        raise bad(op, "key", key.shape, f"{[*lead, 'N', width]}, as query but for its heads")
+    for name, x in (("key", key), ("cos", cos), ("sin", sin)):
+        same_dtype(op, name, x, "query", query)
+    for name, x in (("cos", cos), ("sin", sin)):
+        shape_of(op, name, x, *lead, 1, width)
+
+
+@operator(check_apply_rotary_pos_emb)
+def npu_apply_rotary_pos_emb(
+    query: Tensor,
+    key: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    layout: str = "BSND",
+    rotary_mode: str = "half",
+) -> tuple[Tensor, Tensor]:
+    """x * cos + rot(x) * sin of query and key, in place (no schema says so), one cast; returns both.
+
+    query [B, S, N, D] or [T, N, D], key the same with its own N, cos and sin with N = 1; D 64 or 128;
+    rot is cat(-second half, first half). Source: operator document and host code of Ascend/op-plugin.
+    """
+    for x in (query, key):
+        x.copy_((wide(x) * wide(cos) + _rotate_half(wide(x)) * wide(sin)).to(x.dtype))
+    return query.clone(), key.clone()

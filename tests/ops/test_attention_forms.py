@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dsv3_port import ops
-from dsv3_port.ops.attention_quant import unpack_int4
+from dsv3_port.ops.numbers import unpack_int4
 
 COMPRESSED = torch.ones(2048, 2048, dtype=torch.bool).triu(1)
 BF16, F16 = torch.bfloat16, torch.float16

@@ -34,6 +34,11 @@ def call(name: str, *args: Any, **kwargs: Any) -> Call:
     return name, args, kwargs
 
 
+def bytes_of(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(-128, 128, shape, generator=generator).to(torch.int8)
+
+
 CHOSEN = i32([[2, 0], [0, 3], [2, 1]])
 ROW_IDX = i32([[0, 3], [1, 4], [2, 5]])
 BACK = i32([3, 1, 4, 0, 5, 2])
@@ -257,11 +262,67 @@ CASES: dict[str, Callable[[torch.dtype], Call]] = {
         input_layout="BNSD",
         softmax_lse_flag=True,
     ),
+    "dynamic_quant": lambda t: call("npu_dynamic_quant", f(3, 16, dtype=t)),
+    "dynamic_quant int4": lambda t: call("npu_dynamic_quant", f(3, 16, dtype=t), dst_type=16),
+    "quantize": lambda t: call(
+        "npu_quantize", f(3, 16, dtype=t), torch.full((16,), 0.1), i32([1] * 16), 13, 1
+    ),
+    "trans_quant_param": lambda t: call("npu_trans_quant_param", f(16)),
+    "quant_matmul": lambda t: call(
+        "npu_quant_matmul",
+        bytes_of(3, 16),
+        bytes_of(8, 16, seed=1).t(),
+        f(8),
+        pertoken_scale=f(3),
+        output_dtype=15,
+    ),
+    "quant_matmul int8": lambda t: call(
+        "npu_quant_matmul", bytes_of(3, 16), bytes_of(16, 8, seed=1), f(8)
+    ),
+    "dequant_swiglu_quant": lambda t: call(
+        "npu_dequant_swiglu_quant",
+        bytes_of(5, 128).int(),
+        weight_scale=f(2, 128).abs(),
+        activation_scale=f(5, 1).abs(),
+        group_index=torch.tensor([3, 2]),
+        activate_left=True,
+        quant_mode=1,
+    ),
+    "add_rms_norm_dynamic_quant": lambda t: call(
+        "npu_add_rms_norm_dynamic_quant",
+        *(f(3, 16, seed=n, dtype=t) for n in (0, 1)),
+        f(16, dtype=t),
+        smooth_scale1=f(16, seed=2, dtype=t),
+        smooth_scale2=f(16, seed=3, dtype=t),
+        output_mask=[True, True],
+    ),
+    "apply_rotary_pos_emb": lambda t: call(
+        "npu_apply_rotary_pos_emb",
+        *(f(5, n, 64, dtype=t) for n in (4, 2, 1, 1)),
+        "TND",
+    ),
+    "scatter_pa_kv_cache_functional": lambda t: call(
+        "npu_scatter_pa_kv_cache_functional",
+        *(f(2, 2, 16, dtype=t), f(2, 2, 16, seed=1, dtype=t)),
+        *(f(3, 2, 4, 16, dtype=t), f(3, 2, 4, 16, seed=1, dtype=t)),
+        i32([5, -1]),
+    ),
+    "moe_gating_top_k_softmax": lambda t: call(
+        "npu_moe_gating_top_k_softmax", f(4, 6, dtype=t), torch.arange(4) == 2, 2
+    ),
+    "moe_token_permute": lambda t: call("npu_moe_token_permute", f(3, 8, dtype=t), CHOSEN),
+    "moe_token_unpermute": lambda t: call(
+        "npu_moe_token_unpermute", f(6, 8, dtype=t), BACK, f(3, 2, dtype=t)
+    ),
+    "silu": lambda t: call("npu_silu", f(3, 8, dtype=t)),
     "transpose_batchmatmul": lambda t: call(
         "npu_transpose_batchmatmul", f(3, 4, 8, dtype=t), f(4, 8, 16, dtype=t), perm_x1=[1, 0, 2]
     ),
 }
-SIXTEEN_BITS = {"interleave_rope", "kv_rmsnorm_rope_cache"}  # the device takes these only
+SIXTEEN_BITS = {  # the device takes these only
+    *("interleave_rope", "kv_rmsnorm_rope_cache", "dynamic_quant", "dynamic_quant int4"),
+    "add_rms_norm_dynamic_quant",
+}
 
 
 def moved(tree: Any, device: str) -> Any:
@@ -314,12 +375,24 @@ def test_dispatch_gives_the_same(name: str) -> None:
         assert torch.equal(a.cpu().nan_to_num(7.0), b.nan_to_num(7.0))
 
 
+def test_paged_writes_on_the_device() -> None:
+    rows, slots = f(3, 2, 16, dtype=BF16), i32([6, -1, 0])
+    caches = [torch.zeros(2, 2, 4, 16, dtype=BF16) for _ in range(2)]
+    on_npu = [c.npu() for c in caches]
+    torch_npu.npu_scatter_pa_kv_cache(rows.npu(), rows.npu(), *on_npu, slots.npu())
+    reference.npu_scatter_pa_kv_cache(rows, rows, *caches, slots)
+    for a, b in zip(on_npu, caches, strict=True):
+        assert torch.equal(a.cpu(), b) and b.any()
+
+
 def test_in_place_operators_return_their_input() -> None:
     cache = torch.zeros(2, 1, 5, 3, device="npu")
     out = torch_npu.scatter_update_(
         cache, torch.tensor([1, 4], device="npu"), torch.ones(2, 1, 1, 3, device="npu"), -2
     )
     assert out is cache and cache.sum().item() == 6
+    x = torch.ones(3, device="npu")
+    assert torch_npu.npu_silu_(x) is x and x.sum().item() < 3
 
 
 @pytest.mark.parametrize("case", ["attention BNSD", "attention TND, paged"])
@@ -414,7 +487,7 @@ def test_past_our_dispatch_the_contracts_hold() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["npu_linear", "npu_dynamic_quant", "npu_moe_token_permute", "npu_geglu"]
+    "name", ["npu_linear", "npu_mla_prolog_v3", "npu_moe_re_routing", "npu_geglu"]
 )
 def test_what_nobody_implemented_says_its_name(name: str) -> None:
     op = getattr(torch.ops.npu, name).default

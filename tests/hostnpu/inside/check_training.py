@@ -184,6 +184,19 @@ def test_operators_of_the_port(dtype: torch.dtype, tolerance: float) -> None:
             tolerance,
         )
     assert table.shape[1] == 1
+    against_float64(torch_npu.npu_silu, reference.npu_silu, (x,), tolerance)
+    chosen = torch.tensor([[2, 0], [1, 2], [0, 1], [2, 1], [0, 2]])
+    tokens, probs = f(5, 8, dtype=dtype), f(5, 2, dtype=dtype, seed=1)
+
+    def routed(npu: Any, device: str) -> Any:
+        def there_and_back(t: Tensor, p: Tensor) -> Tensor:
+            rows, where = npu.npu_moe_token_permute(t, chosen.to(device))
+            return npu.npu_moe_token_unpermute(rows * rows, where, p)
+
+        return there_and_back
+
+    given = (tokens, probs)
+    against_float64(routed(torch_npu, "npu"), routed(reference, "cpu"), given, tolerance)
 
 
 # ---- scaled_dot_product_attention and npu_fusion_attention ---------------------------------------
