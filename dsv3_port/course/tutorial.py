@@ -114,27 +114,21 @@ def run_tutorial(
     stack = ExitStack()
     try:
         stack.enter_context(_alone(out))
-        runs = _prepare(out, fresh=not only)
-        for file in todo:  # what is killed from here on leaves no old "ok"
-            runs.pop(file.stem, None)
-        (out / "index.html").unlink(missing_ok=True)
+        runs = _prepare(out, todo, fresh=not only)
         _write_runs(out, runs)
         write_guide(notebooks / "workshop", out / "guide")
         quiet = None if progress else True
         for file in tqdm(todo, "notebooks", unit="notebook", file=sys.stdout, disable=quiet):
             at = names.index(file.stem)
-            label = f"{file.stem} ({at + 1} of {len(names)})"
-            run, nb = run_notebook(
-                file, out, parameters, timeout, label if progress else "", answer
-            )
+            label = f"{file.stem} ({at + 1} of {len(names)})" if progress else ""
+            run, nb = run_notebook(file, out, parameters, timeout, label, answer)
             if nb is not None:
                 previous, following = names[at - 1] if at else "", (names + [""])[at + 1]
                 write_pages(nb, file, out / "pages", previous=previous, following=following)
                 write_slides(nb, file.stem, out / "slides", notebooks)
             runs[run.name] = run
             _write_runs(out, runs)
-            info = device_info(where)
-            line = f"{info['device_name']} (tier {info['tier']}), torch {info['versions']['torch']}, profile {profile}"
+            line = _device_line(where, profile)
             write_index(out, [_about(f) for f in course], list(runs.values()), line)
             if on_done is not None:
                 on_done(run)
@@ -145,6 +139,12 @@ def run_tutorial(
     finally:
         stack.close()
     return [runs[f.stem] for f in todo]
+
+
+def _device_line(device: str, profile: str) -> str:
+    info = device_info(device)
+    torch = info["versions"]["torch"]
+    return f"{info['device_name']} (tier {info['tier']}), torch {torch}, profile {profile}"
 
 
 def _parameters(profile: str, folder: Path, device: str, seed: int | None) -> dict[str, Any]:
@@ -180,8 +180,10 @@ def _about(file: Path) -> Notebook:
         return Notebook(file.stem, file.stem)
 
 
-def _prepare(out: Path, fresh: bool) -> dict[str, NotebookRun]:
-    """Make the folders; returns the runs that are kept."""
+def _prepare(out: Path, todo: Sequence[Path], fresh: bool) -> dict[str, NotebookRun]:
+    """Make the folders; returns the runs that are kept: what is killed while it runs leaves no old
+    "ok" and no index."""
+    (out / "index.html").unlink(missing_ok=True)
     for folder in (out / "executed", out / "pages", out / "results"):
         folder.mkdir(parents=True, exist_ok=True)
     results = out / "results"
@@ -193,7 +195,8 @@ def _prepare(out: Path, fresh: bool) -> dict[str, NotebookRun]:
         return {}
     try:
         rows = json.loads((out / "runs.json").read_text(encoding="utf-8"))
-        return {row["name"]: NotebookRun(**row) for row in rows}
+        anew = {file.stem for file in todo}
+        return {row["name"]: NotebookRun(**row) for row in rows if row["name"] not in anew}
     except (OSError, ValueError, TypeError, KeyError):
         return {}  # nothing ran here yet, or another version wrote it
 

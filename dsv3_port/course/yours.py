@@ -51,6 +51,7 @@ class Yours:
 
     slot: Slot
     written: Written
+    noted: bool = True  # a verdict goes into progress.json
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.written.function(*args, **kwargs)
@@ -83,12 +84,12 @@ def read(slot_id: str, text: str, file: str) -> Yours:
 
 
 def catalogue(slot_id: str, name: str) -> Yours:
-    """A wrong or accepted answer of the slot's, by its name, to look at."""
+    """A wrong or accepted answer of the slot's, by its name, to look at; no try of the learner's."""
     place = slot_of(slot_id)
     texts = {n: w.source for n, w in place.wrong.items()} | dict(place.accepted)
     if name not in texts:
         raise PortError(f"{slot_id} has no answer {name!r}; there are {', '.join(texts)}")
-    return read(slot_id, texts[name], f"<{slot_id}: {name}>")
+    return replace(read(slot_id, texts[name], f"<{slot_id}: {name}>"), noted=False)
 
 
 def _raising(place: Slot, error: BaseException) -> Function:
@@ -172,7 +173,7 @@ def fit(yours: Yours, base: DeepseekV3, seconds: float = 30.0) -> Fitted:
     if STATES[verdict.state].runs:
         verdict = replace(verdict, below=beside(yours.slot.finished, yours.written.text))
     model = trial.twin if verdict and trial.twin is not None else finished
-    if (here := session.current()) is not None:
+    if yours.noted and (here := session.current()) is not None:
         kept.note(here.results.parent, yours.slot, verdict.state, yours.written.text)
     return Fitted(yours.slot, verdict, model, trial.twin, finished, yours.written)
 

@@ -285,3 +285,16 @@ def test_notebooks_have_the_stubs_of_their_slots():
         texts = ["".join(c["source"]) for c in cells if "yours" in c["metadata"].get("tags", [])]
         if texts:
             assert texts == [f'@slot("{s.id}")\n{s.stub.strip()}']
+
+
+def test_an_answer_of_the_catalogue_is_shown_and_no_try(tmp_path, monkeypatch):
+    from dsv3_port.course import session
+
+    monkeypatch.setattr(session, "_started", [])
+    session.start(results_dir=tmp_path)
+    fitted = fit(yours.catalogue("02.absorbed", "no mask"), base_of("02.absorbed"))
+    assert fitted.verdict.mistake == "no mask" and not (tmp_path / "progress.json").exists()
+    judge("00.last", SLOTS["00.last"].solution)
+    assert "00.last" in (tmp_path / "progress.json").read_text()
+    with pytest.raises(PortError, match="has no answer 'right'; there are scale of R"):
+        yours.catalogue("02.absorbed", "right")
