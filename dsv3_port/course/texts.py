@@ -58,7 +58,8 @@ def _parted(a: Generation, b: Generation, tokenizer: Any) -> tuple[str, str]:
 def _table(headers: list[str], rows: list[list[tuple[Any, str]]]) -> Shown:
     def cell(same: Any, other: str) -> str:
         mark = (
-            f'<mark title="from the first other token on"><b>▸</b>{html.escape(other)}</mark>'
+            f'<mark title="from the first other token on" style="background:rgba(213,94,0,.17);color:'
+            f'inherit"><b>▸</b>{html.escape(other)}</mark>'
             if other
             else ""
         )

@@ -61,7 +61,7 @@ def try_out(
     slot: Slot, mine: Written, base: DeepseekV3, seconds: float = 30.0, toy: bool = True
 ) -> Trial:
     """All judges. toy=False leaves out the small inputs: what the model alone would find."""
-    if mine.function is None or mine.function is ... or is_empty(mine.text):
+    if mine.function is None or mine.function is ... or is_empty(mine.text, slot.name):
         text = f"The finished code runs. Write {slot.name} and run this cell again."
         return Trial(Verdict(slot, "empty", text, "当前使用参考实现；写出函数后重新运行本单元。"))
     if other := other_parameters(mine.function, slot):

@@ -62,10 +62,10 @@ def load_function(text: str, name: str, file: str = "") -> Function:
     return found
 
 
-def is_empty(text: str) -> bool:
-    """Nothing but a docstring, then `...`, `pass` or `raise NotImplementedError`."""
+def is_empty(text: str, name: str = "") -> bool:
+    """Nothing in the function but a docstring, then `...`, `pass` or `raise NotImplementedError`."""
     try:
-        body = function_of(textwrap.dedent(text)).body
+        body = function_of(textwrap.dedent(text), name).body
     except (SyntaxError, IndexError):
         return False
     return all(_says_nothing(node) for node in body)

@@ -241,6 +241,13 @@ def test_the_decorator_keeps_the_text():
         fit(lambda hidden: hidden, base_of("00.last"))
 
 
+def test_a_helper_below_the_function_is_not_judged_in_its_place():
+    s = SLOTS["00.last"]
+    helper = "\ndef helper(x):\n    ...\n"
+    assert judge("00.last", s.solution + helper).state == "right"
+    assert judge("00.last", s.stub + "\ndef helper(x):\n    return x\n").state == "empty"
+
+
 def test_hints_come_one_after_the_other(monkeypatch):
     monkeypatch.setattr(yours, "_asked", {})
     s = SLOTS["00.last"]

@@ -74,9 +74,11 @@ class Slot:
         return [a.arg for a in function_of(self.stub).args.args]
 
 
-def function_of(source: str) -> ast.FunctionDef:
-    """The last function that a text of Python code defines at its top level."""
-    return [n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef)][-1]
+def function_of(source: str, name: str = "") -> ast.FunctionDef:
+    """The function of that name, or the last one, that a text defines at its top level; IndexError
+    if there is none."""
+    found = [n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef)]
+    return [n for n in found if name in ("", n.name)][-1]
 
 
 def changed(source: str, *pairs: tuple[str, str]) -> str:
