@@ -2,7 +2,7 @@
 what came out.
 
 Output layout: executed/NAME.ipynb, pages/NAME.html, slides/NAME.html, guide/NAME.html (workshop),
-index.html, results/ (what the notebooks measured), runs.json (one entry a notebook, kept over runs
+docs/, index.html, results/ (what the notebooks measured), runs.json (one entry a notebook, kept over runs
 of single notebooks).
 """
 
@@ -25,6 +25,7 @@ from ..bench.machine import device_info
 from ..engine.device import pick_device
 from ..errors import PortError
 from ..files import write_atomic
+from .docs import write_docs
 from .filled import answers
 from .notebook import Notebook, course_files, read_notebook
 from .pages import write_guide, write_index, write_pages
@@ -120,6 +121,10 @@ def run_tutorial(
         (out / "index.html").unlink(missing_ok=True)
         _write_runs(out, runs)
         write_guide(notebooks / "workshop", out / "guide")
+        try:
+            write_docs(notebooks.parent, out / "docs")
+        except PortError as problem:  # the course runs without
+            print(f"dsv3-port: {problem}", file=sys.stderr)
         quiet = None if progress else True
         for file in tqdm(todo, "notebooks", unit="notebook", file=sys.stdout, disable=quiet):
             at = names.index(file.stem)
