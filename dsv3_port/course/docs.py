@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -35,7 +34,6 @@ def write_docs(root: Path, folder: Path) -> list[Path]:
         [sys.executable, "-m", "mkdocs", *words],
         capture_output=True,
         text=True,
-        env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
     )
     if done.returncode:
         raise PortError(f"{root / 'docs'}: cannot be built: {' '.join(done.stderr.split())[-300:]}")

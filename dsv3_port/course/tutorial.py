@@ -115,16 +115,8 @@ def run_tutorial(
     stack = ExitStack()
     try:
         stack.enter_context(_alone(out))
-        runs = _prepare(out, fresh=not only)
-        for file in todo:  # what is killed from here on leaves no old "ok"
-            runs.pop(file.stem, None)
-        (out / "index.html").unlink(missing_ok=True)
-        _write_runs(out, runs)
-        write_guide(notebooks / "workshop", out / "guide")
-        try:
-            write_docs(notebooks.parent, out / "docs")
-        except PortError as problem:  # the course runs without
-            print(f"dsv3-port: {problem}", file=sys.stderr)
+        runs = _begin(out, todo, fresh=not only)
+        _write_texts(notebooks, out)
         quiet = None if progress else True
         for file in tqdm(todo, "notebooks", unit="notebook", file=sys.stdout, disable=quiet):
             at = names.index(file.stem)
@@ -158,6 +150,25 @@ def _parameters(profile: str, folder: Path, device: str, seed: int | None) -> di
     values |= read_profile(profile, folder)
     values |= {"device": device} if device != "auto" else {}
     return values | ({"seed": seed} if seed is not None else {})
+
+
+def _begin(out: Path, todo: Sequence[Path], fresh: bool) -> dict[str, NotebookRun]:
+    """The runs that are kept: what is killed from here on leaves no old "ok"."""
+    runs = _prepare(out, fresh)
+    for file in todo:
+        runs.pop(file.stem, None)
+    (out / "index.html").unlink(missing_ok=True)
+    _write_runs(out, runs)
+    return runs
+
+
+def _write_texts(notebooks: Path, out: Path) -> None:
+    """The workshop's pages and docs/, which are there before any notebook ran."""
+    write_guide(notebooks / "workshop", out / "guide")
+    try:
+        write_docs(notebooks.parent, out / "docs")
+    except PortError as problem:  # the course runs without
+        print(f"dsv3-port: {problem}", file=sys.stderr)
 
 
 @contextmanager

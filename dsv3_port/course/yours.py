@@ -12,7 +12,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 from ..errors import PortError
 from ..model.decoder import DeepseekV3
@@ -173,7 +173,8 @@ def fit(yours: Yours, base: DeepseekV3, seconds: float = 30.0) -> Fitted:
         verdict = replace(verdict, below=beside(yours.slot.finished, yours.written.text))
     model = trial.twin if verdict and trial.twin is not None else finished
     if (here := session.current()) is not None:
-        kept.note(here.results.parent, yours.slot, verdict.state, yours.written.text)
+        state = cast(kept.State, verdict.state)  # a key of STATES
+        kept.note(here.results.parent, yours.slot, state, yours.written.text)
     return Fitted(yours.slot, verdict, model, trial.twin, finished, yours.written)
 
 

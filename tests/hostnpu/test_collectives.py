@@ -73,4 +73,5 @@ def test_a_rank_that_fails_is_named() -> None:
         .replace("for result", "from dsv3_port.errors import PortError\ntry:\n  for result")
         .replace("print(result)", "print(result)\nexcept PortError as error: print(error)")
     )
-    assert "rank 1 of 2" in output(code) and "the second" in output(code)
+    said = output(code)
+    assert "rank 1 of 2" in said and "the second" in said
