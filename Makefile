@@ -34,7 +34,7 @@ lab: ## open JupyterLab on the notebooks
 
 docs: ## docs/ as pages in out/docs
 	@$(RUN) setup
-	@NO_MKDOCS_2_WARNING=1 $(BIN) -m mkdocs build --quiet --config-file ci/mkdocs.yml && echo out/docs/architecture.html
+	@NO_MKDOCS_2_WARNING=1 $(BIN) -m mkdocs build --config-file ci/mkdocs.yml && echo out/docs/architecture.html
 
 bench: ## the ladder on this machine, which nobody else may use meanwhile
 	@$(RUN) setup

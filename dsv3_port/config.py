@@ -173,7 +173,7 @@ class DeepseekV3Config:
         """Scale of the attention scores; it stays this value after the low-rank absorb (D is not R
         + Dr)."""
         factor = self.rope_scaling.softmax_mscale if self.rope_scaling else 1.0
-        return self.qk_head_dim**-0.5 * factor
+        return float(self.qk_head_dim**-0.5) * factor
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:

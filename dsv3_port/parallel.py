@@ -20,7 +20,8 @@ all_gather = getattr(
 def parts_side_by_side(flat: torch.Tensor, world: int) -> torch.Tensor:
     """Gathered parts, one below the other [W*B, ..., V/W] -> [B, ..., V] in rank order: without the
     move rows of different ranks would mix."""
-    return flat.unflatten(0, (world, -1)).movedim(0, -2).flatten(-2)
+    whole: torch.Tensor = flat.unflatten(0, (world, -1)).movedim(0, -2).flatten(-2)
+    return whole
 
 
 @dataclass(frozen=True)

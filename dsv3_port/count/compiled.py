@@ -18,7 +18,6 @@ from unittest import mock
 
 import torch
 from torch import Tensor
-from torch._dynamo.utils import counters
 from torch.fx import GraphModule, Node
 
 from ..engine.graph import RECOMPILE_LIMITS
@@ -53,6 +52,14 @@ _VIEWS = {
 }
 
 
+def _counters() -> Any:
+    """Dynamo's. Imported at use: Dynamo takes as long as the rest of torch, and who times eager
+    models needs none of it."""
+    from torch._dynamo.utils import counters
+
+    return counters
+
+
 @dataclass
 class Watched:
     """What was seen: one entry of `graphs` for every compilation, `runs` for every execution of one
@@ -63,12 +70,12 @@ class Watched:
     _before: Counter[str] = field(default_factory=Counter, repr=False)
 
     def __post_init__(self) -> None:
-        self._before = Counter(counters["graph_break"])
+        self._before = Counter(_counters()["graph_break"])
 
     @property
     def breaks(self) -> dict[str, int]:
         """Dynamo's reasons for graph breaks since this began, first line of each, with how often."""
-        new = Counter(counters["graph_break"]) - self._before
+        new = Counter(_counters()["graph_break"]) - self._before
         return dict(Counter({reason.splitlines()[0]: n for reason, n in new.items()}).most_common())
 
     def backend(self, graph: GraphModule, example_inputs: Any) -> Callable[..., Any]:
@@ -149,7 +156,7 @@ def eager_prefill(model: DeepseekV3) -> DeepseekV3:
 def compilations() -> int:
     """Graphs that Dynamo has compiled in this process so far; the difference over some calls is
     what they compiled."""
-    return int(counters["stats"]["unique_graphs"])
+    return int(_counters()["stats"]["unique_graphs"])
 
 
 def operator_name(node: Node) -> str:

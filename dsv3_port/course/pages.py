@@ -32,6 +32,7 @@ from ..plots.style import CSS_CLASS, ON_DARK
 from ..steps import STEPS
 from ..version import __version__
 from .diff import FOLD
+from .docs import docs_links
 from .notebook import Notebook
 from .translations import LANGUAGES, of_notebook, translated
 
@@ -241,6 +242,7 @@ def write_index(
     pictures = sorted(
         dict.fromkeys(found), key=lambda name: (len(name), name)
     )  # the one sequence before the batch
+    docs = docs_links(out_dir)
     guide = [(f"guide/{f.stem}.html", f.stem) for f in sorted((out_dir / "guide").glob("*.html"))]
     page = (
         Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True)
@@ -251,6 +253,7 @@ def write_index(
             failed=sum(run.status != "ok" for run in shown),
             where=where,
             guide=guide,
+            docs=docs,
             reading=sum(n.reading_minutes for n in notebooks),
             exercises=sum(n.exercise_minutes for n in notebooks),
             seconds=sum(run.seconds for run in shown),

@@ -2,7 +2,7 @@
 what came out.
 
 Output layout: executed/NAME.ipynb, pages/NAME.html, slides/NAME.html, guide/NAME.html (workshop),
-index.html, results/ (what the notebooks measured), runs.json (one entry a notebook, kept over runs
+docs/, index.html, results/ (what the notebooks measured), runs.json (one entry a notebook, kept over runs
 of single notebooks).
 """
 
@@ -25,6 +25,7 @@ from ..bench.machine import device_info
 from ..engine.device import pick_device
 from ..errors import PortError
 from ..files import write_atomic
+from .docs import write_docs
 from .filled import answers
 from .notebook import Notebook, course_files, read_notebook
 from .pages import write_guide, write_index, write_pages
@@ -116,7 +117,7 @@ def run_tutorial(
         stack.enter_context(_alone(out))
         runs = _prepare(out, todo, fresh=not only)
         _write_runs(out, runs)
-        write_guide(notebooks / "workshop", out / "guide")
+        _write_texts(notebooks, out)
         quiet = None if progress else True
         for file in tqdm(todo, "notebooks", unit="notebook", file=sys.stdout, disable=quiet):
             at = names.index(file.stem)
@@ -153,6 +154,15 @@ def _parameters(profile: str, folder: Path, device: str, seed: int | None) -> di
     values |= read_profile(profile, folder)
     values |= {"device": device} if device != "auto" else {}
     return values | ({"seed": seed} if seed is not None else {})
+
+
+def _write_texts(notebooks: Path, out: Path) -> None:
+    """The workshop's pages and docs/, which are there before any notebook ran."""
+    write_guide(notebooks / "workshop", out / "guide")
+    try:
+        write_docs(notebooks.parent, out / "docs")
+    except PortError as problem:  # the course runs without
+        print(f"dsv3-port: {problem}", file=sys.stderr)
 
 
 @contextmanager

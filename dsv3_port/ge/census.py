@@ -18,6 +18,7 @@ import torch
 from tqdm import tqdm
 
 from ..count.captured import load, two_calls
+from ..count.compiled import eager_prefill
 from ..engine.graph import compile_steps, converted_graphs, graph_blockers
 from ..errors import PortError
 from ..hostnpu.ge_cost import kernels_of as kernels_of
@@ -47,20 +48,26 @@ def ge_census(
     batch: int = 2,
     length: int = 12,
     layers: int | None = 2,
+    prefill: bool = True,
 ) -> dict[str, dict[str, int]]:
     """{"prefill": {GE operator type: how many}, "decode": ...} of torchair's conversion, most
     frequent first.
 
     path: a checkpoint folder. Prefill of [batch, length] tokens, decode with a cache of length + 2
-        positions.
+        positions. prefill: False leaves the prompt eager, and only "decode" is converted.
     """
     torch._dynamo.reset()
     model = compile_steps(load(path, plan, dtype=dtype, layers=layers), "ge")
+    phases = ("prefill", "decode") if prefill else ("decode",)
+    if not prefill:
+        eager_prefill(model)
     with converted_graphs() as found:
         two_calls(model, batch, length)
-    if len(found) != 2:
-        raise PortError(f"prefill and decode should be two GE graphs, torchair made {len(found)}")
-    return {"prefill": count(found[0]), "decode": count(found[1])}
+    if len(found) != len(phases):
+        raise PortError(
+            f"{' and '.join(phases)} should be a GE graph each, torchair made {len(found)}"
+        )
+    return {phase: count(graph) for phase, graph in zip(phases, found, strict=True)}
 
 
 def count(graph: Any) -> dict[str, int]:
@@ -77,7 +84,7 @@ def decode_census(path: str | Path) -> dict[str, dict[str, int]]:
         name: plan for name, plan in forms().items() if plan.lm_head == PortPlan.full().lm_head
     }
     return {
-        name: kernels_of(ge_census(path, plan)["decode"])
+        name: kernels_of(ge_census(path, plan, prefill=False)["decode"])
         for name, plan in tqdm(
             chosen.items(), desc="convert", unit="graph", leave=False, delay=2.0, file=sys.stdout
         )

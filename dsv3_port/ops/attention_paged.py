@@ -99,7 +99,8 @@ def gather(cache: Tensor, used: Tensor, kv_heads: int) -> Tensor:
     """A cache's blocks in the order of the sequences: [B, KV, L, D]."""
     x = cache[used]  # [B, blocks, ...]
     if cache.dim() == 3:  # block, KV*D
-        return x.flatten(1, 2).unflatten(-1, (kv_heads, -1)).transpose(1, 2)
+        y: Tensor = x.flatten(1, 2).unflatten(-1, (kv_heads, -1))
+        return y.transpose(1, 2)
     if cache.dim() == 4:  # KV, block, D
         return x.transpose(1, 2).flatten(2, 3)
     return x.permute(0, 2, 1, 4, 3, 5).flatten(4, 5).flatten(2, 3)  # KV, D/c, block, c

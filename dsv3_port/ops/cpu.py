@@ -84,12 +84,14 @@ def _product(x: Tensor, weight: Tensor) -> Tensor:
     if (
         torch.compiler.is_compiling()
     ):  # inductor takes oneDNN's own operator for one of packed weights
-        return torch.ops.dsv3.linear(x, weight)
+        packed: Tensor = torch.ops.dsv3.linear(x, weight)
+        return packed
     return _onednn_linear(x, weight)
 
 
 def _onednn_linear(x: Tensor, weight: Tensor) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+    return y
 
 
 @torch.library.custom_op("dsv3::linear", _onednn_linear, mutates_args=()).register_fake
@@ -179,7 +181,8 @@ def grouped_matmul(x: Tensor, weight: Tensor | Sequence[Tensor], cumulative: Ten
     stacked = weight if isinstance(weight, Tensor) else torch.stack(list(weight))
     if x.shape[0] <= GATHER_ROWS and x.device.type in ("cpu", "cuda"):
         return _grouped_gather(x, stacked, cumulative)
-    return torch.ops.dsv3.grouped_matmul(x, stacked, cumulative)
+    y: Tensor = torch.ops.dsv3.grouped_matmul(x, stacked, cumulative)
+    return y
 
 
 def _grouped_gather(x: Tensor, weight: Tensor, cumulative: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ one tensor for all, or one each. Rules: operator document and host code of Ascen
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ FLOAT_BIAS = {
     torch.bfloat16: torch.float32,
     torch.float32: torch.float32,
 }
-ACTIVATIONS = {
+ACTIVATIONS: dict[int, Callable[[Tensor], Tensor]] = {
     1: torch.relu,
     2: lambda x: F.gelu(x, approximate="tanh"),
     4: lambda x: x * torch.sigmoid(1.702 * x),

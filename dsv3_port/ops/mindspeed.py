@@ -75,7 +75,7 @@ def npu_gmm(
     groups = (
         group_list if isinstance(group_list, Tensor) else torch.tensor(group_list, device=x.device)
     )
-    return OPERATORS["npu_grouped_matmul"].meaning(
+    y: Tensor = OPERATORS["npu_grouped_matmul"].meaning(
         [x],
         [weight],
         bias=None if bias is None else [bias],
@@ -84,6 +84,7 @@ def npu_gmm(
         group_type=group_type,
         group_list_type=0,
     )[0]
+    return y
 
 
 def check_gmm_v2(
@@ -110,7 +111,7 @@ def npu_gmm_v2(
 ) -> Tensor:
     """MindSpeed's second grouped matmul: as npu_gmm, but group_list holds **counts** (int64 tensor
     only)."""
-    return OPERATORS["npu_grouped_matmul"].meaning(
+    y: Tensor = OPERATORS["npu_grouped_matmul"].meaning(
         [x],
         [weight],
         bias=None if bias is None else [bias],
@@ -119,3 +120,4 @@ def npu_gmm_v2(
         group_type=group_type,
         group_list_type=1,
     )[0]
+    return y

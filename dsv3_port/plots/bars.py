@@ -121,7 +121,8 @@ def step_bars(results: Results, before: str, after: str, phase: str | None = Non
             + ", ".join(repr(n) for n in results.names)
         )
     fig, axes = figure(len(phases), 1, (9.0, 1.0 + 1.75 * len(phases)))
-    used, said = [], []
+    used: list[Record] = []
+    said: list[str] = []
     for ax, p in zip(axes, phases, strict=True):
         found = outcome(results, before, after, p)
         pair = results.pair(before, after, p)

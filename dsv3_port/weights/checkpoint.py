@@ -168,7 +168,8 @@ class Checkpoint:
         try:
             if self._open is None or self._open[0] != file:
                 self._open = (file, safe_open(file, framework="pt"))
-            return self._open[1].get_tensor(name)
+            tensor: Tensor = self._open[1].get_tensor(name)
+            return tensor
         except Exception as error:  # safetensors raises its own kinds
             raise PortError(f"{file}: {name} cannot be read: {error}") from error
 
@@ -254,7 +255,7 @@ def _header(file: Path) -> dict[str, Any]:
             length = struct.unpack("<Q", first)[0] if len(first) == 8 else _MAX_HEADER + 1
             if length > _MAX_HEADER:
                 raise ValueError("no safetensors header")
-            header = json.loads(stream.read(length), object_pairs_hook=once)
+            header: dict[str, Any] = json.loads(stream.read(length), object_pairs_hook=once)
         header.pop("__metadata__", None)
         if not all({"dtype", "shape", "data_offsets"} <= entry.keys() for entry in header.values()):
             raise ValueError("a tensor without dtype, shape or place")

@@ -106,7 +106,8 @@ class Remembered:
         self._new = False
 
     def hash_of(self, file: Path, tensor: str) -> str | None:
-        return self._known.get(file.name, {}).get(tensor)
+        found: str | None = self._known.get(file.name, {}).get(tensor)
+        return found
 
     def add(self, file: Path, tensor: str, found: str) -> None:
         held = self._known.setdefault(file.name, {})

@@ -13,8 +13,9 @@ import math
 import torch
 from torch import Tensor
 
-from ..config import FP8_BLOCK, DeepseekV3Config
+from ..config import DeepseekV3Config
 from ..errors import PortError
+from ..published import FP8_BLOCK
 
 BLOCK = FP8_BLOCK[0]
 FP8 = torch.float8_e4m3fn

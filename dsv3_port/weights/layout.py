@@ -27,13 +27,15 @@ def same(x: Tensor) -> Tensor:
 def kv_b_to_w_k(x: Tensor, nope: int, value: int) -> Tensor:
     """kv_b_proj rows of N heads [N*(Dn+Dv), R] -> kv_b_proj_w_k [N, Dn, R]: turns a query into
     latent space."""
-    return x.unflatten(0, (-1, nope + value)).narrow(1, 0, nope)
+    w_k: Tensor = x.unflatten(0, (-1, nope + value)).narrow(1, 0, nope)
+    return w_k
 
 
 def kv_b_to_w_v(x: Tensor, nope: int, value: int) -> Tensor:
     """kv_b_proj rows of N heads [N*(Dn+Dv), R] -> kv_b_proj_w_v [N, R, Dv]: turns a latent into a
     head's value."""
-    return x.unflatten(0, (-1, nope + value)).narrow(1, nope, value).transpose(1, 2)
+    w_v: Tensor = x.unflatten(0, (-1, nope + value)).narrow(1, nope, value).transpose(1, 2)
+    return w_v
 
 
 @dataclass(frozen=True, slots=True)

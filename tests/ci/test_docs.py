@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
+import shutil
 from pathlib import Path
 
 import pytest
+
+from dsv3_port import PortError
+from dsv3_port.course.docs import write_docs
+from dsv3_port.course.pages import write_index
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> Path:
-    at = tmp_path_factory.mktemp("site")
-    words = ["-m", "mkdocs", "build", "--quiet", "-f", "ci/mkdocs.yml", "-d", str(at)]
-    env = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
-    done = subprocess.run(
-        [sys.executable, *words], cwd=ROOT, capture_output=True, text=True, env=env
-    )
-    assert done.returncode == 0, done.stdout + done.stderr  # strict: a broken link is an error
-    return at
+    """docs/ of an output folder with the course's front page."""
+    out = tmp_path_factory.mktemp("out")
+    write_docs(ROOT, out / "docs")  # strict: a broken link is an error
+    write_index(out, [], [], "a cpu")
+    return out / "docs"
 
 
 def test_every_page_is_built_and_listed(site):
@@ -38,3 +37,27 @@ def test_nothing_is_loaded_from_the_net(site):
         loaded = re.findall(r'<(?:script|img|iframe)[^>]+src="(https?:[^"]+)', text)
         loaded += re.findall(r'<link[^>]+rel="stylesheet"[^>]+href="(https?:[^"]+)', text)
         assert not loaded, page.name
+
+
+def test_the_front_page_leads_to_every_page_and_each_back(site):
+    front = (site.parent / "index.html").read_text(encoding="utf-8")
+    found = dict(re.findall(r'<a href="docs/([a-z-]+)\.html">([^<]+)</a>', front))
+    assert set(found) == {f.stem for f in (ROOT / "docs").glob("*.md")}
+    for page, title in found.items():
+        assert (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8").startswith(f"# {title}")
+        text = (site / f"{page}.html").read_text(encoding="utf-8")
+        assert '<a href="../index.html">' in text, page
+
+
+def test_pages_are_built_once_and_a_broken_link_is_told(tmp_path):
+    for name in ("docs", "ci/mkdocs"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    shutil.copy(ROOT / "ci" / "mkdocs.yml", tmp_path / "ci")
+    out = tmp_path / "out" / "docs"
+    first = {f: f.stat().st_mtime_ns for f in write_docs(tmp_path, out)}
+    assert {f: f.stat().st_mtime_ns for f in write_docs(tmp_path, out)} == first
+    page = tmp_path / "docs" / "speed.md"
+    page.write_text(page.read_text(encoding="utf-8") + "\n[lost](nowhere.md)\n", encoding="utf-8")
+    with pytest.raises(PortError, match=r"cannot be built: .*nowhere\.md"):
+        write_docs(tmp_path, out)
+    assert write_docs(tmp_path / "out", tmp_path / "none") == []  # a folder of `dsv3-port start`

@@ -113,6 +113,15 @@ def eager_and_graph(parallel: TensorParallel) -> dict[str, Any]:
     return both | {"collectives": dict(kinds), "graphs": len(found)}
 
 
+def everything(parallel: TensorParallel) -> dict[str, Any]:
+    """All of the above by the same ranks."""
+    return {
+        "collectives": collectives(parallel),
+        "others": others(parallel),
+        "model": eager_and_graph(parallel),
+    }
+
+
 def second_fails(parallel: TensorParallel) -> None:
     if parallel.rank == 1:
         raise PortError("the second rank has had enough")

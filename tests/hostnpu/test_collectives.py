@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
+
 from .processes import needs_torch_npu, output
 
 pytestmark = needs_torch_npu
@@ -15,10 +19,22 @@ for result in run_ranks({name}, {size}, device='npu'): print(result)
 """
 
 
-def test_two_ranks() -> None:
-    first, second = (
-        eval(line) for line in output(RANKS.format(name="collectives", size=2)).splitlines()
-    )
+@pytest.fixture(scope="module")
+def ran() -> tuple[list[dict[str, Any]], list[int]]:
+    """What two ranks did one after the other (starting them takes longer than most of it), and the
+    tokens of the model on one."""
+    *lines, one = output(
+        RANKS.format(name="everything", size=2)
+        + """
+from tests.hostnpu.ranks import one
+print(one())
+"""
+    ).splitlines()
+    return [eval(line) for line in lines], eval(one)
+
+
+def test_two_ranks(ran) -> None:
+    first, second = (rank["collectives"] for rank in ran[0])
     for rank, got in enumerate((first, second)):
         assert got["device"] == f"npu:{rank}" and got["backend"] == "hccl"
         assert got["all_reduce"] == [3.0, 3.0] and got["maximum"] == [2.0, 2.0]
@@ -29,11 +45,9 @@ def test_two_ranks() -> None:
         assert got["all_to_all"] == [float(rank), 10.0 + rank]
 
 
-def test_the_collectives_beyond_the_ports() -> None:
+def test_the_collectives_beyond_the_ports(ran) -> None:
     """Reduce, scatter, point to point, and all-to-all of unequal sizes."""
-    first, second = (
-        eval(line) for line in output(RANKS.format(name="others", size=2)).splitlines()
-    )
+    first, second = (rank["others"] for rank in ran[0])
     assert second["reduce"] == [10.0, 12.0, 14.0, 16.0]
     assert first["scatter"] == [5.0, 5.0] and second["scatter"] == [6.0, 6.0]
     assert second["recv"] == [0.0, 1.0, 2.0, 3.0]
@@ -43,16 +57,9 @@ def test_the_collectives_beyond_the_ports() -> None:
     assert second["listed"] == [[2.0, 3.0], [12.0, 13.0]]
 
 
-def test_model_over_two_ranks_equals_the_model_on_one() -> None:
+def test_model_over_two_ranks_equals_the_model_on_one(ran) -> None:
     """Eagerly, and as GE graphs whose HcomAllReduce and HcomAllGather move the data."""
-    *lines, one = output(
-        RANKS.format(name="eager_and_graph", size=2)
-        + """
-from tests.hostnpu.ranks import one
-print(one())
-"""
-    ).splitlines()
-    whole, parts = eval(one), [eval(line) for line in lines]
+    parts, whole = [rank["model"] for rank in ran[0]], ran[1]
     assert len(whole) == 8 and len(parts) == 2
     for part in parts:
         assert part["eager"] == part["graph"] == whole and part["graphs"] == 2
@@ -66,4 +73,5 @@ def test_a_rank_that_fails_is_named() -> None:
         .replace("for result", "from dsv3_port.errors import PortError\ntry:\n  for result")
         .replace("print(result)", "print(result)\nexcept PortError as error: print(error)")
     )
-    assert "rank 1 of 2" in output(code) and "the second" in output(code)
+    said = output(code)
+    assert "rank 1 of 2" in said and "the second" in said

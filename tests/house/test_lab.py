@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import ast
 import importlib
+import subprocess
+import sys
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -90,3 +92,15 @@ def test_what_a_notebook_takes_is_there(file):
                 or hasattr(what, "__file__")
             ):
                 assert hasattr(what, node.attr), f"{node.value.id}.{node.attr}"
+
+
+def test_what_times_eager_models_imports_no_dynamo():
+    """Dynamo takes as long as the rest of torch, in every notebook and in every rank."""
+    code = (
+        "import sys\nimport dsv3_port.lab as lab\n"
+        "[getattr(lab, name) for name in ('bench_ladder', 'decode_call', 'census', 'plots', 'check')]\n"
+        "import dsv3_port.bench.sweep, dsv3_port.bench.worlds, dsv3_port.check.rank_calls\n"
+        "print('torch' in sys.modules, 'torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False"]

@@ -211,7 +211,9 @@ def verify_shards(
             check_headers(folder, rank_plan, rank)
 
             def check(
-                item: tuple[Target, list[Block]], folder: Path = folder, stored: dict = stored
+                item: tuple[Target, list[Block]],
+                folder: Path = folder,
+                stored: dict[str, Any] = stored,
             ) -> int:
                 target, blocks = item
                 return _check_tensor(folder, rank_plan, target, blocks, stored)

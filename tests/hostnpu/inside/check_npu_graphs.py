@@ -36,6 +36,14 @@ def test_conversion_is_the_golden_one(
     assert npu_graphs.ge_census(TINY, npu_graphs.forms()[form]) == golden[form]
 
 
+def test_decode_alone_is_converted_as_it_is_behind_a_prompt(
+    golden: dict[str, dict[str, dict[str, int]]],
+) -> None:
+    plan = npu_graphs.forms()[npu_graphs.FULL]
+    found = npu_graphs.ge_census(TINY, plan, prefill=False)
+    assert found == {"decode": golden[npu_graphs.FULL]["decode"]}
+
+
 def test_steps_show_in_the_census(golden: dict[str, dict[str, dict[str, int]]]) -> None:
     assert list(golden) == list(npu_graphs.forms()) and len(golden) == 7
     census = {form: npu_graphs.kernels_of(phases["decode"]) for form, phases in golden.items()}

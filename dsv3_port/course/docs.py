@@ -1,0 +1,56 @@
+"""docs/ of this checkout as pages beside the course's, by mkdocs."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from html import unescape
+from importlib.util import find_spec
+from pathlib import Path
+
+from ..errors import PortError
+
+
+def write_docs(root: Path, folder: Path) -> list[Path]:
+    """folder/NAME.html of every root/docs/NAME.md, made anew where a source is younger.
+
+    Nothing without docs/ (a folder of `dsv3-port start`) or without mkdocs (an environment without
+    [dev]). PortError with mkdocs' own words for a broken link.
+    """
+    config = root / "ci" / "mkdocs.yml"
+    sources = [*(root / "docs").glob("*.md")]
+    if not sources or not config.is_file() or find_spec("material") is None:
+        return []
+    theme = [f for f in (root / "ci" / "mkdocs").rglob("*") if f.is_file()]
+    newest = max(f.stat().st_mtime for f in (*sources, *theme, config))
+    pages = [folder / f"{f.stem}.html" for f in sorted(sources)]
+    if all(f.is_file() and f.stat().st_mtime > newest for f in pages):
+        return pages
+    # not --quiet, which hides from --strict the warnings that it counts
+    words = ["build", "--strict", "--config-file", str(config)]
+    words += ["--site-dir", str(folder.resolve())]
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", *words],
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise PortError(f"{root / 'docs'}: cannot be built: {' '.join(done.stderr.split())[-300:]}")
+    return pages
+
+
+def docs_links(out_dir: Path) -> list[tuple[str, str]]:
+    """(link, title) of each page that lies in out_dir/docs, by name."""
+    return [
+        (f"docs/{file.name}", title_of(file))
+        for file in sorted((out_dir / "docs").glob("*.html"))
+        if file.stem not in ("404", "index")
+    ]
+
+
+def title_of(page: Path) -> str:
+    """Its first heading, without tags."""
+    found = re.search(r"<h1[^>]*>(.*?)</h1>", page.read_text(encoding="utf-8"), re.DOTALL)
+    text = re.sub(r"<a class=\"headerlink\".*?</a>|<[^>]+>", "", found[1]) if found else ""
+    return unescape(text).strip() or page.stem
