@@ -131,7 +131,7 @@ def accuse(
 
 
 def batch(right: DeepseekV3 | None = None) -> tuple[Tensor, Tensor]:
-    """ids, mask [3, S]: PROMPTS with what the right model writes, left-padded."""
+    """ids, mask [3, S]: PROMPTS with what the right model writes, left-padded, on its device."""
     right = right or right_model()
     tokenizer = load_tokenizer(tiny())
     rows = [
@@ -140,7 +140,7 @@ def batch(right: DeepseekV3 | None = None) -> tuple[Tensor, Tensor]:
             encode(tokenizer, PROMPTS), generate(right, tokenizer, PROMPTS, TOKENS), strict=True
         )
     ]
-    return pad_left(rows, tokenizer.pad_token_id or 0)
+    return pad_left(rows, tokenizer.pad_token_id or 0, device=right.device)
 
 
 def reads(model: DeepseekV3) -> int:

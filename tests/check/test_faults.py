@@ -3,6 +3,8 @@ right accusation and a real repair are accepted."""
 
 from __future__ import annotations
 
+import json
+import re
 import types
 
 import pytest
@@ -13,14 +15,16 @@ from dsv3_port.check.compare import compare_models
 from dsv3_port.check.fault_cases import DECOY, LAYERS, PARTS, WHYS
 from dsv3_port.check.faults import CASES, PROMPTS, TOKENS, accuse, prove, reads, symptom
 from dsv3_port.check.gate import strict_gate
+from dsv3_port.count import compiled
 from dsv3_port.count.compiled import first_break
+from dsv3_port.count.syncs import host_syncs
 from dsv3_port.engine.generate import generate
 from dsv3_port.engine.tokenizer import encode, load_tokenizer
 from dsv3_port.errors import PortError
 from dsv3_port.model.attention import LowRankAttention
 from dsv3_port.model.decoder import DeepseekV3
 from dsv3_port.model.gate import Gate
-from dsv3_port.paths import tiny
+from dsv3_port.paths import repo_root, tiny
 
 COMPARED = {
     "one prompt",
@@ -190,6 +194,38 @@ def test_words_outside_the_lists_and_unknown_models_are_refused():
     for call in (faults.model, symptom, lambda k: accuse(k), lambda k: prove(k, None)):
         with pytest.raises(PortError, match="there is no faulty model 10"):
             call(10)
+
+
+# ---- the notebook ---------------------------------------------------------------------------------
+
+NOTEBOOK = json.loads((repo_root() / "notebooks" / "11_faults.ipynb").read_text(encoding="utf-8"))
+SOURCES = {c["id"]: "".join(c["source"]) for c in NOTEBOOK["cells"]}
+
+
+@pytest.mark.parametrize("k", range(1, 7))
+def test_a_folded_solution_finds_accuses_and_repairs(right, batch, k):
+    (code,) = re.findall(r"```python\n(.*?)```", SOURCES[f"faults-solution-{k}"], re.DOTALL)
+    *lines, accusation = code.strip().splitlines()
+    assert accusation.startswith(f"faults.accuse({k}, ")
+    space = {"torch": torch, "faults": faults, "right": right, "ids": batch[0], "mask": batch[1]}
+    space |= {"ill": faults.model(k, right), "compare_models": compare_models}
+    space |= {"strict_gate": strict_gate, "host_syncs": host_syncs, "graphs": compiled}
+    exec("\n".join(lines), space)
+    assert eval(accusation, space).ok is True
+    assert prove(k, space["repair"], right).ok is True
+    look = space["look"]
+    assert (
+        look == ({"__int__": 1, "__bool__": 1}, "in visible: if bool(pad.any()):")
+        if k == 5
+        else (look.ok is (k == DECOY))
+    )
+
+
+def test_the_notebook_names_nothing_before_the_learner_does():
+    for k in range(1, 7):
+        cell = SOURCES[f"faults-exercise-{k}"]
+        assert "look = ..." in cell and "repair = ..." in cell
+        assert f"faults.accuse({k}, layer=None, part=None, why=None)" in cell
 
 
 # ---- repairs --------------------------------------------------------------------------------------
