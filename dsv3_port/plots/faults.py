@@ -75,7 +75,7 @@ def tool_map(seen: Mapping[str, Mapping[str, bool]]) -> LabFigure:
     for side in ax.spines.values():
         side.set_visible(False)
     said = [
-        f"{name}: {', '.join(t for t in tools if seen[name][t]) or 'nothing'}." for name in models
+        f"{name}: {'; '.join(t for t in tools if seen[name][t]) or 'nothing'}." for name in models
     ]
     return finish(
         fig,
