@@ -48,6 +48,7 @@ class Said:
     ok: bool | None
     text: str
     text_zh: str = ""
+    head: str = ""  # in place of mark and word
 
     def __bool__(self) -> bool:
         return bool(self.ok)
@@ -62,18 +63,18 @@ class Said:
 
     def __str__(self) -> str:
         mark, word, _ = self._mark
-        return "\n  ".join(
-            [f"{mark} {word}: {self.text}", *([self.text_zh] if self.text_zh else [])]
-        )
+        head = self.head or f"{mark} {word}"
+        return "\n  ".join([f"{head}: {self.text}", *([self.text_zh] if self.text_zh else [])])
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
         mark, word, ink = self._mark
+        head = html.escape(self.head or f"{mark} {word}")
         zh = f'<br><span lang="zh">{html.escape(self.text_zh)}</span>' if self.text_zh else ""
         return (
             f'<div role="status" style="border-left:4px solid {ink};padding:4px 10px;margin:.4em 0"><b '
-            f'style="color:{ink}">{mark} {word}.</b> {html.escape(self.text)}{zh}</div>'
+            f'style="color:{ink}">{head}:</b> {html.escape(self.text)}{zh}</div>'
         )
 
 
@@ -91,7 +92,7 @@ def case(k: int) -> Case:
 
 def symptom(k: int) -> Said:
     """What was seen of model k: 0 is the warm-up, 1 to 6 the hunt, 7 to 9 spares."""
-    return Said(None, case(k).symptom, case(k).symptom_zh)
+    return Said(None, case(k).symptom, case(k).symptom_zh, f"Model {k}")
 
 
 def model(k: int, right: DeepseekV3 | None = None) -> DeepseekV3:
@@ -108,8 +109,8 @@ def accuse(
 ) -> Said:
     """Is that what ails model k? layer, part and why are words of LAYERS, PARTS and WHYS.
 
-    The first that is wrong, or not answered, gets the next tool to try. PortError for a word that
-    is in none of the lists.
+    The first that is wrong gets the next tool to try; an open one gets none, as choosing the first
+    tool is part of the answer. PortError for a word that is in none of the lists.
     """
     truth = case(k)
     given = {"layer": layer, "part": part, "why": why}
@@ -120,27 +121,34 @@ def accuse(
             )
     if k == DECOY and why == "padding counted":
         return Said(False, *truth.confirmed[:2])
+    sure = [n for n, word in given.items() if word is not None and word == getattr(truth, n)]
+    head = f"The {' and the '.join(sure)} may stand. " if sure else ""
     for name, word in given.items():
-        if word is None or word != getattr(truth, name):
-            sure = [n for n, w in given.items() if w is not None and w == getattr(truth, n)]
-            head = f"The {' and the '.join(sure)} may stand. " if sure else ""
+        if word is not None and name not in sure:
             next_en, next_zh = truth.tools[name]
-            ok = None if word is None else False
-            return Said(ok, f"{head}Next, the {name}: {next_en}", next_zh)
+            return Said(False, f"{head}Next, the {name}: {next_en}", next_zh)
+    if missing := [name for name, word in given.items() if word is None]:
+        return Said(None, f"{head}Not accused yet: {', '.join(missing)}.", "尚未指认。")
     return Said(True, *truth.confirmed[-2:])
 
 
+@functools.lru_cache(maxsize=1)
+def _written(right: DeepseekV3) -> list[list[int]]:
+    """What the right model writes, asked for each other model."""
+    return _tokens(right)
+
+
+def _tokens(model: DeepseekV3) -> list[list[int]]:
+    return [g.token_ids for g in generate(model, load_tokenizer(tiny()), PROMPTS, TOKENS)]
+
+
 def batch(right: DeepseekV3 | None = None) -> tuple[Tensor, Tensor]:
-    """ids, mask [3, S]: PROMPTS with what the right model writes, left-padded."""
+    """ids, mask [3, S]: PROMPTS with what the right model writes, left-padded, on its device."""
     right = right or right_model()
     tokenizer = load_tokenizer(tiny())
-    rows = [
-        a + g.token_ids
-        for a, g in zip(
-            encode(tokenizer, PROMPTS), generate(right, tokenizer, PROMPTS, TOKENS), strict=True
-        )
-    ]
-    return pad_left(rows, tokenizer.pad_token_id or 0)
+    prompts = encode(tokenizer, PROMPTS)
+    rows = [a + b for a, b in zip(prompts, _written(right), strict=True)]
+    return pad_left(rows, tokenizer.pad_token_id or 0, device=right.device)
 
 
 def reads(model: DeepseekV3) -> int:
@@ -157,20 +165,16 @@ def seen(k: int, right: DeepseekV3 | None = None) -> dict[str, bool]:
     ill = model(k, right)
     ids, mask = batch(right)
     one = ids[mask.sum(1).argmax() :][:1]
-    tokenizer = load_tokenizer(tiny())
 
     def differs(ids: Tensor, mask: Tensor | None, cached: int = 0) -> bool:
         return not compare_models(right, ill, ids, mask, cached=cached).ok
-
-    def tokens(m: DeepseekV3) -> list[list[int]]:
-        return [g.token_ids for g in generate(m, tokenizer, PROMPTS, TOKENS)]
 
     def median() -> float:
         return difference(*(dataclasses.replace(run(m, one), exact=False) for m in (right, ill)))
 
     gates = compare_models(right, ill, ids, mask).rows
     return {
-        "greedy text": tokens(right) != tokens(ill),
+        "greedy text": _tokens(ill) != _written(right),
         "median of logits": median() > TOLERANCE["float32"],
         "one prompt": differs(one, None),
         "one prompt, 1 cached": differs(one, None, 1),

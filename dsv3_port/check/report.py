@@ -38,7 +38,8 @@ class Report:
         first = self.first_divergence
         if first is None:
             return f"{self.names[0]} and {self.names[1]} agree at all {len(self.rows)} stages (within {self.rtol:.0e})"
-        return f"{self.names[0]} and {self.names[1]} part at {first.stage}: {first.status} {first.detail}".rstrip()
+        figures = _figures(first)
+        return f"{self.names[0]} and {self.names[1]} part at {first.stage}: {first.status} {figures}".rstrip()
 
     def __str__(self) -> str:
         width = max(len(r.stage) for r in self.rows)

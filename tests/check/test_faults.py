@@ -3,6 +3,8 @@ right accusation and a real repair are accepted."""
 
 from __future__ import annotations
 
+import json
+import re
 import types
 
 import pytest
@@ -13,14 +15,16 @@ from dsv3_port.check.compare import compare_models
 from dsv3_port.check.fault_cases import DECOY, LAYERS, PARTS, WHYS
 from dsv3_port.check.faults import CASES, PROMPTS, TOKENS, accuse, prove, reads, symptom
 from dsv3_port.check.gate import strict_gate
+from dsv3_port.count import compiled
 from dsv3_port.count.compiled import first_break
+from dsv3_port.count.syncs import host_syncs
 from dsv3_port.engine.generate import generate
 from dsv3_port.engine.tokenizer import encode, load_tokenizer
 from dsv3_port.errors import PortError
 from dsv3_port.model.attention import LowRankAttention
 from dsv3_port.model.decoder import DeepseekV3
 from dsv3_port.model.gate import Gate
-from dsv3_port.paths import tiny
+from dsv3_port.paths import repo_root, tiny
 
 COMPARED = {
     "one prompt",
@@ -172,10 +176,11 @@ def test_only_the_truth_is_accepted(k):
                 assert wrong.ok is False
                 if (k, word) != (DECOY, "padding counted"):
                     assert case.tools[name][0] in wrong.text  # the next tool to try
-                    assert truth["part" if name == "layer" else "layer"] is not None
         left_out = accuse(k, **(truth | {name: None}))
-        assert left_out.ok is None and case.tools[name][0] in left_out.text
-    assert accuse(k).ok is None and "may stand" not in accuse(k).text
+        if k != DECOY:
+            assert left_out.ok is None and f"Not accused yet: {name}." in left_out.text
+        assert case.tools[name][0] not in left_out.text  # choosing is part of the answer
+    assert accuse(k).ok is None and accuse(k).text == "Not accused yet: layer, part, why."
 
 
 def test_the_decoy_answers_the_obvious_accusation():
@@ -190,6 +195,38 @@ def test_words_outside_the_lists_and_unknown_models_are_refused():
     for call in (faults.model, symptom, lambda k: accuse(k), lambda k: prove(k, None)):
         with pytest.raises(PortError, match="there is no faulty model 10"):
             call(10)
+
+
+# ---- the notebook ---------------------------------------------------------------------------------
+
+NOTEBOOK = json.loads((repo_root() / "notebooks" / "11_faults.ipynb").read_text(encoding="utf-8"))
+SOURCES = {c["id"]: "".join(c["source"]) for c in NOTEBOOK["cells"]}
+
+
+@pytest.mark.parametrize("k", range(1, 7))
+def test_a_folded_solution_finds_accuses_and_repairs(right, batch, k):
+    (code,) = re.findall(r"```python\n(.*?)```", SOURCES[f"faults-solution-{k}"], re.DOTALL)
+    *lines, accusation = code.strip().splitlines()
+    assert accusation.startswith(f"faults.accuse({k}, ")
+    space = {"torch": torch, "faults": faults, "right": right, "ids": batch[0], "mask": batch[1]}
+    space |= {"ill": faults.model(k, right), "compare_models": compare_models}
+    shown: list[object] = []
+    space["display"] = lambda *things: shown.extend(things)
+    space |= {"strict_gate": strict_gate, "host_syncs": host_syncs, "graphs": compiled}
+    exec("\n".join(lines), space)
+    assert eval(accusation, space).ok is True
+    assert prove(k, space["repair"], right).ok is True
+    if k == 5:
+        assert shown == [{"__int__": 1, "__bool__": 1}, "in visible: if bool(pad.any()):"]
+    else:
+        assert shown[0].ok is (k == DECOY)
+
+
+def test_the_notebook_names_nothing_before_the_learner_does():
+    for k in range(1, 7):
+        cell = SOURCES[f"faults-exercise-{k}"]
+        assert "\n...  " in cell and "repair = ..." in cell
+        assert f"faults.accuse({k}, layer=None, part=None, why=None)" in cell
 
 
 # ---- repairs --------------------------------------------------------------------------------------
