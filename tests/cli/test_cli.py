@@ -54,7 +54,7 @@ def test_a_command_is_a_file_imported_on_use():
         "make_parser().parse_args(['plan', '--steps'])\n"
         "print(*sorted(m[14:] for m in sys.modules if m.startswith('dsv3_port.cli.')))"
     )
-    assert used.split() == ["main", "plan", "words"]
+    assert used.split() == ["main", "plan", "streams", "words"]
 
 
 def test_module_and_version():
@@ -160,7 +160,7 @@ def test_a_defect_of_our_own_is_not_hidden(monkeypatch, tmp_path, capsys):
 
     monkeypatch.setattr("dsv3_port.cli.doctor.run", doctor)
     monkeypatch.setattr("dsv3_port.files.user_log_path", lambda name: tmp_path)
-    assert main(["doctor"]) == 2
+    assert run("doctor") == 2
     assert "RuntimeError: a defect" in capsys.readouterr().err
     assert "in doctor" in next(tmp_path.iterdir()).read_text()
 
