@@ -71,6 +71,15 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _check_values(words: Sequence[str]) -> None:
+    """argparse takes the -- of --flag=-- away, and gives the flag an empty list."""
+    for word in words:
+        if word in ("--", "run"):  # what follows belongs to another program
+            return
+        if word.startswith("--") and word.endswith("=--"):
+            raise PortError(f"{word[:-3]}: -- is no value")
+
+
 def _require_torch() -> None:
     """A torch_npu without CANN breaks `import torch`: say so instead of showing its traceback."""
     from ..doctor.machine import import_torch
@@ -116,6 +125,7 @@ def _main(argv: Sequence[str] | None) -> int:
     warnings.showwarning = _warn
     try:
         args = make_parser().parse_args(argv)
+        _check_values(sys.argv[1:] if argv is None else argv)
         if args.needs_torch and not getattr(args, "steps", False):
             _require_torch()
         return int(args.run(args))

@@ -148,3 +148,22 @@ def test_a_name_with_half_a_character_is_written(tmp_path):
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     assert "a\\udcffb" in target.read_text()
+
+
+def test_dashes_as_a_value(capsys):
+    """argparse makes an empty list of them."""
+    for words in (
+        ["infer", "--dtype=--"],
+        ["plan", "--config=--"],
+        ["compare", "x", "--dtype-a=--"],
+    ):
+        assert main(words) == 2
+        assert f"{words[-1][:-3]}: -- is no value" in capsys.readouterr().err
+
+
+def test_a_message_is_checked_before_it_is_shown(tmp_path, capsys):
+    file = tmp_path / "prompts.json"
+    file.write_text('[[{"role": "user", "text": "Once"}]]')
+    words = ["infer", "--model-dir", str(tiny()), "--device", "cpu", "--prompts", str(file)]
+    assert main(words) == 2
+    assert "chat message 1: content is missing" in capsys.readouterr().err
