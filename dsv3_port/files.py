@@ -6,13 +6,17 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from platformdirs import user_log_path
+
 from .errors import PortError
 
+_ERRORS_KEPT = 20  # files
 _LFS = b"version https://git-lfs.github.com/spec/"
 
 
@@ -63,7 +67,7 @@ def write_json(path: Path, value: Any) -> bytes:
 def write_atomic(path: Path, content: bytes | str, mode: int = 0o666) -> None:
     """The whole content under its name, or what stood there before; `mode`, less the umask, is the
     new file's. Raises OSError."""
-    data = content.encode() if isinstance(content, str) else content
+    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     if path.exists() and not path.is_file():  # /dev/stdout has no name to take
         path.write_bytes(data)
         return
@@ -89,6 +93,25 @@ def sync_folder(folder: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def keep_traceback(text: str) -> str:
+    """Where the stack of an error that nobody foresaw now lies, as the end of a sentence: in the
+    user's log folder, else in the folder for temporary files."""
+    name = f"error-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
+    for find in (lambda: user_log_path("dsv3-port"), lambda: Path(tempfile.gettempdir())):
+        try:
+            folder = find()
+            folder.mkdir(parents=True, exist_ok=True)
+            file = folder / name
+            with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT, 0o600), "ab") as stream:
+                stream.write(text.encode(errors="backslashreplace"))
+            for old in sorted(folder.glob("error-*-*.txt"))[:-_ERRORS_KEPT]:
+                old.unlink(missing_ok=True)
+        except OSError:
+            continue
+        return f"the full traceback is in {file}"
+    return "its traceback could not be written anywhere"
 
 
 @contextmanager

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..errors import PortError
+from ..markdown import cell
 from .paired import busy_text, floor_of
 
 if TYPE_CHECKING:
@@ -20,11 +20,6 @@ def seconds_text(seconds: float) -> str:
             value = seconds / scale
             return f"{value:.{max(0, 3 - len(str(int(value))))}f} {unit}"
     raise AssertionError
-
-
-def cell(text: str) -> str:
-    """A record's text as Markdown that is no markup: records come from others too."""
-    return html.escape(text, quote=False).replace("|", "\\|").replace("\n", " ")
 
 
 def stamp(records: Sequence[Record]) -> str:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from ..errors import PortError
+from ..markdown import cell, table
 from .cases import FULL, GRAPHS, Bench, Case
 from .records import FAIR, UPSTREAM, Results
 from .results_table import seconds_text
@@ -212,10 +213,7 @@ def markdown(found: Sequence[Bench]) -> str:
         (("start of a process", "time", "beyond torch"), start_rows(found)),
     ):
         if rows:
-            lines = [
-                "| " + " | ".join(cells) + " |" for cells in (heads, ["---"] * len(heads), *rows)
-            ]
-            parts.append("\n".join(lines))
+            parts.append(table(heads, rows))
     where = sorted(
         {
             f"{b.device_name} ({b.tier}), {b.host.memory_gib:.0f} GiB, torch "
@@ -225,5 +223,11 @@ def markdown(found: Sequence[Bench]) -> str:
         }
     )
     return "\n\n".join(
-        [*parts, *(f"*{line}; medians of paired ratios, quartiles in brackets.*" for line in where)]
+        [
+            *parts,
+            *(
+                f"*{cell(line)}; medians of paired ratios, quartiles in brackets.*"
+                for line in where
+            ),
+        ]
     )

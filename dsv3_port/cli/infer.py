@@ -12,6 +12,7 @@ from tabulate import tabulate
 from ..engine.settings import TABLE, Settings
 from ..errors import PortError
 from ..files import write_atomic
+from .streams import open_streams
 from .words import DEVICE_HELP, DTYPE_HELP, PLAN_HELP, check_target, parse_plan, read_prompts
 
 
@@ -106,6 +107,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _print_text(text: str) -> None:
+    open_streams()  # this may be a rank's process
     print(text, end="", flush=True)
 
 

@@ -13,12 +13,15 @@ import contextlib
 import importlib
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
 from ..errors import PortError
+from ..files import keep_traceback
 from ..version import __version__
+from .streams import open_streams, plain, stdout_works
 
 # command -> its line of help. The module of that name here has arguments(parser) and run(args), which
 # returns an exit code, and NEEDS_TORCH = False where it works without; it is imported on use.
@@ -68,6 +71,15 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _check_values(words: Sequence[str]) -> None:
+    """argparse takes the -- of --flag=-- away, and gives the flag an empty list."""
+    for word in words:
+        if word in ("--", "run"):  # what follows belongs to another program
+            return
+        if word.startswith("--") and word.endswith("=--"):
+            raise PortError(f"{word[:-3]}: -- is no value")
+
+
 def _require_torch() -> None:
     """A torch_npu without CANN breaks `import torch`: say so instead of showing its traceback."""
     from ..doctor.machine import import_torch
@@ -87,33 +99,12 @@ def _out_of_memory(error: BaseException) -> bool:
     )
 
 
-def _open_streams() -> None:
-    """stdout and stderr that are there and show what they can: a scheduler may have closed them, a
-    terminal may know ASCII only."""
-    for number, name in ((1, "stdout"), (2, "stderr")):
-        if getattr(sys, name) is None:
-            fd = os.open(os.devnull, os.O_WRONLY)
-            if fd != number:
-                os.dup2(fd, number)
-            setattr(sys, name, os.fdopen(number, "w", encoding="utf-8", closefd=False))
-        elif hasattr(getattr(sys, name), "reconfigure"):
-            getattr(sys, name).reconfigure(errors="backslashreplace")
-
-
-def _plain(text: str) -> str:
-    """One line whose control characters a terminal does not obey."""
-    line = " ".join(text.split())
-    return "".join(
-        c if c.isprintable() or c == " " else c.encode("unicode_escape").decode() for c in line
-    )
-
-
 def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"dsv3-port: warning: {_plain(str(message))}", file=sys.stderr)
+    print(f"dsv3-port: warning: {plain(str(message))}", file=sys.stderr)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    _open_streams()
+    open_streams()
     code = _main(argv)
     try:
         sys.stdout.flush()
@@ -131,34 +122,45 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str] | None) -> int:
-    args = make_parser().parse_args(argv)
     warnings.showwarning = _warn
     try:
+        args = make_parser().parse_args(argv)
+        _check_values(sys.argv[1:] if argv is None else argv)
         if args.needs_torch and not getattr(args, "steps", False):
             _require_torch()
         return int(args.run(args))
-    except PortError as error:
-        message = str(error)
-    except ModuleNotFoundError as error:
-        name = (error.name or "").partition(".")[0]
-        if name in ("", "dsv3_port"):
-            raise
-        extra = {"matplotlib": "bench", "PIL": "bench", "pytest": "dev"}.get(name, "tutorial")
-        message = f"{name} is not installed, which this needs: pip install 'dsv3-port[{extra}]'"
     except KeyboardInterrupt:
         print("\ndsv3-port: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `dsv3-port plan | head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:
-        message = f"{error.filename or 'stdout'}: {error.strerror or error}"
-    except RecursionError:
-        message = "the input nests too deep"
-    except (MemoryError, RuntimeError) as error:
-        if not _out_of_memory(error):
-            raise
-        message = f"out of memory ({' '.join(str(error).split())[:200]}); a smaller batch, context or model is needed"
+    except Exception as error:
+        message = _sentence(error)
     with contextlib.suppress(OSError):
-        print(f"dsv3-port: {_plain(message)}", file=sys.stderr)
+        print(f"dsv3-port: {plain(message)}", file=sys.stderr)
     return 2
+
+
+def _sentence(error: Exception) -> str:
+    """What is said of an error; the stack of one that nobody foresaw is kept in a file."""
+    if isinstance(error, PortError):
+        return str(error)
+    name = (getattr(error, "name", None) or "").partition(".")[0]
+    if isinstance(error, ModuleNotFoundError) and name not in ("", "dsv3_port"):
+        extra = {"matplotlib": "bench", "PIL": "bench", "pytest": "dev"}.get(name, "tutorial")
+        return f"{name} is not installed, which this needs: pip install 'dsv3-port[{extra}]'"
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror or error}"
+    if isinstance(error, OSError) and not stdout_works():
+        return f"stdout: {error.strerror or error}"
+    if isinstance(error, RecursionError):
+        return "the input nests too deep"
+    if _out_of_memory(error):
+        return (
+            f"out of memory ({' '.join(str(error).split())[:200]}); a smaller batch, context or model is "
+            "needed"
+        )
+    stack = "".join(traceback.format_exception(error))
+    said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}".rstrip(": ")
+    return f"not foreseen, and so a defect of dsv3-port: {said}; {keep_traceback(stack)}; please report it"

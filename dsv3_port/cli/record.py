@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
+from ..errors import PortError
+from .streams import plain
 from .words import DTYPE_HELP, WORKLOAD, check_positive, workload_arguments
 
 
@@ -30,11 +33,25 @@ def arguments(p: argparse.ArgumentParser) -> None:
         default="data/recorded",
         help="folder of the file (default: %(default)s)",
     )
+    p.add_argument(
+        "--sign", metavar="KEY", help="sign the file with this ssh key (FILE.sig, by ssh-keygen)"
+    )
+    p.add_argument(
+        "--check", metavar="FILE", help="measure nothing: check this record, and its signature"
+    )
+    p.add_argument(
+        "--signers",
+        metavar="FILE",
+        help="with --check: allowed_signers, one of whom must have signed",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
+    from ..bench import signature
     from ..bench.record import make_record, save
 
+    if args.check or args.signers:
+        return _check(args)
     check_positive(args, *WORKLOAD)
     made = make_record(
         args.device,
@@ -51,6 +68,28 @@ def run(args: argparse.Namespace) -> int:
     print(
         f"\nsigned off: logits within {worst:.1e} of upstream (allowed {made.sign_off.bound:.0e} in "
         f"{made.sign_off.dtype}), {made.sign_off.greedy_tokens} greedy tokens equal in "
-        f"{', '.join(made.sign_off.greedy_models)}\nwritten as {save(made, args.out)}"
+        f"{', '.join(made.sign_off.greedy_models)}"
     )
+    file = save(made, args.out)
+    print(f"written as {file}")
+    if args.sign:
+        print(f"signed: {signature.sign(file, args.sign)}")
+    return 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    if not args.check:
+        raise PortError("--signers says who may have signed the record that --check names: give it")
+    from ..bench import signature
+    from ..bench.record import load
+
+    record = load(args.check)
+    print(
+        f"{args.check}: consistent, {len(record.records)} variants of {record.device_name} ({record.tier})"
+    )
+    if args.signers:
+        name = signature.signer_of(Path(args.check), args.signers)
+        print(f"signed by {plain(name)}")
+    else:
+        print("who made it is not known: --signers FILE checks its signature")
     return 0

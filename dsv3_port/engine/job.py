@@ -24,6 +24,7 @@ from ..plan import PortPlan
 from ..weights.layout import targets
 from ..weights.sharding.manifest import check_fits, is_sharded, read_manifest
 from .agreement import inputs_agree, tokens_agree
+from .chat import check_messages
 from .device import device_for, use_card
 from .generate import Caches, Generation, generate, warm_up
 from .generation_config import GenerationConfig
@@ -135,7 +136,9 @@ def check_job(job: Job) -> Job:
             "MASTER_PORT is not set: ranks that are started one by one need the port on which they meet"
         )
     here = s.local_rank + 1 if s.is_rank else s.world_size
-    return replace(job, settings=s, plan=plan, device=device_for(job.device, here))
+    prompts = tuple(p if isinstance(p, str) else check_messages(p) for p in job.prompts)
+    device = device_for(job.device, here)
+    return replace(job, settings=s, plan=plan, prompts=prompts, device=device)
 
 
 def run_rank(parallel: TensorParallel, job: Job, card: int | None = None) -> JobReport | None:
@@ -237,7 +240,7 @@ def shown(prompt: Prompt) -> str:
     return (
         prompt
         if isinstance(prompt, str)
-        else "".join(f"{m['role']}: {m['content']}\n" for m in prompt)
+        else "".join(f"{m['role']}: {m['content'] or ''}\n" for m in prompt)
     )
 
 

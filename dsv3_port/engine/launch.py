@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import multiprocessing
 import os
 import secrets
 import signal
@@ -17,6 +18,7 @@ import torch
 
 from .. import hostnpu
 from ..errors import PortError
+from ..files import keep_traceback
 from .device import use_card
 from .ranks import GONE, LOST, TIMEOUT, joined
 from .settings import environment
@@ -81,6 +83,17 @@ def _own_words() -> Iterator[None]:
             logger.setLevel(level)
 
 
+def check_semaphores() -> None:
+    """PortError where this system has none, which a rank's result comes back through."""
+    try:
+        multiprocessing.get_context("spawn").Lock()
+    except (OSError, ImportError) as error:
+        raise PortError(
+            f"no rank can be started here: the system gives no semaphores ({error}); /dev/shm must be there "
+            "and writable (mount -t tmpfs tmpfs /dev/shm; in a container --shm-size=64m)"
+        ) from error
+
+
 def check_port(host: str, port: int) -> None:
     """PortError where this machine cannot listen on host:port; port 0 (take a free one) is always
     possible."""
@@ -122,6 +135,7 @@ def run_ranks(
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    check_semaphores()
     check_port(host, port)
     config = LaunchConfig(
         min_nodes=1,
@@ -162,12 +176,11 @@ def run_ranks(
 
 def _cause(failure: Any) -> str:
     """What the rank raised, or how it ended. The stack of an error that is not for the user is
-    logged."""
+    kept in a file."""
     if not isinstance(failure.message, dict):
         return str(failure.message)
     message = str(failure.message["message"])
-    if not message.startswith("PortError: "):
-        logging.getLogger(__name__).error(
-            failure.message.get("extraInfo", {}).get("py_callstack", "")
-        )
-    return message.removeprefix("PortError: ")
+    if message.startswith("PortError: "):
+        return message.removeprefix("PortError: ")
+    stack = failure.message.get("extraInfo", {}).get("py_callstack", "")
+    return f"{message}; {keep_traceback(stack)}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from functools import lru_cache
 
+from ..markdown import table
 from . import heldout
 from .kernel_fit import FAMILIES, Fit, members
 from .kernels import gaps, kernels
@@ -103,5 +104,4 @@ def gap_rows() -> list[Row]:
 
 def markdown(rows: list[Row]) -> str:
     heads = list(rows[0])
-    lines = [heads, ["---"] * len(heads), *([str(r[h]) for h in heads] for r in rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return table(heads, ([r[h] for h in heads] for r in rows))

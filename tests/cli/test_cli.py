@@ -46,13 +46,15 @@ def test_every_command_has_help(command, capsys):
 
 def test_a_command_is_a_file_imported_on_use():
     files = {file.stem for file in Path(cli.__file__).parent.glob("*.py")}
-    assert files - {"__init__", "main", "words"} == {c.replace("-", "_") for c in COMMANDS}
+    assert files - {"__init__", "main", "words", "streams"} == {
+        c.replace("-", "_") for c in COMMANDS
+    }
     used = in_process(
         "import sys\nfrom dsv3_port.cli.main import make_parser\n"
         "make_parser().parse_args(['plan', '--steps'])\n"
         "print(*sorted(m[14:] for m in sys.modules if m.startswith('dsv3_port.cli.')))"
     )
-    assert used.split() == ["main", "plan", "words"]
+    assert used.split() == ["main", "plan", "streams", "words"]
 
 
 def test_module_and_version():
@@ -152,13 +154,15 @@ def test_interrupt_and_memory(error, code, text, monkeypatch, capsys):
     assert text in capsys.readouterr().err
 
 
-def test_a_defect_of_our_own_is_not_hidden(monkeypatch):
+def test_a_defect_of_our_own_is_not_hidden(monkeypatch, tmp_path, capsys):
     def doctor(args):
         raise RuntimeError("a defect")
 
     monkeypatch.setattr("dsv3_port.cli.doctor.run", doctor)
-    with pytest.raises(RuntimeError, match="a defect"):
-        run("doctor")
+    monkeypatch.setattr("dsv3_port.files.user_log_path", lambda name: tmp_path)
+    assert run("doctor") == 2
+    assert "RuntimeError: a defect" in capsys.readouterr().err
+    assert "in doctor" in next(tmp_path.iterdir()).read_text()
 
 
 def test_a_torch_that_cannot_be_imported_is_told(monkeypatch, capsys):

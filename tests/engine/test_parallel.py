@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dsv3_port import PortError, PortPlan, load_model
+from dsv3_port import PortError, PortPlan, files, load_model
 from dsv3_port.engine.launch import run_ranks
 from dsv3_port.parallel import TensorParallel
 from dsv3_port.weights.sharding import shard_checkpoint
@@ -91,13 +91,16 @@ def test_a_rank_that_hangs_is_named_by_those_that_waited():
         run_ranks(hang_on_one, 3, timeout_seconds=3)
 
 
-def test_a_defect_keeps_its_stack(caplog):
+def test_a_defect_keeps_its_stack(tmp_path, monkeypatch):
     """One sentence is enough for bad input; an error in the code is told with where it happened."""
+    monkeypatch.setattr(files, "user_log_path", lambda name: tmp_path)
     with pytest.raises(
-        PortError, match=r"rank 1 of 2 failed on .*: RuntimeError: a defect of rank 1"
+        PortError,
+        match=r"rank 1 of 2 failed on .*: RuntimeError: a defect of rank 1; the full traceback is in",
     ):
         run_ranks(differ_on_one, 2)
-    assert "differ_on_one" in caplog.text
+    (kept,) = tmp_path.iterdir()
+    assert "differ_on_one" in kept.read_text()
 
 
 def test_a_port_that_is_taken_or_an_address_elsewhere_is_refused():

@@ -30,7 +30,7 @@ LAYERS = (
     ("ops", "parallel"),
     ("plan",),
     ("steps", "config"),
-    ("presets", "published", "typed", "files", "paths", "version"),
+    ("presets", "published", "typed", "files", "markdown", "paths", "version"),
     ("errors",),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(reversed(LAYERS)) for room in rooms}
