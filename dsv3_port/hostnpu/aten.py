@@ -111,6 +111,8 @@ def install() -> int:
             has_kernel(op, "PrivateUse1")
             or has_kernel(op, "CPU")
             and not has_kernel(op, "CompositeExplicitAutograd")
+            # true_divide has both: a kernel would stand before its autograd formula
+            and not has_kernel(op, "CompositeImplicitAutograd")
         )
         if covered and not is_view and op._schema.name.removeprefix("aten::") not in NATIVE:
             register(op, Kernel(op, function(op)))

@@ -84,6 +84,18 @@ def test_packed_sequences(layout: str, causal: bool) -> None:
         torch.testing.assert_close(lse[rows], wanted_lse.float(), rtol=2e-5, atol=2e-6)
 
 
+def test_packed_sequences_do_not_reach_each_other() -> None:
+    """A NaN in the third sequence stays there, though the first two are padded to its length."""
+    q, k, v, q_ends, kv_ends = packed_case([(3, 3), (1, 2), (4, 9)], 2, 2, 128, 128)
+    keys: dict[str, Any] = {"num_heads": 2, "input_layout": "TND"}
+    keys |= {"actual_seq_lengths": q_ends, "actual_seq_lengths_kv": kv_ends}
+    clean, _ = v1(q, k, v, **keys)
+    for x in (k, v):
+        x[5:] = torch.nan
+    out, _ = v1(q, k, v, **keys)
+    assert torch.equal(out[:4], clean[:4]) and bool(out[4:].isnan().all())
+
+
 def test_a_band_of_packed_sequences_ends_at_their_last_keys() -> None:
     q, k, v, q_ends, kv_ends = packed_case([(2, 6), (3, 8)], 2, 2, 128, 128)
     out, _ = v2(

@@ -275,7 +275,7 @@ def test_rotation_of_query_and_key_in_place(layout: str) -> None:
 @pytest.mark.parametrize("mode", ["PA_NZ", "Norm"])
 def test_paged_writes(mode: str) -> None:
     key, value = normal(4, 2, 32), normal(4, 2, 48, seed=1)
-    slots = torch.tensor([5, -1, 16, 31], dtype=I32)
+    slots = torch.tensor([5, -1, 16, 30], dtype=I32)  # -1 is not the last slot
     blocks, block, c = 2, 16, 16
 
     def cache(width: int) -> Tensor:
@@ -290,11 +290,11 @@ def test_paged_writes(mode: str) -> None:
         assert torch.equal(got, other)
         flat = got.transpose(1, 2).flatten(2) if mode == "PA_NZ" else got.flatten(2)
         wanted = torch.full((32, rows[0].numel()), 7.0)
-        for t, slot in ((0, 5), (2, 16), (3, 31)):
+        for t, slot in ((0, 5), (2, 16), (3, 30)):
             wanted[slot] = rows[t].flatten()
         assert torch.equal(flat.flatten(0, 1), wanted)
     with pytest.raises(RuntimeError, match=r"in 0\.\.31"):
-        ops.npu_scatter_pa_kv_cache(key, value, *caches, slots + 1, cache_mode=mode)
+        ops.npu_scatter_pa_kv_cache(key, value, *caches, slots + 2, cache_mode=mode)
 
 
 def test_rows_sorted_by_expert_and_back() -> None:

@@ -172,3 +172,18 @@ def test_a_cached_ge_graph_needs_the_interpreter(
         monkeypatch.setenv("DSV3_GE_ENGINE", "fx")
         with pytest.raises(PortError, match="DSV3_GE_ENGINE=interpret.*npugraph_ex"):
             Twice().cached(torch.ones(2).npu())
+
+
+def test_a_float_argument_of_a_dynamic_capture_is_refused_with_the_reason() -> None:
+    """torchair rebuilds it as a tensor that says cpu and is dispatched to npu: without the refusal the
+    kernel called itself without end."""
+    import torchair
+
+    config = torchair.CompilerConfig()
+    config.mode = "reduce-overhead"
+    backend = torchair.get_npu_backend(compiler_config=config)
+    torch._dynamo.reset()
+    scaled = torch.compile(lambda x, s: x * s + x.shape[0], backend=backend, dynamic=True)
+    with pytest.raises(RuntimeError, match="pass tensors, or use dynamic=False"):
+        for factor in (0.5, 0.7):
+            scaled(torch.ones(3, device="npu"), factor)

@@ -375,6 +375,14 @@ def test_dispatch_gives_the_same(name: str) -> None:
         assert torch.equal(a.cpu().nan_to_num(7.0), b.nan_to_num(7.0))
 
 
+def test_device_rules_hold_on_the_stand_in() -> None:
+    """The same call passes off the device, where tests measure with float64."""
+    x = torch.ones(2, 8, dtype=torch.float64)
+    assert reference.npu_rms_norm(x, x[0])[0].dtype == torch.float64
+    with pytest.raises(RuntimeError, match="x is float64; it must be float16, bfloat16 or float32"):
+        torch_npu.npu_rms_norm(x.npu(), x[0].npu())
+
+
 def test_paged_writes_on_the_device() -> None:
     rows, slots = f(3, 2, 16, dtype=BF16), i32([6, -1, 0])
     caches = [torch.zeros(2, 2, 4, 16, dtype=BF16) for _ in range(2)]

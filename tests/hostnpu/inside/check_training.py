@@ -56,6 +56,15 @@ def test_matmul(shapes: Any, dtype: torch.dtype) -> None:
         assert got.dtype == wanted.dtype and torch.equal(got, wanted)
 
 
+def test_composite_operators_keep_their_gradient() -> None:
+    """Of those that have a CPU kernel besides: one of ours would lose the gradient, with a warning."""
+    for fn in (torch.true_divide, lambda x, y: torch.cov(x) + torch.corrcoef(y)):
+        found = both(fn, f(3, 4), f(3, 4, seed=1))
+        assert len(found) == 3
+        for got, wanted in found:
+            torch.testing.assert_close(got, wanted)
+
+
 def test_matmul_twice() -> None:
     x, y = f(2, 3), f(3, 4)
     found = []

@@ -1,0 +1,174 @@
+"""How many small faults of the host NPU do its tests notice? `python ci/tools/mutate_hostnpu.py [--list]
+[--only N,N…]`.
+
+Each row of MUTATIONS changes one line of the stand-in or of an operator's check or meaning in a copy
+of the package, and names the tests that should fail then. A fault that every test survives is a hole:
+exit code 1, and its name. Nothing in the checkout is changed. The list is by hand: one fault for each
+rule that has bitten somebody.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
+OPS = "tests/ops/test_attention_forms.py tests/ops/test_rules.py tests/ops/test_attention.py"
+QUANT = "tests/ops/test_quantised.py"
+INSIDE = "tests/hostnpu/inside/"
+RULES = f"{INSIDE}check_devices.py {INSIDE}check_operators.py"
+
+
+class Mutation(NamedTuple):
+    file: str  # below dsv3_port
+    old: str  # occurs once
+    new: str
+    tests: str  # files; those of inside/ run with the stand-in enabled
+
+
+M = Mutation
+MUTATIONS = (
+    M("ops/attention_masks.py", "column > row + (shift if mode == 3 else 0)", "column > row", OPS),
+    M("ops/attention_masks.py", "column < corner - call.pre_tokens", "column < corner - 9", OPS),
+    M("ops/attention_packed.py", "return last - sizes + step,", "return last - sizes,", OPS),
+    M("ops/attention_packed.py", "padded.masked_fill(~there[:, :, None, None], 0)", "padded", OPS),
+    M("ops/attention_paged.py", "torch.where(first < lengths[:, None], table, 0)", "table", OPS),
+    M("ops/attention_paged.py", "x.permute(0, 2, 1, 4, 3, 5)", "x.permute(0, 2, 1, 3, 4, 5)", OPS),
+    M("ops/attention_core.py", "    if used is not None:  #", "    if False:  #", OPS),
+    M(
+        "ops/attention_core.py",
+        "stored = (weights * scales",
+        "stored = (score.softmax(-1) * scales",
+        OPS,
+    ),
+    M("ops/attention_core.py", "number(scales.key) * call.scale", "number(scales.key)", OPS),
+    M("ops/attention_quant.py", "x.float() + spread(offset)", "x.float() - spread(offset)", OPS),
+    M("ops/attention_quant.py", "(modes[0] != modes[1] and modes != (0, 1))", "False", OPS),
+    M("ops/numbers.py", "(((nibbles & 15) ^ 8) - 8)", "(nibbles & 15)", OPS),
+    M(
+        "ops/numbers.py",
+        "((((scale >> 37) & 0x1FF) ^ 0x100) - 0x100)",
+        "((scale >> 37) & 0x1FF)",
+        QUANT,
+    ),
+    M(
+        "ops/quantise.py",
+        "(group_index.long(), row, right=True)",
+        "(group_index.long(), row)",
+        QUANT,
+    ),
+    M("ops/quantise.py", "(2 if axis == -2 else 1)", "1", QUANT),
+    M("ops/quant_matmul.py", "x1.double() @ x2.double()", "x1.float() @ x2.float()", QUANT),
+    M(
+        "ops/quant_fusions.py",
+        "if left else (second, first)",
+        "if not left else (second, first)",
+        QUANT,
+    ),
+    M("ops/paged_cache.py", "    keep = slots >= 0", "    keep = slots >= -1", QUANT),
+    M(
+        "ops/token_permute.py",
+        "argsort(stable=True)\n    where",
+        "argsort(descending=True)\n    where",
+        QUANT,
+    ),
+    M(
+        "ops/rope.py",
+        "wide(r1.to(input.dtype)), wide(r2.to(input.dtype))",
+        "wide(r1), wide(r2)",
+        OPS,
+    ),
+    M(
+        "hostnpu/kernels.py",
+        "if several and self.check is not None:",
+        "if False:",
+        INSIDE + "check_devices.py",
+    ),
+    M(
+        "hostnpu/kernels.py",
+        "        self._refuse_wait(args, kwargs)",
+        "        pass",
+        INSIDE + "check_capture.py",
+    ),
+    M(
+        "hostnpu/kernels.py",
+        "        if self.draws:\n",
+        "        if False:\n",
+        INSIDE + "check_devices.py",
+    ),
+    M(
+        "hostnpu/autograd_npu.py",
+        "scale * g - x * inner",
+        "scale * g",
+        INSIDE + "check_training.py",
+    ),
+    M("hostnpu/operators.py", "with device_rules(CANN):", "with contextlib.nullcontext():", RULES),
+)
+
+
+def run(mutation: Mutation, folder: Path) -> str:
+    """ "noticed", "survived" or why it could not be tried."""
+    file = folder / "dsv3_port" / mutation.file
+    text = file.read_text(encoding="utf-8")
+    if text.count(mutation.old) != 1:
+        return f"not tried: its line occurs {text.count(mutation.old)} times"
+    head = "import contextlib\n" if "contextlib." in mutation.new else ""
+    changed = text.replace(mutation.old, mutation.new)
+    if head:
+        changed = changed.replace("import os\n", "import os\n" + head, 1)
+    file.write_text(changed, encoding="utf-8")
+    try:
+        inside = ["-p", "tests.hostnpu.enabled"] if INSIDE in mutation.tests else []
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *inside]
+            + mutation.tests.split(),
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"},
+            timeout=600,
+        )
+    finally:
+        file.write_text(text, encoding="utf-8")
+    if done.returncode == 0:
+        return "survived"
+    return "noticed" if done.returncode == 1 else f"not tried: {done.stdout[-200:]}"
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--list", action="store_true", help="print the faults, run nothing")
+    parser.add_argument("--only", default="", metavar="N,N…")
+    args = parser.parse_args(argv)
+    chosen = [int(n) for n in args.only.split(",") if n] or range(len(MUTATIONS))
+    counts = {"noticed": 0, "survived": 0, "not tried": 0}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for part in ("dsv3_port", "tests", "data", "docs", "ci"):
+            skip = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(ROOT / part, folder / part, ignore=skip)
+        for part in ("pyproject.toml", "README.md"):
+            shutil.copy(ROOT / part, folder / part)
+        for i in chosen:
+            mutation = MUTATIONS[i]
+            word = "listed" if args.list else run(mutation, folder)
+            print(
+                f"{i:3} {word:9} {mutation.file}: {mutation.new!r} for {mutation.old!r}", flush=True
+            )
+            if not args.list:
+                counts[word.partition(":")[0]] += 1
+    if not args.list:
+        print(", ".join(f"{n} {word}" for word, n in counts.items()))
+    return 1 if counts["survived"] or counts["not tried"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
