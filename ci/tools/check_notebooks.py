@@ -63,7 +63,6 @@ UNREAD = {
     *(
         "00_start_here",
         "01_shard_weights",
-        "04_one_hot_gating",
     ),
     *("05_merged_mlp", "06_eager_finish", "07_torchair_graph", "09_many_cards", "10_results"),
 }
