@@ -41,6 +41,7 @@ MEMBERS = {
     "course.session": "start",
     "course.yours": "catalogue fit hint slot solution your_model",
     "plots.group_boards": "group_boards",
+    "plots.merge_strips": "merge_strips",
     "plots.mla": "absorb_picture kv_b_split",
     "plots.model_map": "model_picture",
     "plots.npu_forward": "npu_forward",

@@ -26,6 +26,8 @@ from .trial import Trial, finished_twin, try_out, twin_of
 from .verdicts import STATES, Verdict
 from .written import YOURS, Written, load_function, written
 
+CATALOGUE = "<catalogue "  # begins the file name of an answer that the learner did not write
+
 
 @functools.cache
 def slots() -> dict[str, Slot]:
@@ -88,7 +90,7 @@ def catalogue(slot_id: str, name: str) -> Yours:
     texts = {n: w.source for n, w in place.wrong.items()} | dict(place.accepted)
     if name not in texts:
         raise PortError(f"{slot_id} has no answer {name!r}; there are {', '.join(texts)}")
-    return read(slot_id, texts[name], f"<{slot_id}: {name}>")
+    return read(slot_id, texts[name], f"{CATALOGUE}{slot_id}: {name}>")
 
 
 def _raising(place: Slot, error: BaseException) -> Function:
@@ -172,7 +174,8 @@ def fit(yours: Yours, base: DeepseekV3, seconds: float = 30.0) -> Fitted:
     if STATES[verdict.state].runs:
         verdict = replace(verdict, below=beside(yours.slot.finished, yours.written.text))
     model = trial.twin if verdict and trial.twin is not None else finished
-    if (here := session.current()) is not None:
+    theirs = not yours.written.file.startswith(CATALOGUE)
+    if theirs and (here := session.current()) is not None:
         kept.note(here.results.parent, yours.slot, verdict.state, yours.written.text)
     return Fitted(yours.slot, verdict, model, trial.twin, finished, yours.written)
 

@@ -25,6 +25,7 @@ from dsv3_port.plots.colours import GREY, SMALL, VERMILLION
 from dsv3_port.plots.curves import memory_curve
 from dsv3_port.plots.group_boards import group_boards
 from dsv3_port.plots.memory import cited
+from dsv3_port.plots.merge_strips import merge_strips
 from dsv3_port.plots.ranks import step_split
 from dsv3_port.plots.ratios import ratio_chart
 from dsv3_port.plots.style import figure, finish
@@ -91,6 +92,7 @@ FIGURES = {
         torch.tensor([[1, 0, 1, 0], [0, 1, 1, 0]]), torch.rand(2, 4)
     ),
     "group_boards": lambda: group_boards(torch.tensor([[0, 3], [2, 1], [3, 0]]), 4),
+    "merge_strips": merge_strips,
     "routing": lambda: plots.routing_picture(torch.tensor([[0, 2], [3, 2], [0, 5]]), 6),
     **{f"cited {key}": (lambda key=key: plots.cited_figures(key)) for key in cited()},
 }
