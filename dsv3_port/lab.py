@@ -42,6 +42,8 @@ MEMBERS = {
     "course.texts": "text_table",
     "course.yours": "catalogue fit hint slot solution your_model",
     "plots.faults": "step_map tool_map",
+    "plots.group_boards": "group_boards",
+    "plots.merge_strips": "merge_strips",
     "plots.mla": "absorb_picture kv_b_split",
     "plots.model_map": "model_picture",
     "plots.npu_forward": "npu_forward",

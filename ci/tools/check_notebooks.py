@@ -63,12 +63,11 @@ UNREAD = {
     *(
         "00_start_here",
         "01_shard_weights",
-        "04_one_hot_gating",
     ),
-    *("05_merged_mlp", "06_eager_finish", "07_torchair_graph", "09_many_cards", "10_results"),
+    *("06_eager_finish", "07_torchair_graph", "09_many_cards", "10_results"),
 }
 FIRST, LAST = ("00_start_here",), ("09_many_cards", "10_results", "11_faults")
-APPENDICES = ("a2_routing_and_gating",)
+APPENDICES = ("a2_routing_and_gating", "a5_rounding")
 # words of Markdown and lines of code of a notebook with a slot, exercises not counted
 BUDGET = {
     "00": (600, 45),

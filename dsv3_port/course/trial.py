@@ -161,10 +161,8 @@ class _Model:
                 dear = self.dear(finished, twin)
         except STOPS as error:
             return Trial(_stopped(slot, error, self.mine))
-        looked = (
-            f"{due} calls of your function in a prompt and {CACHED} cached steps; the same as the "
-            f"finished code at {gate.looked_at}"
-        )
+        moment = slot.moment or f"in a prompt and {CACHED} cached steps"
+        looked = f"{due} calls of your function {moment}; the same as the finished code at {gate.looked_at}"
         if tokens_of(finished) is not None:
             looked += f", and the same {TOKENS} greedy tokens of {len(PROMPTS)} prompts"
         if dear is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import types
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch
 from dsv3_port import PortError, PortPlan, load_model
 from dsv3_port.course import session
 from dsv3_port.course.kept import FILE, assemble, note, read_progress
-from dsv3_port.course.yours import fit, read, slots, your_model
+from dsv3_port.course.yours import catalogue, fit, read, slots, your_model
 from dsv3_port.paths import tiny
 
 SLOTS = slots()
@@ -86,3 +87,14 @@ def test_fit_writes_into_the_sessions_folder(tmp_path, base, monkeypatch):
     assert fit(read(slot.id, slot.solution, "cell.py"), base).state == "right"
     assert json.loads((tmp_path / FILE).read_text())["slots"][slot.id]["built"]
     assert your_model(base).yours == (slot.id,)
+
+
+def test_an_answer_of_the_catalogue_is_no_try(tmp_path, base, monkeypatch):
+    """A notebook shows a wrong answer behind the learner's right one: that stays what they did."""
+    here = types.SimpleNamespace(results=tmp_path / "results.json")
+    monkeypatch.setattr("dsv3_port.course.yours.session.current", lambda: here)
+    slot = slots()["00.last"]
+    fit(read(slot.id, slot.solution, "cell.py"), base)
+    assert fit(catalogue(slot.id, "mean"), base).state == "wrong"
+    row = read_progress(tmp_path / FILE)[slot.id]
+    assert (row.state, row.tries) == ("right", 1)

@@ -23,7 +23,9 @@ from dsv3_port.lab import plots
 from dsv3_port.plan import PortPlan
 from dsv3_port.plots.colours import GREY, SMALL, VERMILLION
 from dsv3_port.plots.curves import memory_curve
+from dsv3_port.plots.group_boards import group_boards
 from dsv3_port.plots.memory import cited
+from dsv3_port.plots.merge_strips import merge_strips
 from dsv3_port.plots.ranks import step_split
 from dsv3_port.plots.ratios import ratio_chart
 from dsv3_port.plots.style import figure, finish
@@ -89,6 +91,8 @@ FIGURES = {
     "group_mask": lambda: plots.group_mask(
         torch.tensor([[1, 0, 1, 0], [0, 1, 1, 0]]), torch.rand(2, 4)
     ),
+    "group_boards": lambda: group_boards(torch.tensor([[0, 3], [2, 1], [3, 0]]), 4),
+    "merge_strips": merge_strips,
     "routing": lambda: plots.routing_picture(torch.tensor([[0, 2], [3, 2], [0, 5]]), 6),
     **{f"cited {key}": (lambda key=key: plots.cited_figures(key)) for key in cited()},
 }
@@ -347,6 +351,7 @@ def test_routing_picture_gives_both_group_lists():
         lambda: plots.routing_picture(torch.zeros(10, 8)),
         lambda: plots.expert_load(torch.zeros(3)),
         lambda: plots.group_mask(torch.zeros(100, 8)),
+        lambda: group_boards(torch.zeros(9, 2, dtype=torch.int64), 8),
         lambda: plots.memory_bars([]),
         lambda: plots.op_census({}),
         lambda: plots.cited_figures("nothing"),

@@ -58,6 +58,7 @@ class Slot:
     toy: Callable[[Function, Slot], str | None]
     attach: Callable[[DeepseekV3, Function], None]
     calls: Callable[[DeepseekV3, int], int] | None = None
+    moment: str = ""  # of the calls, where it is not a prompt and cached steps
     count: Callable[[DeepseekV3], Mapping[str, int]] | None = None
     # (base, function) -> twin, where attributes are not enough: other weights, other ranks
     make: Callable[[DeepseekV3, Function], DeepseekV3] | None = None
