@@ -65,7 +65,7 @@ UNREAD = {
         "01_shard_weights",
         "04_one_hot_gating",
     ),
-    *("05_merged_mlp", "06_eager_finish", "07_torchair_graph", "09_many_cards", "10_results"),
+    *("05_merged_mlp", "07_torchair_graph", "09_many_cards", "10_results"),
 }
 FIRST, LAST = ("00_start_here",), ("09_many_cards", "10_results")
 APPENDICES = ("a2_routing_and_gating",)
