@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
@@ -57,7 +59,7 @@ def _growing(ax: Axes, filled: int, steps: int) -> list[int]:
         for place in range(before[1]):
             _empty(ax, before[0] + place, y)
         for place in range(length - 1):
-            look = {"hatch": "//", "edgecolor": GREY, "lw": 0.8}
+            look: dict[str, Any] = {"hatch": "//", "edgecolor": GREY, "lw": 0.8}
             box(ax, left + place, y, 1, _HIGH, LIGHT, **look)
         box(ax, left + length - 1, y, 1, _HIGH, VERMILLION, lw=1.2)
         _name(ax, step)
@@ -89,5 +91,7 @@ def _empty(ax: Axes, x: float, y: float) -> None:
 
 def _said(ax: Axes, x: float, y: float, rows: int, before: str = "") -> None:
     text = f"{before}{rows} row{'s' * (rows > 1)} written"
-    look = {"fontsize": NORMAL, "fontweight": "bold"} if rows == 1 else {"fontsize": NORMAL}
-    ax.text(x + 0.25, y + _HIGH / 2, text, va="center", color=INK, **look)
+    weight = "bold" if rows == 1 else "normal"
+    ax.text(
+        x + 0.25, y + _HIGH / 2, text, va="center", fontsize=NORMAL, fontweight=weight, color=INK
+    )
