@@ -64,7 +64,7 @@ UNREAD = {
         "00_start_here",
         "01_shard_weights",
     ),
-    *("06_eager_finish", "07_torchair_graph", "09_many_cards", "10_results"),
+    *("07_torchair_graph", "09_many_cards", "10_results"),
 }
 FIRST, LAST = ("00_start_here",), ("09_many_cards", "10_results", "11_faults")
 APPENDICES = ("a2_routing_and_gating", "a5_rounding")

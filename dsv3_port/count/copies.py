@@ -71,3 +71,13 @@ def addresses(cache: Cache) -> list[int]:
     """Where the stored tensors begin in memory, layer by layer; what a captured graph would have
     written down."""
     return [tensor.data_ptr() for layer in cache.buffers for tensor in layer]
+
+
+def addresses_over(step: Callable[[], object], cache: Cache, steps: int) -> int:
+    """At how many addresses the first layer's cache lies after each of so many calls of `step`; what
+    is seen is kept until the end, so that no address is given out again."""
+    kept = []
+    for _ in range(steps):
+        step()
+        kept.append(cache.buffers[0][0])
+    return len({tensor.data_ptr() for tensor in kept})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dsv3_port.count.copies import addresses, append_bytes, written_bytes
+from dsv3_port.count.copies import addresses, addresses_over, append_bytes, written_bytes
 from dsv3_port.plan import PortPlan
 from tests.random_models import random_model
 
@@ -46,3 +46,12 @@ def test_fixed_cache_writes_one_position_in_place():
     assert row <= append_bytes(cache) <= row + 1000  # and the indices
     model(torch.ones(2, 1, dtype=torch.int64), cache=cache)
     assert addresses(cache) == before and len(before) == cache.layers
+
+
+@pytest.mark.parametrize(("plan", "places"), [(PortPlan.upstream(), 3), (PortPlan.full(), 1)])
+def test_addresses_over_steps_are_never_given_out_again(plan, places):
+    model = random_model(plan)
+    cache = model.new_cache(2, 12)
+    cache.fill_random(8)
+    token = torch.ones(2, 1, dtype=torch.int64)
+    assert addresses_over(lambda: model(token, cache=cache), cache, 3) == places

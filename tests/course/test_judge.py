@@ -11,7 +11,7 @@ import pytest
 from dsv3_port.course.judge import EXERCISES, check, of_notebook
 from dsv3_port.errors import PortError
 
-NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("0[1-9]_*.ipynb"))
+NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("0[1-9]*_*.ipynb"))
 MISTAKES = [(e.id, name) for e in EXERCISES.values() for name in e.wrong]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from dsv3_port.course.judge import EXERCISES
+from dsv3_port.course.notebook import course_files
 from dsv3_port.steps import STEPS
 
 ROOT = Path(__file__).parents[2]
@@ -20,7 +21,7 @@ MESSAGES = re.findall(
 )
 GUIDE = (FOLDER / "instructor.md").read_text(encoding="utf-8")
 GLOSSARY = (FOLDER / "glossary.md").read_text(encoding="utf-8")
-NOTEBOOKS = {f.stem for f in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")}
+NOTEBOOKS = {f.stem for f in course_files(ROOT / "notebooks")}
 
 
 @cache
@@ -70,7 +71,7 @@ def test_plans_add_up_and_name_what_exists(name):
     taught = [row for row in rows if row[0] not in ("break", "lunch")]
     assert {row[0] for row in taught} <= NOTEBOOKS
     for row in taught:
-        asked = [EXERCISES[i] for i in re.findall(r"\d\d\.\w+", row[3])]
+        asked = [EXERCISES[i] for i in re.findall(r"\d\d[a-z]?\.\w+", row[3])]
         assert all(e.notebook == row[0] for e in asked) and sum(e.minutes for e in asked) < int(
             row[1]
         )
