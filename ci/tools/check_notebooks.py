@@ -65,10 +65,13 @@ UNREAD = {
         "01_shard_weights",
         "04_one_hot_gating",
     ),
-    *("05_merged_mlp", "06_eager_finish", "07_torchair_graph", "09_many_cards", "10_results"),
+    *("05_merged_mlp", "06_eager_finish", "07_torchair_graph", "09_many_cards"),
 }
 FIRST, LAST = ("00_start_here",), ("09_many_cards", "10_results")
-APPENDICES = ("a2_routing_and_gating",)
+APPENDICES: tuple[str, ...] = (
+    "a2_routing_and_gating",
+    "a6_limits_forecast",
+)
 # words of Markdown and lines of code of a notebook with a slot, exercises not counted
 BUDGET = {
     "00": (600, 45),
