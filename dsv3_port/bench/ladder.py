@@ -8,7 +8,7 @@ anything is timed.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ from .models import check_memory, checkpoint_of, ladder_plans, load_variants
 from .records import PEER, Results
 from .workload import DECODE_SAMPLE, PHASES, Workload
 
+Beside = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+
 
 def bench_ladder(
     profile: str | Path,
@@ -47,12 +49,15 @@ def bench_ladder(
     seed: int = 0,
     label: str = "",
     count: bool = False,
+    also: Beside | None = None,
 ) -> Results:
     """Check equivalence, then time decode at `context` cached tokens and prefill of `prefill`
     tokens, interleaved.
 
     plans: name -> plan, the first of them is the reference; default `ladder_plans(compiled=,
         alone=)`. peer: transformers' own model beside them. phases: which of the two are timed.
+    also: from the loaded models to others that join them under names of their own, checked and timed in
+    the same run (a learner's model).
     count: into `facts`, of one call of each eager variant: `operators`, `kv_bytes`, `peak_bytes`.
     """
     if unknown := sorted(set(phases) - set(PHASES)):
@@ -61,10 +66,13 @@ def bench_ladder(
     where, kind = pick_device(device), pick_dtype(dtype)
     chosen = dict(plans) if plans is not None else ladder_plans(compiled=compiled, alone=alone)
     models = _models(path, chosen, where, kind, peer, "prefill" in phases)
+    models |= also(models) if also is not None else {}
     # one size throughout: a graph is compiled for each
     room = max(context + 1, prefill + STEPS_CHECKED)
     found = check_equivalence(models, batch=batch, length=prefill, room=room, seed=seed)
-    mode = {n: "eager" if n == PEER or chosen[n].graph == "eager" else "compiled" for n in models}
+    mode = {
+        n: "compiled" if n in chosen and chosen[n].graph != "eager" else "eager" for n in models
+    }
     results = Results(differences=dict(found))
     for phase in phases:
         decode = phase == "decode"

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import PortError
-from ..steps import title_of
+from ..steps import STEPS, title_of
 from .paired import Ratio, busy_text, floor_of
 from .records import Results
 
+PHASES = ("prefill", "decode")
 FASTER, SLOWER, NEITHER, BUSY = "faster", "slower", "no difference that this run can show", "busy"
 
 
@@ -96,3 +97,18 @@ def say(
             f"nothing was measured beside {before!r}; there are {', '.join(map(repr, results.names))}"
         )
     return Said(tuple(found))
+
+
+def step_rows(results: Results, base: str) -> list[tuple[str, ...]]:
+    """Each step of the port, cumulative, against `base`: number, title, then prefill eager, prefill
+    graph, decode eager, decode graph; "–" where it was not run."""
+
+    def cell(name: str, phase: str, mode: str) -> str:
+        there = [r for r in results if (r.name, r.phase, r.mode) == (name, phase, mode)]
+        return outcome(results, base, name, phase).factor if there else "–"
+
+    return [
+        (s.number, s.title, *(cell(s.id, p, m) for p in PHASES for m in ("eager", "compiled")))
+        for s in STEPS
+        if s.id in results.names
+    ]

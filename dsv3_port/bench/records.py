@@ -28,6 +28,7 @@ Tier = Literal["cpu", "cuda", "host-npu", "npu"]
 UPSTREAM = "upstream"
 FAIR = "upstream, fixed cache"  # the growing cache copies itself every step; this baseline does not
 PEER = "transformers"
+YOURS = "yours"  # a learner's model
 # fields that say whether two records are of the same case
 _CASE = (
     *("name", "phase", "mode", "tier", "device_name", "dtype"),

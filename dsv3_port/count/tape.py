@@ -54,6 +54,10 @@ class Launch:
             place.copy_(value)
 
 
+Step = Callable[[Tensor, Tensor, "Cache | None", bool], Tensor]
+Capture = Callable[..., "Tape"]
+
+
 class Tape:
     """The operators of one call, with fixed buffers. Make one with `Tape.capture`."""
 
@@ -107,6 +111,28 @@ class Tape:
         return sum(storages.values())
 
 
+def replayed(step: Step, capture: Capture, clone_output: bool = True) -> Step:
+    """step(input_ids, pad, cache, first) -> logits, as a function of the same arguments that runs the
+    prompt eagerly, records the first cached step of each cache, and replays it from then on.
+
+    capture(fn, ids) records fn on its own copy of ids and computes it once (`Tape.capture`).
+    """
+    known: dict[int, tuple[Cache, Tape]] = {}
+
+    def run_step(input_ids: Tensor, pad: Tensor, cache: Cache | None, first: bool) -> Tensor:
+        if cache is None or first:
+            return step(input_ids, pad, cache, first)
+        if id(cache) in known:  # other buffers, other addresses: a tape belongs to one cache
+            logits: Tensor = known[id(cache)][1].replay(input_ids)
+        else:
+            tape = capture(lambda ids: step(ids, pad, cache, first), input_ids)
+            known[id(cache)] = cache, tape
+            logits = tape.output
+        return logits.clone() if clone_output else logits
+
+    return run_step
+
+
 def taped(model: DeepseekV3, clone_output: bool = False) -> list[Tape]:
     """Put tapes under a model's decode steps: one is captured for each cache, then replayed.
     Prefill stays eager.
@@ -115,20 +141,12 @@ def taped(model: DeepseekV3, clone_output: bool = False) -> list[Tape]:
     unless `clone_output`. `run_eager` (engine/graph.py) takes the tapes off again.
     """
     tapes: list[Tape] = []
-    known: dict[int, tuple[Cache, Tape]] = {}
 
-    def run_step(input_ids: Tensor, pad: Tensor, cache: Cache | None, first: bool) -> Tensor:
-        if cache is None or first:
-            return model.forward_step(input_ids, pad, cache, first)
-        if id(cache) in known:  # other buffers, other addresses: a tape belongs to one cache
-            logits: Tensor = known[id(cache)][1].replay(input_ids)
-            return logits.clone() if clone_output else logits
-        tape = Tape.capture(lambda ids: model.forward_step(ids, pad, cache, first), input_ids)
-        known[id(cache)] = cache, tape
-        tapes.append(tape)
-        return tape.output.clone() if clone_output else tape.output
+    def capture(fn: Callable[..., Any], *inputs: Tensor) -> Tape:
+        tapes.append(Tape.capture(fn, *inputs))
+        return tapes[-1]
 
-    model.run_step = run_step
+    model.run_step = replayed(model.forward_step, capture, clone_output)
     return tapes
 
 

@@ -15,10 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..bench.records import YOURS
 from ..errors import PortError
 from .slots import Function, Slot, function_of
-
-YOURS = "yours"  # the learner's model in tables, plots and records, and the module of their code
 
 
 @dataclass(frozen=True)

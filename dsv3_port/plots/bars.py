@@ -12,14 +12,16 @@ from matplotlib.ticker import MaxNLocator
 
 from ..bench.outcome import FASTER, SLOWER, outcome
 from ..bench.paired import Ratio, busy_text
-from ..bench.records import FAIR, PEER, Record, Results
+from ..bench.records import FAIR, PEER, YOURS, Record, Results
 from ..bench.results_table import seconds_text
 from ..errors import PortError
 from ..steps import title_of
-from .colours import BLUE, GREEN, GREY, INK, PAPER, SMALL, VERMILLION
+from .colours import BLUE, GREEN, GREY, INK, PAPER, PURPLE, SMALL, VERMILLION
 from .shapes import name_rows
 from .style import LabFigure, caption, figure, finish, styled
 
+# variants of the ladder that are no rungs
+ASIDE = {FAIR: GREY, PEER: GREY, YOURS: PURPLE}
 SPREAD = "first bar: its median; others: that over the paired ratio; whiskers: quartiles"
 
 
@@ -194,9 +196,10 @@ def _rungs(kept: Results, records: Sequence[Record]) -> list[Bar]:
     first = previous = records[0]
     bars = [_bar(first, first, None, GREY)]
     for r in records[1:]:
-        side = r.name in (FAIR, PEER)
+        side = r.name in ASIDE
         worse = not side and outcome(kept, previous.name, r.name, r.phase).word == SLOWER
-        colour = GREY if side else VERMILLION if worse else GREEN if r.mode == "compiled" else BLUE
+        plain = GREEN if r.mode == "compiled" else BLUE
+        colour = ASIDE.get(r.name, VERMILLION if worse else plain)
         ratio = kept.ratio(first.name, r.name, r.phase)
         bars.append(_bar(first, r, ratio, colour, f"  {ratio.median:.2f}×", "//" if worse else ""))
         previous = previous if side else r
@@ -220,4 +223,6 @@ def _ladder_key(results: Results) -> list[Patch]:
     ]
     if any(r.mode == "compiled" for r in results):
         key.append(Patch(color=GREEN, label="port, compiled"))
+    if YOURS in results.names:
+        key.append(Patch(color=PURPLE, label="with your functions"))
     return key

@@ -1,0 +1,268 @@
+"""The slot of 08_aclgraph: a decode step that is recorded once and replayed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...count.tape import Tape
+from ...model.decoder import DeepseekV3
+from ...plan import PortPlan
+from ..written import load_function
+from . import Function, Slot, Wrong, changed
+
+STUB = '''
+def replayed(step, capture):
+    """step(ids [B, S], pad [B], cache, first) -> logits [B, 1, V], eager. capture(f, ids) -> tape:
+    computes f(copy of ids) once, recorded. tape.inputs[0] is that copy, tape.run() launches all of
+    it again, tape.output is where the logits land. -> run_step(ids, pad, cache, first)"""
+    ...
+'''
+
+SOLUTION = STUB.replace(
+    "    ...\n",
+    """\
+    tapes = {}
+
+    def run_step(ids, pad, cache, first):
+        if cache is None or first:
+            return step(ids, pad, cache, first)           # a prompt: every length is another shape
+        if id(cache) not in tapes:                        # other buffers, other addresses
+            tapes[id(cache)] = capture(lambda x: step(x, pad, cache, first), ids)
+        else:
+            tapes[id(cache)].inputs[0].copy_(ids)
+            tapes[id(cache)].run()
+        return tapes[id(cache)].output.clone()            # the next replay writes there
+
+    return run_step
+""",
+)
+COPY = "tapes[id(cache)].inputs[0].copy_(ids)"
+
+# a prompt (True) or a cached step, of the first or the second cache
+CALLS = (("a", True), ("a", False), ("a", False), ("b", True), ("b", False), ("b", False)) + (
+    ("a", False),
+) * 2
+ROWS, WIDTH, PROMPT = 2, 7, 5
+
+
+@dataclass(eq=False)
+class Seen:
+    """A cache of the toy; hashable, as a cache is."""
+
+    seen: Tensor
+
+
+@dataclass
+class Outcome:
+    """What eight calls gave: values when they came back, values of the same tensors at the end, how
+    often something was recorded, and whether a tape's input is another tensor than at the capture."""
+
+    came: list[Tensor]
+    kept: list[Tensor]
+    recorded: int
+    rebound: bool
+
+    def same(self, other: Outcome) -> bool:
+        if (self.recorded, self.rebound) != (other.recorded, other.rebound):
+            return False
+        pairs = zip([*self.came, *self.kept], [*other.came, *other.kept], strict=True)
+        return all(x.shape == y.shape and torch.equal(x, y) for x, y in pairs)
+
+
+def outcome_of(function: Function) -> Outcome:
+    """On a step over a vocabulary of 7, whose logits depend on the ids, on what its cache has seen, and
+    on pad."""
+    generator = torch.Generator().manual_seed(8)
+    table = torch.randn(WIDTH, WIDTH, generator=generator)
+    tapes: list[tuple[Tape, Tensor]] = []
+
+    def step(ids: Tensor, pad: Tensor, cache: Any, first: bool) -> Tensor:
+        cache.seen.mul_(0.5).add_(table[ids].sum(1) + pad.unsqueeze(1))
+        return (cache.seen * 2 - cache.seen.mean(-1, keepdim=True)).unsqueeze(1)
+
+    def capture(f: Function, *inputs: Tensor) -> Tape:
+        tape = Tape.capture(f, *inputs)
+        tapes.append((tape, tape.inputs[0]))
+        return tape
+
+    run_step = function(step, capture)
+    if not callable(run_step):
+        raise TypeError(f"replayed returned a {type(run_step).__name__}, not a function run_step")
+    caches = {n: Seen(torch.zeros(ROWS, WIDTH)) for n in "ab"}
+    pad = torch.tensor([0, 1])
+    kept, came = [], []
+    for name, first in CALLS:
+        ids = torch.randint(0, WIDTH, (ROWS, PROMPT if first else 1), generator=generator)
+        with torch.no_grad():
+            kept.append(run_step(ids, pad, caches[name], first))
+        if not isinstance(kept[-1], Tensor):
+            raise TypeError(f"run_step returned a {type(kept[-1]).__name__}, not logits [B, 1, V]")
+        came.append(kept[-1].clone())
+    rebound = any(tape.inputs[0] is not place for tape, place in tapes)
+    return Outcome(came, [k.clone() for k in kept], len(tapes), rebound)
+
+
+def toy(function: Function, slot: Slot) -> str | None:
+    got, want = outcome_of(function), outcome_of(load_function(slot.solution, slot.name))
+    if got.same(want):
+        return None
+    for name, wrong in slot.wrong.items():
+        try:
+            if got.same(outcome_of(load_function(wrong.source, slot.name))):
+                return name
+        except Exception:  # this answer raises, the one that is judged did not
+            continue
+    for k, (name, first) in enumerate(CALLS):
+        x, y = got.came[k], want.came[k]
+        what = "prompt" if first else "cached step"
+        if x.shape != y.shape:
+            return f"the {what} of cache {name} gave {list(x.shape)}, [B, 1, V] is {list(y.shape)}"
+        if not torch.equal(x, y):
+            return (
+                f"call {k + 1} of {len(CALLS)}, a {what} of cache {name}, is the first that differs"
+            )
+    if got.recorded == 0:
+        return "nothing was recorded: every step ran eagerly, and no launch was saved"
+    if got.recorded < want.recorded:
+        return f"{got.recorded} recordings for {want.recorded} caches, and yet the right numbers"
+    if got.recorded == want.recorded:
+        return "the numbers were right when they came back; a later step changed tensors that you gave out"
+    return None  # more recordings than are needed: the model's count tells
+
+
+def attach(twin: DeepseekV3, function: Function) -> None:
+    recorded = twin.__dict__.setdefault("recorded", [])
+
+    def capture(f: Function, *inputs: Tensor) -> Tape:
+        recorded.append(Tape.capture(f, *inputs))
+        return recorded[-1]
+
+    twin.run_step = function(twin.forward_step, capture)
+
+
+STEPS = 5
+
+
+def count(twin: DeepseekV3) -> Mapping[str, int]:
+    """Recordings in a prompt and STEPS cached steps; of the finished code, one."""
+    recorded = twin.__dict__.get("recorded")
+    if recorded is None:
+        return {"recordings in five cached steps": 1}
+    before, ids = len(recorded), torch.arange(3, 3 + 8 + STEPS, device=twin.device).unsqueeze(0)
+    cache = twin.new_cache(1, 8 + STEPS)
+    for part in ids.split([8] + [1] * STEPS, dim=1):
+        twin(part, cache=cache)
+    return {"recordings in five cached steps": len(recorded) - before}
+
+
+SLOTS = (
+    Slot(
+        id="08.replayed",
+        notebook="08_aclgraph",
+        title="Record a step once, replay it",
+        title_zh="捕获一次，反复重放",
+        minutes=25,
+        difficulty=3,
+        stub=STUB,
+        solution=SOLUTION,
+        finished="count.tape:replayed",
+        hints=(
+            "Three questions for every call: is it a prompt? has this cache a recording yet? if so, what "
+            "of this step is new, and where does the recording look for it?",
+            "ids is [B, S] in a prompt and [B, 1] in a cached step: a recording fits one shape. It also "
+            "fits one cache, whose buffers' addresses it holds: keep a dict id(cache) -> tape. "
+            "tape.inputs[0] is [B, 1], tape.output [B, 1, V].",
+            "For a cache with a recording: tape.inputs[0].copy_(ids), tape.run(), and "
+            "tape.output.clone() as the result.",
+        ),
+        hints_zh=(
+            "每次调用先问三件事：是否为提示？该 cache 是否已有录制？若有，这一步有什么是新的，录制从哪里读取它？",
+            "提示的 ids 为 [B, S]，解码步为 [B, 1]：一次录制只适合一种形状，也只适合一个 cache（地址）；"
+            "用字典 id(cache) -> tape 保存。tape.inputs[0] 为 [B, 1]，tape.output 为 [B, 1, V]。",
+            "已有录制时：tape.inputs[0].copy_(ids)，tape.run()，返回 tape.output.clone()。",
+        ),
+        wrong={
+            "ids not copied": Wrong(
+                changed(SOLUTION, (f"            {COPY}\n", "")),
+                "The second replayed step already goes wrong: which ids did it read? A recording reads its "
+                "own copy, at an address; nothing put the new ids there.",
+                "重放读取的是哪些 ids？录制只读它自己的副本，没有人把新的 ids 放进去。",
+            ),
+            "another tensor in the list": Wrong(
+                changed(SOLUTION, (COPY, "tapes[id(cache)].inputs[0] = ids")),
+                "You changed the list, not the mailbox: the recorded operators hold the address of the old "
+                "tensor. Write into it.",
+                "你换掉了列表里的名字，没有写入那个地址；录制的算子仍读旧张量。",
+            ),
+            "one tape for all caches": Wrong(
+                SOLUTION.replace("id(cache)", "0"),
+                "Second text, first cache: a recording holds the addresses of the cache that it was made "
+                "with, and writes there.",
+                "第二段文本用了第一个 cache：录制保存的是当时那个 cache 的地址。",
+            ),
+            "output not cloned": Wrong(
+                changed(SOLUTION, (".output.clone()", ".output")),
+                "Right when they come back, yet the logits of all steps are one tensor: each replay writes "
+                "there again. Hand out a clone.",
+                "返回时正确，但各步的 logits 是同一个张量，下一次重放会覆盖它；应返回副本。",
+            ),
+            "prompt recorded too": Wrong(
+                changed(SOLUTION, ("cache is None or first", "cache is None")),
+                "Which shape does a recording fit? You recorded the prompt, [B, S], and replayed it for "
+                "a step of one token.",
+                "录制只适合一种形状：你录下了 [B, S] 的提示，却用它重放单个 token 的步骤。",
+            ),
+            "run after the capture": Wrong(
+                changed(
+                    SOLUTION,
+                    ("        else:\n            " + COPY, "        if True:\n            " + COPY),
+                ),
+                "The first cached step ran twice, and its row stands in the cache twice: this capture has "
+                "computed already.",
+                "首个解码步执行了两次，cache 里多了一行：这里的捕获本身已经计算过。",
+            ),
+            "recorded at each step": Wrong(
+                changed(SOLUTION, ("if id(cache) not in tapes:", "if True:")),
+                "Right, and nothing is saved: every step is recorded anew, which costs more than running "
+                "it.",
+                "结果正确，但每一步都重新捕获，没有省下任何开销。",
+                seen_by="count",
+            ),
+        },
+        accepted={
+            "one dict of pairs": STUB.replace(
+                "    ...\n",
+                """\
+    known = {}
+    def run_step(ids, pad, cache, first):
+        if first or cache is None:
+            return step(ids, pad, cache, first)
+        if cache in known:
+            tape = known[cache]
+            tape.inputs[0][:] = ids
+            return torch.clone(tape.run())
+        known[cache] = capture(lambda x: step(x, pad, cache, False), ids)
+        return known[cache].output.clone()
+    return run_step
+""",
+            ),
+            "replay": changed(
+                SOLUTION,
+                (
+                    f"            {COPY}\n            tapes[id(cache)].run()\n",
+                    "            tapes[id(cache)].replay(ids)\n",
+                ),
+            ),
+        },
+        plan=PortPlan.full(),
+        needs={"cache": "fixed"},
+        toy=toy,
+        attach=attach,
+        count=count,
+    ),
+)
