@@ -2,8 +2,8 @@
 code 1 with findings.
 
 For every HTML file of OUT (default: out/): no console error, no request to the net, every picture
-is drawn and has alternative text, links and fragments lead somewhere, no horizontal scroll at 390
-and 1280 pixels, a title, a language, focus that goes through the page by Tab, and nothing white for
+is drawn and has alternative text, links and fragments lead somewhere, no horizontal scroll at 360,
+768 and 1280 pixels, a title, a language, focus that goes through the page by Tab, and nothing white for
 readers whose system is dark. With --pictures, PNGs of each page, light and dark, wide and phone.
 """
 
@@ -22,7 +22,7 @@ import browser
 from browser import Page
 from PIL import Image, ImageChops
 
-PHONE, DESK = 390, 1280
+PHONE, TABLET, DESK = 360, 768, 1280
 TILE = 64  # CSS pixels; a smaller white area does not glare
 _PICTURES = """[...document.images].filter(i => !(i.complete && i.naturalWidth > 0) || !i.hasAttribute('alt'))
     .map(i => (i.complete && i.naturalWidth > 0 ? 'picture without alternative text: ' : 'picture not drawn: ')
@@ -51,10 +51,10 @@ def look(page: Page, file: Path, root: Path) -> Iterator[str]:
     yield from _dead_links(page, file, root)
     if not _tab_moves(page):
         yield "Tab does not reach two links"
-    page.size(PHONE, 844)
-    yield from page.run(
-        _WIDE.replace("WIDTH", str(PHONE))
-    )  # innerWidth grows with what does not fit
+    for width in (TABLET, PHONE):
+        page.size(width, 844)
+        # innerWidth grows with what does not fit
+        yield from page.run(_WIDE.replace("WIDTH", str(width)))
     page.size(DESK, dark=True)
     yield from _glare(page)
 

@@ -8,6 +8,7 @@ embedded.
 from __future__ import annotations
 
 import base64
+import itertools
 import mimetypes
 import os
 import re
@@ -68,6 +69,21 @@ def embedded(url: str, folder: Path) -> str:
         return url
     kind = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
     return f"data:{kind};base64,{base64.b64encode(file.read_bytes()).decode()}"
+
+
+def row_cards(table: str) -> str:
+    """A table of more than four columns, marked so that a phone shows each row as a card: every cell
+    names its column."""
+    head, _, body = table.partition("</thead>")
+    names = [
+        re.sub(r"<[^>]+>", "", name).strip()
+        for name in re.findall(r"<th\b[^>]*>(.*?)</th>", head, re.DOTALL)
+    ]
+    if len(names) <= 4 or not body:
+        return table
+    at = itertools.cycle(names)
+    cells = re.sub(r"<td\b", lambda _: f'<td data-name="{next(at)}"', body)
+    return f"{head}</thead>{cells}".replace("<table", '<table class="cards"', 1)
 
 
 class _Renderer(IPythonRenderer):
@@ -136,7 +152,9 @@ class PageExporter(HTMLExporter):
             path=str(self.notebooks_dir),
             exclude_anchor_links=True,
         )
-        return MarkdownWithMath(renderer=renderer).render(source)
+        html = MarkdownWithMath(renderer=renderer).render(source)
+        tables = re.compile(r"<table>.*?</table>", re.DOTALL)  # of Markdown: raw HTML stays
+        return tables.sub(lambda found: row_cards(found[0]), html)
 
 
 @cache

@@ -46,3 +46,20 @@ def test_progress_bars_leave_one_state(tmp_path):
     bars = [new_output("stream", name="stdout", text=f"\rmeasure: {n}%") for n in (10, 50, 90)]
     html = page(tmp_path, new_code_cell("measure()", outputs=bars, execution_count=1))
     assert "measure: 90%" in html and html.count("measure: ") == 1
+
+
+def test_wide_tables_become_cards_on_phones(tmp_path):
+    wide = "| a | b | c | d | `e` |\n|---|---|---|---|---|\n| 1 | 2 | 3 | 4 | 5 |\n| 6 | 7 | 8 | 9 | 0 |"
+    narrow = "| a | b |\n|---|---|\n| 1 | 2 |"
+    html = page(tmp_path, new_markdown_cell(f"{wide}\n\n{narrow}"))
+    assert html.count('<table class="cards">') == 1
+    named = re.findall(r'<td data-name="(.*?)"[^>]*>(.*?)</td>', html)
+    assert named == list(zip("abcde" * 2, "1234567890", strict=True))
+
+
+def test_imports_are_folded_and_other_code_is_not(tmp_path):
+    cells = [new_code_cell("import torch"), new_code_cell("x = 1")]
+    cells[0].metadata.tags = ["imports"]
+    html = page(tmp_path, *cells)
+    folded = re.findall(r'<details class="folded">(.*?)</details>', html, re.DOTALL)
+    assert len(folded) == 1 and "torch" in folded[0]

@@ -129,7 +129,7 @@ BROKEN = {
     "<img src='none.png' alt=''>": "picture not drawn",
     "<a href='no.html'>x</a>": "no.html, which does not exist",
     "<a href='#nowhere'>x</a>": "#nowhere, which is not",
-    "<div style='width:900px'>x</div>": "sideways",
+    "<div style='width:700px'>x</div>": "sideways",
     "<p style='background:#eee;height:200px'>x</p>": "glares on a dark page",
     "<script>throw new Error('oh')</script>": "console: Error: oh",
     "<img src='data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=='>": "alternative text",
