@@ -61,6 +61,7 @@ def results(op: Any, sample: Any, device: str, dtype: Any) -> list[Any]:
     depends = [t for t in out if t.requires_grad and t.grad_fn is not None]
     if op.supports_autograd and leaves and depends:
         total = sum((t.abs() if t.is_complex() else t).sum() for t in depends)
+        assert isinstance(total, torch.Tensor)
         grads = torch.autograd.grad(total, leaves, allow_unused=True)
         out += [g for g in grads if g is not None]
     return [

@@ -146,7 +146,8 @@ def taped(model: DeepseekV3, clone_output: bool = False) -> list[Tape]:
         tapes.append(Tape.capture(fn, *inputs))
         return tapes[-1]
 
-    model.run_step = replayed(model.forward_step, capture, clone_output)
+    step: Any = replayed(model.forward_step, capture, clone_output)
+    model.run_step = step
     return tapes
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from matplotlib.axes import Axes
 
 from .colours import BLUE, GREY, LARGE, NORMAL, ORANGE, SKY, VERMILLION, YELLOW
@@ -29,7 +31,9 @@ def _ranks(ax: Axes, x: float, ranks: tuple[tuple[str, str], ...]) -> None:
         a, b = (("gate", "up")[p[0] == "u"] for p in parts)
         right = a == "gate" and b == "up" and parts[0][1] == parts[1][1]
         text = f"SiLU({a}) · {b}" + ("" if right else "\nwrong numbers")
-        style = {"color": GREY} if right else {"color": VERMILLION, "fontweight": "bold"}
+        style: dict[str, Any] = (
+            {"color": GREY} if right else {"color": VERMILLION, "fontweight": "bold"}
+        )
         ax.text(x + _WIDE + 0.15, y + _HALF, text, va="center", fontsize=NORMAL, **style)
 
 
