@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ..errors import PortError
 from ..steps import STEPS, title_of
-from .paired import Ratio, busy_text, floor_of
+from .paired import Ratio, busy_text, floor_of, ratio_of
 from .records import Results
 
 PHASES = ("prefill", "decode")
@@ -64,8 +64,8 @@ class Said:
 
 def outcome(results: Results, before: str, after: str, phase: str | None = None) -> Outcome:
     """`after` against `before`, both of one interleaved run (PortError otherwise)."""
-    ratio = results.ratio(before, after, phase)
     a, b = results.pair(before, after, phase)
+    ratio = ratio_of(a.samples, b.samples)
     run = [r for r in results if (r.run, r.phase) == (a.run, a.phase)]
     floor, busy = floor_of(run), busy_text([a, b])
     if busy:

@@ -26,8 +26,6 @@ from .trial import Trial, finished_twin, try_out, twin_of
 from .verdicts import STATES, Verdict
 from .written import YOURS, Written, load_function, written
 
-CATALOGUE = "<catalogue "  # begins the file name of an answer that the learner did not write
-
 
 @functools.cache
 def slots() -> dict[str, Slot]:

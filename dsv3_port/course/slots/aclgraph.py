@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...count.tape import Tape
+from ...count.tape import Tape, replayed
+from ...engine.loading import with_plan
 from ...model.decoder import DeepseekV3
 from ...plan import PortPlan
 from ..written import load_function
@@ -150,9 +151,10 @@ STEPS = 5
 
 def count(twin: DeepseekV3) -> Mapping[str, int]:
     """Recordings in a prompt and STEPS cached steps; of the finished code, one."""
-    recorded = twin.__dict__.get("recorded")
-    if recorded is None:
-        return {"recordings in five cached steps": 1}
+    if "recorded" not in twin.__dict__:  # the finished code, which nobody attached
+        twin = with_plan(twin, twin.plan)
+        attach(twin, replayed)
+    recorded = twin.__dict__["recorded"]
     before, ids = len(recorded), torch.arange(3, 3 + 8 + STEPS, device=twin.device).unsqueeze(0)
     cache = twin.new_cache(1, 8 + STEPS)
     for part in ids.split([8] + [1] * STEPS, dim=1):

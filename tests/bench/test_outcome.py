@@ -1,0 +1,63 @@
+"""The word that a measurement allows, and the sentences made of it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from dsv3_port.bench.outcome import BUSY, FASTER, NEITHER, SLOWER, outcome, say
+from dsv3_port.bench.records import Results
+from dsv3_port.errors import PortError
+from tests.bench.test_measure import record
+
+
+def run_of(ratio, again=1.0, **fields) -> Results:
+    """A base of 1 s and a variant whose paired ratios are `ratio` (a number or one a round)."""
+    ratios = ratio if isinstance(ratio, list) else [ratio] * 4
+    twice = again if isinstance(again, list) else [again] * 4
+    base = record("a", [1.0] * 4, again=[1 / x for x in twice], **fields)
+    return Results([base, record("b", [1 / x for x in ratios], **fields)])
+
+
+@pytest.mark.parametrize(
+    ("results", "word"),
+    [
+        (run_of(1.5), FASTER),
+        (run_of(1.019), NEITHER),  # 2 % at least
+        (run_of(0.5), SLOWER),
+        (run_of(1.06, again=[0.92, 1.0, 1.08, 1.0]), FASTER),
+        (run_of(1.03, again=[0.88, 1.0, 1.12, 1.0]), NEITHER),
+        (run_of([0.9, 1.2, 1.2, 1.2]), FASTER),  # the nearer quartile is 1.125
+        (run_of([0.9, 0.9, 1.2, 1.2]), NEITHER),
+        (run_of(1 / 1.019), NEITHER),
+        (run_of(3.0, busy=True, busy_share=0.4), BUSY),
+    ],
+)
+def test_a_word_needs_median_and_nearer_quartile_beyond_the_floor(results, word):
+    found = outcome(results, "a", "b")
+    assert found.word == word and found.before == "a"
+
+
+def test_sentences_come_from_the_run_and_name_its_floor():
+    results = Results(
+        [
+            record("upstream", [1.0] * 4, again=[1.0] * 4, phase="decode"),
+            record("gmm_routing", [0.5] * 4, phase="decode"),
+            record("upstream", [1.0] * 4, again=[1.0] * 4, phase="prefill"),
+            record("gmm_routing", [1.01] * 4, phase="prefill"),
+        ]
+    )
+    prefill, decode = str(say(results)).splitlines()
+    assert decode == (
+        "decode: 3 Grouped matmul (GMM) routing against upstream: 2.00× faster [2.00–2.00]"
+    )
+    assert "no difference that this run can show" in prefill and "noise floor 2%" in prefill
+    assert say(results)._repr_markdown_().startswith("- prefill: ")
+    busy = Results([dataclasses.replace(r, busy=True, busy_share=0.5) for r in results])
+    assert "×" not in str(say(busy)) and "no verdict, busy: 50% used by others" in str(say(busy))
+    assert "| busy |" in busy.table() and "×" not in busy.table()
+    with pytest.raises(PortError, match="measure first"):
+        say(Results())
+    with pytest.raises(PortError, match="nothing was measured beside"):
+        say(Results([record("a")]))
