@@ -188,7 +188,9 @@ def test_a_provider_that_is_handed_in_wins_over_the_environment(
 ) -> None:
     monkeypatch.setenv("GMM_PROVIDER", "reference")
     monkeypatch.setattr(loading, "pick_device", lambda name: SimpleNamespace(type="npu"))
-    monkeypatch.setattr(loading, "build", lambda *args: SimpleNamespace(gmm=args[-1]))
+    monkeypatch.setattr(
+        loading, "build", lambda config, *args: SimpleNamespace(config=config, gmm=args[-1])
+    )
     monkeypatch.setattr(loading, "load_weights", lambda *args: None)
     monkeypatch.setattr(loading, "compile_steps", lambda model, graph: model)
     model = loading.load_model(tiny(), device="npu", gmm="mindspeed")
