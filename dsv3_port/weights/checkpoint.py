@@ -278,6 +278,8 @@ def _end_of_data(header: dict[str, Any]) -> int:
     end = 0
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
         first, last = entry["data_offsets"]
+        if not all(type(n) is int and n >= 0 for n in (*entry["shape"], first, last)):
+            raise ValueError(f"{name} has a shape or place that isn't made of whole numbers")
         size = math.prod(entry["shape"]) * (
             _DTYPES[entry["dtype"]].itemsize if entry["dtype"] in _DTYPES else 0
         )

@@ -350,6 +350,29 @@ def test_tensors_that_overlap_are_refused(copy):
         Checkpoint.open(copy)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"shape": [[], 4]},
+        {"shape": ["2", 4]},
+        {"shape": [True, 4]},
+        {"shape": [-2, -4]},
+        {"data_offsets": [0.0, 8]},
+    ],
+    ids=str,
+)
+def test_sizes_in_a_header_are_whole_numbers(wrong, copy):
+    """Also of a dtype whose bytes are not counted, where no other rule looks at the shape."""
+    (copy / INDEX).unlink()
+    for old in copy.glob("*.safetensors"):
+        old.unlink()
+    entry = {"dtype": "F4", "shape": [2, 4], "data_offsets": [0, 8]} | wrong
+    text = json.dumps({"a": entry}).encode()
+    (copy / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(8))
+    with pytest.raises(PortError, match="not readable as safetensors: a has a shape or place"):
+        Checkpoint.open(copy)
+
+
 @pytest.mark.parametrize("promised", [True, False])
 def test_a_config_that_contradicts_the_dtypes_is_refused(promised, tmp_path):
     source = synthetic_checkpoint(SMALL, fp8=not promised, cache_dir=tmp_path)
