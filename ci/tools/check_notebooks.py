@@ -67,7 +67,7 @@ UNREAD = {
     *("07_torchair_graph", "09_many_cards"),
 }
 FIRST, LAST = ("00_start_here",), ("09_many_cards", "10_results", "11_faults")
-APPENDICES = ("a2_routing_and_gating", "a5_rounding", "a6_limits_forecast")
+APPENDICES = ("a2_routing_and_gating", "a4_capture", "a5_rounding", "a6_limits_forecast")
 # words of Markdown and lines of code of a notebook with a slot, exercises not counted
 BUDGET = {
     "00": (600, 45),

@@ -7,7 +7,6 @@ anything is timed.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,8 +25,8 @@ from ..engine.loading import load_model
 from ..errors import PortError
 from ..plan import PortPlan
 from .models import check_memory, checkpoint_of, ladder_plans, load_variants
-from .records import PEER, Record, Results
-from .workload import DECODE_SAMPLE, PHASES, Workload
+from .records import PEER, Results
+from .workload import DECODE_SAMPLE, PHASES, Workload, with_first_call
 
 Beside = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
@@ -89,16 +88,8 @@ def bench_ladder(
             label=label or f"ladder {name} {phase}",
             step_ids={n: p.step_ids for n, p in chosen.items()},
         )
-    results.records = [_with_first_call(r, found.first_calls) for r in results]
+    results.records = [with_first_call(r, found.first_calls) for r in results]
     return results
-
-
-def _with_first_call(record: Record, first_calls: Mapping[str, Any]) -> Record:
-    """A compiled variant's first call, compilation included, was the check's and not the timing's."""
-    if record.mode != "compiled":
-        return record
-    seconds = getattr(first_calls[record.name], f"seconds_{record.phase}")
-    return dataclasses.replace(record, first_call_seconds=seconds)
 
 
 def _models(

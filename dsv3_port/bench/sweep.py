@@ -12,7 +12,7 @@ from ..check.equivalence import check_equivalence
 from ..errors import PortError
 from ..model.decoder import DeepseekV3
 from .records import Results
-from .workload import PHASES, Workload
+from .workload import PHASES, Workload, with_first_call
 
 
 def sweep(
@@ -26,13 +26,15 @@ def sweep(
     seed: int = 0,
     profile: str = "",
     label: str = "",
+    mode: Mapping[str, str] | None = None,
 ) -> Results:
     """Time each model at every size: cached positions for "decode", tokens of the prompt for
     "prefill".
 
     The models are checked against the first one before anything is timed. room: max_length of the
     caches, default just enough; a fixed cache is attended to over all of it. profile names the
-    weights in the records.
+    weights in the records. mode: in the records, "eager", "compiled" or "replayed"; default what a
+    model is, and a step that was replaced is taken for compiled.
     """
     if phase not in PHASES:
         raise PortError(f"unknown phase {phase!r}; it can be decode or prefill")
@@ -47,8 +49,10 @@ def sweep(
         work = Workload(models, phase, batch=batch, size=size, capacity=room or 0, seed=seed)
         results += work.measure(
             profile,
+            mode,
             rounds=rounds,
             step_ids={name: model.plan.step_ids for name, model in models.items()},
             label=label or f"sweep {profile} {phase} {size}".replace("  ", " "),
         )
+    results.records = [with_first_call(r, found.first_calls) for r in results]
     return results

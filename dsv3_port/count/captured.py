@@ -1,16 +1,18 @@
-"""What a captured graph of the host stand-in holds: launches, addresses and bytes, and how many
-launches it takes the place of."""
+"""torch_npu's captured graphs: one used like a Tape, and what those of the host stand-in hold:
+launches, addresses and bytes, and how many launches they take the place of."""
 
 from __future__ import annotations
 
 import dataclasses
 import sys
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from ..engine.graph import compile_steps
@@ -18,6 +20,32 @@ from ..engine.loading import load_model
 from ..errors import PortError
 from ..model.decoder import DeepseekV3
 from ..plan import PortPlan
+from .tape import Tape
+
+
+class DeviceTape(Tape):
+    """A graph that torch_npu captured (torch.npu.graph), with a Tape's inputs, output, run and
+    replay."""
+
+    def __init__(self, graph: Any, inputs: list[Tensor], output: Any) -> None:
+        super().__init__([], inputs, output)
+        self.graph = graph
+
+    @classmethod
+    def capture(cls, fn: Callable[..., Any], *inputs: Tensor) -> DeviceTape:
+        """Record fn on static copies of `inputs`, tensors on an NPU. A device records and computes
+        nothing, so it is replayed once, for the result to be there as after Tape.capture."""
+        npu: Any = vars(torch)["npu"]  # torch_npu puts it there
+        static, graph = [t.clone() for t in inputs], npu.NPUGraph()
+        with npu.graph(graph), torch.no_grad():
+            output = fn(*static)
+        made = cls(graph, static, output)
+        made.run()
+        return made
+
+    def run(self) -> Any:
+        self.graph.replay()
+        return self.output
 
 
 def load(
@@ -31,9 +59,14 @@ def load(
     dense one and an MoE
     one: everything that a graph is made of, in half the time to compile it."""
     model = load_model(path, plan.replace(graph="eager"), device, dtype)
-    if layers is not None:
-        model.model.layers = model.model.layers[:layers]
-        model.config = dataclasses.replace(model.config, num_hidden_layers=layers)
+    return model if layers is None else first_layers(model, layers)
+
+
+def first_layers(model: DeepseekV3, layers: int) -> DeepseekV3:
+    """The model without the rest of its layers; returns it. A graph of one is as whole or as broken as
+    of all, and takes less time to make."""
+    model.model.layers = model.model.layers[:layers]
+    model.config = dataclasses.replace(model.config, num_hidden_layers=layers)
     return model
 
 

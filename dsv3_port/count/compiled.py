@@ -128,6 +128,28 @@ def watch(model: DeepseekV3, *, fullgraph: bool = True, dynamic: bool = False) -
             model.run_step = before
 
 
+@dataclass(frozen=True)
+class StepGraphs:
+    """Of a prompt and cached steps through Dynamo: graphs compiled after each call so far, pieces that
+    the last step ran in, reasons of its breaks."""
+
+    after: list[int]
+    pieces: int
+    breaks: dict[str, int]
+
+
+def step_graphs(model: DeepseekV3, steps: int = 3, prompt: int = 16) -> StepGraphs:
+    """Count them for one prompt and `steps` cached steps of one sequence, breaks allowed."""
+    ids = torch.arange(3, 3 + prompt + steps, device=model.device).unsqueeze(0)
+    cache, after, before = model.new_cache(1, 4 * (prompt + steps)), [], 0
+    with watch(model, fullgraph=False) as seen:
+        for part in ids.split([prompt] + [1] * steps, dim=1):
+            before = seen.runs
+            model(part, cache=cache)
+            after.append(len(seen.graphs))
+    return StepGraphs(after, seen.runs - before, seen.breaks)
+
+
 def first_break(model: DeepseekV3, step: Callable[[], Any]) -> str:
     """The line at which a graph of the model's step breaks while `step()` runs it, as "in visible:
     if bool(pad.any()):"; empty if the step is one graph."""

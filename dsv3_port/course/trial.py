@@ -164,7 +164,8 @@ class _Model:
         except STOPS as error:
             return Trial(_stopped(slot, error, self.mine))
         moment = slot.moment or f"in a prompt and {CACHED} cached steps"
-        looked = f"{due} calls of your function {moment}; the same as the finished code at {gate.looked_at}"
+        looked = f"{due} call{'s' * (due != 1)} of your function {moment}; the same as the finished code at "
+        looked += gate.looked_at
         if tokens_of(finished) is not None:
             looked += f", and the same {TOKENS} greedy tokens of {len(PROMPTS)} prompts"
         if dear is not None:

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..bench.records import YOURS
 from ..errors import PortError
 from .slots import Function, Slot, function_of
 
@@ -54,7 +53,8 @@ def load_function(text: str, name: str, file: str = "") -> Function:
     file = file or f"<{name} {abs(hash(text)):x}>"
     if file.startswith("<"):
         linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
-    names: dict[str, Any] = {"torch": torch, "slot": _unmarked, "__name__": YOURS}
+    # no __name__: Dynamo would import a module of that name
+    names: dict[str, Any] = {"torch": torch, "slot": _unmarked}
     exec(compile(text, file, "exec"), names)
     if not callable(found := names.get(name)):
         raise PortError(f"{file}: defines no function {name}")

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
+from ..bench.records import YOURS
 from ..errors import PortError
 from ..model.decoder import DeepseekV3
 from . import kept, session
@@ -24,7 +25,7 @@ from .slots import Function, Slot
 from .texts import text_table
 from .trial import Trial, finished_twin, try_out, twin_of
 from .verdicts import STATES, Verdict
-from .written import YOURS, Written, load_function, written
+from .written import Written, load_function, written
 
 
 @functools.cache
@@ -168,6 +169,8 @@ def fit(yours: Yours, base: DeepseekV3, seconds: float = 30.0) -> Fitted:
             "the function"
         )
     finished = finished_twin(yours.slot, base)
+    if yours.slot.finish is not None:
+        yours.slot.finish(finished)
     trial: Trial = try_out(yours.slot, yours.written, base, seconds)
     verdict = trial.verdict
     if STATES[verdict.state].runs:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 
@@ -46,6 +48,26 @@ def test_sweep_records(phase):
     assert {r.phase for r in results} == {phase} and {r.batch for r in results} == {2}
     assert results.select(name="b").records[0].step_ids == models["b"].plan.step_ids
     assert results.select(**{field: 3}).ratio("a", "b").median > 0
+
+
+def test_the_first_call_of_a_compiled_model_is_the_checks():
+    """What compiles, compiles before anything is timed: the record says how long that took. A tape is
+    not compiled, and its record says so."""
+    model = random_model(PortPlan.full())
+    twin, slept = with_plan(model, model.plan), []
+
+    def run_step(*inputs):
+        if not inputs[3] and not slept:  # the first cached step
+            slept.append(time.sleep(0.5))
+        return twin.forward_step(*inputs)
+
+    twin.run_step = run_step
+    models = {"a": model, "b": twin}
+    b = sweep(models, [3], rounds=2).get("b")
+    assert b.mode == "compiled" and b.first_call_seconds > 0.5 > b.max
+    slept.clear()
+    b = sweep(models, [3], rounds=2, mode={"a": "eager", "b": "replayed"}).get("b")
+    assert b.mode == "replayed" and b.first_call_seconds < 0.5
 
 
 def test_sweep_refuses():

@@ -82,6 +82,15 @@ def test_the_stub_is_empty_and_the_finished_code_runs(slot_id):
     assert fitted.model is fitted.finished and not fitted.on(base_of(slot_id))
 
 
+def test_finished_code_that_no_plan_switches_on_runs_all_the_same():
+    """The notebook's later cells use `model`: without an answer it replays by the finished code."""
+    model = judge("08.replayed", SLOTS["08.replayed"].stub).model
+    cache = model.new_cache(1, 8)
+    for part in torch.arange(3, 9).unsqueeze(0).split([3, 1, 1, 1], dim=1):
+        model(part, cache=cache)
+    assert len(model.recorded) == 1
+
+
 @pytest.mark.parametrize(("slot_id", "name"), RIGHT)
 def test_a_right_answer_is_right(slot_id, name):
     s = SLOTS[slot_id]

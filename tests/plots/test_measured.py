@@ -274,6 +274,14 @@ def test_compiled_rung_says_which_compiler_ran():
     assert "7 torchair GE graph (here: inductor)" in labels
 
 
+def test_a_tape_is_not_said_to_be_compiled():
+    modes = {"eager": "eager", "replayed": "replayed", "yours": "compiled"}
+    results = Results([record(n, [1.0], phase="decode", mode=m) for n, m in modes.items()])
+    for name, label in (("replayed", "replayed"), ("yours", "yours (here: inductor)")):
+        (ax,) = plots.step_bars(results, "eager", name).axes
+        assert [t.get_text() for t in ax.get_yticklabels()] == ["eager", label]
+
+
 def test_ladder_takes_the_largest_run_of_a_file_with_many():
     small = Results(
         [record(n, [1.0], phase="decode", run="later") for n in (UPSTREAM, "merged_mlp")]

@@ -62,6 +62,8 @@ class Slot:
     count: Callable[[DeepseekV3], Mapping[str, int]] | None = None
     # (base, function) -> twin, where attributes are not enough: other weights, other ranks
     make: Callable[[DeepseekV3, Function], DeepseekV3] | None = None
+    # the finished code into a twin, where the plan does not put it there
+    finish: Callable[[DeepseekV3], None] | None = None
     # a further judge of the model, after the calls: (finished twin, source, file name) -> as a toy
     extra: Callable[[DeepseekV3, str, str], str | None] | None = None
 

@@ -146,6 +146,10 @@ def attach(twin: DeepseekV3, function: Function) -> None:
     twin.run_step = function(twin.forward_step, capture)
 
 
+def finish(twin: DeepseekV3) -> None:
+    attach(twin, replayed)
+
+
 STEPS = 5
 
 
@@ -153,7 +157,7 @@ def count(twin: DeepseekV3) -> Mapping[str, int]:
     """Recordings in a prompt and STEPS cached steps; of the finished code, one."""
     if "recorded" not in twin.__dict__:  # the finished code, which nobody attached
         twin = with_plan(twin, twin.plan)
-        attach(twin, replayed)
+        finish(twin)
     recorded = twin.__dict__["recorded"]
     before, ids = len(recorded), torch.arange(3, 3 + 8 + STEPS, device=twin.device).unsqueeze(0)
     cache = twin.new_cache(1, 8 + STEPS)
@@ -265,6 +269,8 @@ SLOTS = (
         needs={"cache": "fixed"},
         toy=toy,
         attach=attach,
+        moment="for the model's run_step",
+        finish=finish,
         count=count,
     ),
 )

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from dsv3_port import PortPlan, hostnpu
+from dsv3_port.count.tape import replayed
 from dsv3_port.engine.graph import export_graph
 from dsv3_port.errors import PortError
 from dsv3_port.hostnpu import ge
@@ -79,6 +82,28 @@ def test_launches_and_captured_memory() -> None:
 def test_memory_grows_with_the_padded_length() -> None:
     memory = npu_graphs.memory_per_length(TINY, PortPlan.full(), (8, 32), batch=1, layers=2)
     assert 0 < memory[8] < memory[32]
+
+
+def test_a_device_tape_is_used_as_a_tape_and_computes_at_its_capture() -> None:
+    """`replayed` of notebook 08 over torch.npu.graph: every step as eager, one capture a cache."""
+    eager = npu_graphs.load(TINY, PortPlan.full(), dtype="float32", layers=2)
+    twin = npu_graphs.load(TINY, PortPlan.full(), dtype="float32", layers=2)
+    captured: list[npu_graphs.DeviceTape] = []
+
+    def capture(fn: Any, *inputs: torch.Tensor) -> npu_graphs.DeviceTape:
+        captured.append(npu_graphs.DeviceTape.capture(fn, *inputs))
+        return captured[-1]
+
+    twin.run_step = replayed(twin.forward_step, capture)
+    ids = torch.arange(5, 14, device="npu").unsqueeze(0)
+    for _ in range(2):
+        one, other = eager.new_cache(1, 16), twin.new_cache(1, 16)
+        for part in ids.split([5, 1, 1, 1, 1], dim=1):
+            logits = eager(part.contiguous(), cache=one)
+            assert torch.equal(twin(part.contiguous(), cache=other).cpu(), logits.cpu())
+    assert len(captured) == 2 and captured[0].inputs[0].shape == (1, 1)
+    with pytest.raises(PortError, match="every shape needs a capture of its own"):
+        captured[0].replay(ids)
 
 
 def test_fx_beside_ge(tmp_path: Path) -> None:
