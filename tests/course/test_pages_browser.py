@@ -11,8 +11,9 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from dsv3_port.course.diff import diff as source_diff
+from dsv3_port.course.front import write_index
 from dsv3_port.course.notebook import Notebook
-from dsv3_port.course.pages import write_index, write_page
+from dsv3_port.course.pages import write_page
 from dsv3_port.course.run_notebook import NotebookRun
 from dsv3_port.course.slides import write_slides
 from dsv3_port.plots.style import ON_DARK, LabFigure
