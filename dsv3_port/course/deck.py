@@ -21,7 +21,7 @@ from pathlib import Path
 
 _FIGURE = re.compile(r"^(cell|code|build|gallery):([\w.-]+?)(?::(\d+))?$")
 _FENCE = re.compile(r"^```\w*\n(.*?)^```", re.DOTALL | re.MULTILINE)
-SLIDES, TITLE, WORDS, CODE, WIDTH = (9, 12), 8, 30, 8, 66
+SLIDES, TITLE, WORDS, CODE, WIDTH = (9, 12), 8, 30, 8, 54
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ N shows the notes, and on a slide that builds something a countdown.
 
 from __future__ import annotations
 
+import ast
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from .deck import WIDTH, Figure, Slide, deck_of, read_deck
+from .diff import FOLD
 from .gallery import gallery
 from .pages import PageExporter, dark_colours
 from .slots import Slot, function_of
@@ -78,14 +80,19 @@ def _output(html: str) -> NotebookNode:
 
 
 def signature(slot: Slot) -> str:
-    """The stub as a slide has room for it: first line, docstring, three dots."""
+    """The stub's first line and docstring, as wide as a slide has room at 24 pt."""
     function = function_of(slot.stub)
-    said = str(function.body[0].value.value)  # type: ignore[attr-defined]
-    narrow = {"width": WIDTH, "subsequent_indent": "    "}
+    said = " ".join((ast.get_docstring(function) or "").split())
     first = f"def {function.name}({', '.join(slot.parameters)}):"
     head = textwrap.wrap(first, WIDTH, subsequent_indent=" " * (len(function.name) + 5))
-    text = textwrap.wrap(f'"""{" ".join(said.split())}"""', initial_indent="    ", **narrow)  # type: ignore[arg-type]
-    return "\n".join([f'@slot("{slot.id}")', *head, *text, "    ..."])
+    text = textwrap.wrap(
+        f'"""{said}"""',
+        WIDTH,
+        initial_indent="    ",
+        subsequent_indent="    ",
+        break_on_hyphens=False,
+    )
+    return "\n".join([*head, *text])
 
 
 def write_slides(nb: NotebookNode, name: str, slides_dir: Path, notebooks_dir: Path) -> Path | None:
@@ -101,6 +108,7 @@ def write_slides(nb: NotebookNode, name: str, slides_dir: Path, notebooks_dir: P
     text, _ = PageExporter(notebooks_dir, slides_dir, "slides").from_notebook_node(
         deck(read_deck(written.read_text(encoding="utf-8")), nb), resources
     )
+    text = text.replace(f"<details {FOLD}>", f"<details {FOLD} open>")
     file = slides_dir / f"{name}.html"
     file.write_text(text, encoding="utf-8")
     return file
