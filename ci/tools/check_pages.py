@@ -22,7 +22,7 @@ import browser
 from browser import Page
 from PIL import Image, ImageChops
 
-PHONE, TABLET, DESK = 360, 768, 1280
+PHONE, TABLET, DESK, PROJECTOR = 360, 768, 1280, (1280, 720)
 TILE = 64  # CSS pixels; a smaller white area does not glare
 _PICTURES = """[...document.images].filter(i => !(i.complete && i.naturalWidth > 0) || !i.hasAttribute('alt'))
     .map(i => (i.complete && i.naturalWidth > 0 ? 'picture without alternative text: ' : 'picture not drawn: ')
@@ -34,6 +34,13 @@ _WIDE = """(() => { const room = WIDTH, wide = document.scrollingElement.scrollW
     const worst = [...document.body.querySelectorAll('*')].filter(e => e.getBoundingClientRect().right > room + 1
         && !inside(e)).slice(-3).map(e => e.tagName.toLowerCase() + '.' + String(e.className).split(' ')[0]);
     return ['scrolls sideways by ' + wide + ' px at ' + room + ' px: ' + worst.join(', ')]; })()"""
+_OUTSIDE = """[...document.querySelectorAll('.slide.here, .slide.here > *:not(aside)')].flatMap(e => {
+    const box = e.getBoundingClientRect(), name = String(e.className || e.tagName);
+    const room = e.matches('.figure') ? e : null;
+    return [box.bottom > innerHeight + 1 || e.scrollHeight > e.clientHeight + 2 ? [name, 'below the window'] : null,
+            box.right > innerWidth + 1 || room && room.scrollWidth > room.clientWidth + 2
+                ? [name, 'right of the window'] : null];
+}).filter(Boolean)"""
 _REQUESTS = """performance.getEntriesByType('resource').map(e => e.name).filter(u => /^(https?|wss?):/.test(u))
     .map(u => 'asks the net for ' + u)"""
 
@@ -55,8 +62,19 @@ def look(page: Page, file: Path, root: Path) -> Iterator[str]:
         page.size(width, 844)
         # innerWidth grows with what does not fit
         yield from page.run(_WIDE.replace("WIDTH", str(width)))
+    for number in range(1, page.run("document.querySelectorAll('.deck .slide').length") + 1):
+        page.size(*PROJECTOR)
+        yield from outside(page, number)
     page.size(DESK, dark=True)
     yield from _glare(page)
+
+
+def outside(page: Page, number: int) -> Iterator[str]:
+    """What of a slide does not fit the window."""
+    page.run(f"location.hash = '#{number}'")
+    page.wait(f"document.querySelector('#place span').textContent.startsWith('{number} /')", 5)
+    for name, text in page.run(_OUTSIDE):
+        yield f"slide {number}: {name} is {text}"
 
 
 def _glare(page: Page) -> Iterator[str]:

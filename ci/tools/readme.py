@@ -71,6 +71,18 @@ def exercises_table() -> str:
     return "\n".join(rows)
 
 
+def slots_table() -> str:
+    from dsv3_port.course.yours import slots
+
+    rows = ["| slot | they write | seen by | the question that helps |", "|---|---|---|---|"]
+    for s in slots().values():
+        for k, (name, wrong) in enumerate(s.wrong.items()):
+            slot = f"`{s.id}`, {s.minutes} min: {s.title}" if k == 0 else ""
+            cells = [x.replace("|", "\\|") for x in (slot, name, wrong.seen_by, wrong.hint)]
+            rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
 def speed_tables() -> str:
     from dsv3_port.bench import cases as bench
     from dsv3_port.bench import speed_tables as bench_tables
@@ -160,6 +172,7 @@ TABLES = {
     "layers": layers_table,
     "steps-zh": steps_table_zh,
     "exercises": exercises_table,
+    "slots": slots_table,
     "speed": speed_tables,
 }
 FILES = {
@@ -170,7 +183,7 @@ FILES = {
     "docs/speed.md": ("speed",),
     "docs/versions.md": ("versions", "signatures"),
     "README.zh-CN.md": ("steps-zh",),
-    "notebooks/workshop/instructor.md": ("exercises",),
+    "notebooks/workshop/instructor.md": ("slots", "exercises"),
     "docs/npu-kernels.md": ("npu-points", "npu-gaps", "npu-fits", "npu-decode", "npu-prefill"),
 }
 

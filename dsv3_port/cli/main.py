@@ -40,6 +40,8 @@ COMMANDS = {
     "npu-kernels": "kernel times that a profiler wrote on your card, beside the published ones",
     "start": "put the course (notebooks, embedded model, recorded data) into a folder of your own",
     "tutorial": "execute the notebooks and build the pages",
+    "copies": "the notebooks with every answer filled in, and without prose, for a class",
+    "class": "what a class has built, as one page, from collected progress.json files",
 }
 
 

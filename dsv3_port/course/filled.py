@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from nbformat import NotebookNode
@@ -12,10 +14,20 @@ from ..errors import PortError
 from .slots import Slot
 from .yours import slots
 
-Answer = Callable[[Slot], str | None]  # a slot's text; None leaves the stub
-_SLOT = re.compile(r"@slot\(\"([\w.]+)\"\)")
+_SLOT = re.compile(r"@slot\(\"([\w.]+)\"[^)\n]*\)")
 _STATE = re.compile(r'data-slot="([\w.]+)" data-state="(\w+)"')
 KINDS = ("empty", "solution", "wrong")
+
+
+@dataclass(frozen=True)
+class Filling:
+    """What goes into a slot; `name` says which answer of the course it is, "" for a person's own."""
+
+    text: str
+    name: str = ""
+
+
+Answer = Callable[[Slot], Filling | None]  # None leaves the stub
 
 
 def answers(word: str) -> Answer:
@@ -23,9 +35,9 @@ def answers(word: str) -> Answer:
     if word == "empty":
         return lambda slot: None
     if word == "solution":
-        return lambda slot: slot.solution
+        return lambda slot: Filling(slot.solution, "the solution")
     if word == "wrong":
-        return lambda slot: next(iter(slot.wrong.values())).source
+        return _first_wrong
     folder = Path(word)
     if not folder.is_dir():
         raise PortError(f"--yours {word}: neither {', '.join(KINDS)} nor a folder")
@@ -34,15 +46,20 @@ def answers(word: str) -> Answer:
         names = ", ".join(f"{name}.py" for name in slots())
         raise PortError(f"--yours {word}: holds no file of a slot; they are {names}")
 
-    def read(slot: Slot) -> str | None:
+    def read(slot: Slot) -> Filling | None:
         if slot.id not in files:
             return None
         try:
-            return files[slot.id].read_text(encoding="utf-8")
+            return Filling(files[slot.id].read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             raise PortError(f"{files[slot.id]}: cannot be read as text: {error}") from error
 
     return read
+
+
+def _first_wrong(slot: Slot) -> Filling:
+    name = next(iter(slot.wrong))
+    return Filling(slot.wrong[name].source, name)
 
 
 def fill(nb: NotebookNode, answer: Answer) -> None:
@@ -51,11 +68,13 @@ def fill(nb: NotebookNode, answer: Answer) -> None:
         found = _SLOT.search(cell.source) if "yours" in cell.metadata.get("tags", []) else None
         if found is None:
             continue
-        text = answer(slots()[found[1]])
-        if text is not None:
-            at = re.search(r"^def ", text := _SLOT.sub("", text), re.MULTILINE)
+        filling = answer(slots()[found[1]])
+        if filling is not None:
+            said = f", filled={json.dumps(filling.name)}" if filling.name else ""
+            mark = f'@slot("{found[1]}"{said})'
+            at = re.search(r"^def ", text := _SLOT.sub("", filling.text), re.MULTILINE)
             start = at.start() if at else 0
-            cell.source = f"{text[:start]}{found[0]}\n{text[start:]}".strip()
+            cell.source = f"{text[:start]}{mark}\n{text[start:]}".strip()
 
 
 def states(nb: NotebookNode) -> dict[str, str]:

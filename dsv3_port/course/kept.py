@@ -1,15 +1,16 @@
 """What a learner has built so far: `progress.json` and their right functions, beside the results of the
 notebooks.
 
-progress.json: {"format": 1, "slots": {slot id: {"state", "tries", "built", "last"}}}; `state` is the
-last verdict, `built` whether the function was ever right, `tries` counts verdicts of something
-written. A function that was right stays in `yours/SLOT.py`, whatever is tried later.
+progress.json: {"format": 1, "slots": {slot id: {"state", "tries", "built", "last", "hints"}}}; `state`
+is the last verdict, `built` whether the function was ever right, `tries` counts verdicts of something
+written, `hints` how far the learner asked: three hints, then the solution. A function that was right
+stays in `yours/SLOT.py`, whatever is tried later. Nothing is sent anywhere.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated, Literal
@@ -39,6 +40,7 @@ class Tried:
     tries: Annotated[int, Field(ge=0, le=10**6)]
     built: bool
     last: str  # UTC, ISO 8601, of the last verdict
+    hints: Annotated[int, Field(ge=0, le=4)] = 0  # 4: the solution was asked for
 
 
 _SLOTS = TypeAdapter(dict[str, Tried])
@@ -73,12 +75,28 @@ def note(folder: str | Path, slot: Slot, state: State, text: str) -> dict[str, T
             old.tries + (state != "empty"),
             old.built or right,
             datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            old.hints,
         )
         if right and text:
             (path.parent / FOLDER).mkdir(exist_ok=True)
             write_atomic(path.parent / FOLDER / f"{slot.id}.py", text.rstrip() + "\n")
-        write_json(path, {"format": 1, "slots": {k: vars(row) for k, row in rows.items()}})
+        _write(path, rows)
     return rows
+
+
+def note_hint(folder: str | Path, slot: Slot, asked: int) -> None:
+    """Write down how far a learner asked for help with a slot; less than before changes nothing."""
+    path = Path(folder) / FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock", timeout=60):
+        rows = read_progress(path)
+        row = rows.get(slot.id, Tried("empty", 0, False, ""))
+        rows[slot.id] = replace(row, hints=max(row.hints, asked))
+        _write(path, rows)
+
+
+def _write(path: Path, rows: Mapping[str, Tried]) -> None:
+    write_json(path, {"format": 1, "slots": {k: vars(row) for k, row in rows.items()}})
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Executed notebooks as pages that need no network, and the front page of the course.
+"""Executed notebooks as pages that need no network (course/front.py makes the front page).
 
 nbconvert's lab template does the work; formulas become MathML, which browsers draw themselves,
 instead of a script from the net; links between notebooks become links between pages, pictures are
@@ -12,15 +12,13 @@ import itertools
 import mimetypes
 import os
 import re
-from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
+from collections.abc import Mapping
 from functools import cache
-from html import escape
+from html import escape, unescape
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
-from jinja2 import Environment, FileSystemLoader
 from jupyter_core.paths import jupyter_path
 from latex2mathml.converter import convert
 from nbconvert import HTMLExporter
@@ -30,14 +28,11 @@ from nbformat.v4 import new_markdown_cell, new_notebook
 from traitlets.config import Config
 
 from ..plots.style import CSS_CLASS, ON_DARK
-from ..steps import STEPS
-from ..version import __version__
 from .diff import FOLD
-from .docs import docs_links
-from .notebook import Notebook
 from .translations import LANGUAGES, of_notebook, translated
 
 TEMPLATES = Path(__file__).with_name("templates")
+CONTENTS = "<!-- contents -->"  # where the page's template has room for them
 
 
 def mathml(tex: str, display: str = "inline") -> str:
@@ -157,6 +152,21 @@ class PageExporter(HTMLExporter):
         return tables.sub(lambda found: row_cards(found[0]), html)
 
 
+def contents(page: str) -> str:
+    """The page's own table of contents: its second-level headings, if there are two or more."""
+    heads = re.findall(r'<h2 id="([^"]+)"[^>]*>(.*?)</h2>', page, re.DOTALL)
+    links = "".join(
+        f'<li><a href="#{quote(unescape(name))}">{re.sub(r"<[^>]+>", "", text).strip()}</a></li>'
+        for name, text in heads
+    )
+    if len(heads) < 2:
+        return ""
+    return (
+        '<nav class="contents" aria-label="contents of this page"><details open><summary>Contents · '
+        f"本页目录</summary><ol>{links}</ol></details></nav>"
+    )
+
+
 @cache
 def dark_colours() -> str:
     """JupyterLab's dark theme as nbconvert ships it, and dark pictures, for readers whose system is
@@ -197,6 +207,7 @@ def write_page(
     }
     text, _ = PageExporter(notebooks_dir, pages_dir).from_notebook_node(nb, resources)
     text = text.replace(f"<details {FOLD}>", f"<details {FOLD} open>")
+    text = text.replace(CONTENTS, contents(text), 1)
     file = pages_dir / f"{name}.html"
     file.write_text(text, encoding="utf-8")
     return file
@@ -235,52 +246,3 @@ def write_guide(folder: Path, guide_dir: Path) -> list[Path]:
         )
         for file in sorted(folder.glob("*.md"))
     ]
-
-
-def write_index(
-    out_dir: Path, notebooks: Sequence[Notebook], runs: Sequence[Any], where: str
-) -> Path:
-    """out_dir/index.html: every notebook with what it says about itself, and with its NotebookRun,
-    if it has one."""
-    by_name = {run.name: run for run in runs}
-    cards = [
-        {
-            "about": n,
-            "run": by_name.get(n.name),
-            "steps": [s for s in STEPS if s.notebook == n.name],
-            "slides": f"slides/{n.name}.html"
-            if (out_dir / "slides" / f"{n.name}.html").is_file()
-            else "",
-        }
-        for n in notebooks
-    ]
-    shown = [by_name[n.name] for n in notebooks if n.name in by_name]
-    results = out_dir / "results"
-    found = [f.name for kind in ("png", "svg") for f in sorted(results.glob(f"ladder*.{kind}"))]
-    pictures = sorted(
-        dict.fromkeys(found), key=lambda name: (len(name), name)
-    )  # the one sequence before the batch
-    docs = docs_links(out_dir)
-    guide = [(f"guide/{f.stem}.html", f.stem) for f in sorted((out_dir / "guide").glob("*.html"))]
-    page = (
-        Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True)
-        .get_template("index.html")
-        .render(
-            cards=cards,
-            done=len(shown),
-            failed=sum(run.status != "ok" for run in shown),
-            where=where,
-            guide=guide,
-            docs=docs,
-            reading=sum(n.reading_minutes for n in notebooks),
-            exercises=sum(n.exercise_minutes for n in notebooks),
-            seconds=sum(run.seconds for run in shown),
-            pictures=[f"results/{name}" for name in pictures],
-            on_dark=ON_DARK,
-            version=__version__,
-            date=datetime.now(timezone.utc).strftime("%Y-%m-%d"),
-        )
-    )
-    file = out_dir / "index.html"
-    file.write_text(page, encoding="utf-8")
-    return file

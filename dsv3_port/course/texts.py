@@ -25,7 +25,9 @@ def text_table(
     whose column is called by `name`."""
     right = generate(model, tokenizer, prompts, max_new_tokens)
     if wrong is None:
-        return _table(["prompt", f"text, {code}"], [[(g.prompt, ""), (g.text, "")] for g in right])
+        return table_of(
+            ["prompt", f"text, {code}"], [[(g.prompt, ""), (g.text, "")] for g in right]
+        )
     try:
         with limit(60.0):
             other = generate(wrong, tokenizer, prompts, max_new_tokens)
@@ -34,13 +36,13 @@ def text_table(
         rows = [[(g.prompt, ""), (g.text, ""), ("", said)] for g in right]
     else:
         rows = [
-            [(a.prompt, ""), (a.text, ""), _parted(a, b, tokenizer)]
+            [(a.prompt, ""), (a.text, ""), parted(a, b, tokenizer)]
             for a, b in zip(right, other, strict=True)
         ]
-    return _table(["prompt", f"text, {code}", f"text, {name}"], rows)
+    return table_of(["prompt", f"text, {code}", f"text, {name}"], rows)
 
 
-def _parted(a: Generation, b: Generation, tokenizer: Any) -> tuple[str, str]:
+def parted(a: Generation, b: Generation, tokenizer: Any) -> tuple[str, str]:
     """The text of b: what it shares with a, and the rest from the first other token on."""
     at = next(
         (i for i, (x, y) in enumerate(zip(a.token_ids, b.token_ids, strict=False)) if x != y),
@@ -55,7 +57,7 @@ def _parted(a: Generation, b: Generation, tokenizer: Any) -> tuple[str, str]:
     return shared, whole[len(shared) :] or " (ends here)"
 
 
-def _table(headers: list[str], rows: list[list[tuple[Any, str]]]) -> Shown:
+def table_of(headers: list[str], rows: list[list[tuple[Any, str]]]) -> Shown:
     def cell(same: Any, other: str) -> str:
         mark = (
             f'<mark title="from the first other token on" style="background:rgba(213,94,0,.17);color:'

@@ -27,8 +27,9 @@ from ..errors import PortError
 from ..files import write_atomic
 from .docs import write_docs
 from .filled import answers
+from .front import write_index
 from .notebook import Notebook, course_files, read_notebook
-from .pages import write_guide, write_index, write_pages
+from .pages import write_guide, write_pages
 from .run_notebook import TIMEOUT, NotebookRun, run_notebook
 from .slides import write_slides
 

@@ -42,7 +42,7 @@ def written(function: Function) -> Written:
     return Written(function, text, code.co_filename if code else "")
 
 
-def _unmarked(_: str) -> Any:
+def _unmarked(_: str, filled: str = "") -> Any:
     """`@slot(...)` where a text is read for its function alone."""
     return lambda function: function
 

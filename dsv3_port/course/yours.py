@@ -53,6 +53,7 @@ class Yours:
     slot: Slot
     written: Written
     noted: bool = True  # a verdict goes into progress.json
+    filled: str = ""  # the answer of the course that it is, where no learner wrote it
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.written.function(*args, **kwargs)
@@ -61,12 +62,13 @@ class Yours:
         return f"your {self.slot.name}, for the slot {self.slot.id}"
 
 
-def slot(slot_id: str) -> Callable[[Function], Yours]:
-    """Decorator of a stub: @slot("02.absorbed"). PortError for an unknown slot."""
+def slot(slot_id: str, filled: str = "") -> Callable[[Function], Yours]:
+    """Decorator of a stub: @slot("02.absorbed"). PortError for an unknown slot. `filled`: what
+    `tutorial --yours` wrote there, so that nobody takes it for a learner's."""
     place = slot_of(slot_id)
 
     def mark(function: Function) -> Yours:
-        return Yours(place, written(function))
+        return Yours(place, written(function), filled=filled)
 
     return mark
 
@@ -90,7 +92,7 @@ def catalogue(slot_id: str, name: str) -> Yours:
     texts = {n: w.source for n, w in place.wrong.items()} | dict(place.accepted)
     if name not in texts:
         raise PortError(f"{slot_id} has no answer {name!r}; there are {', '.join(texts)}")
-    return replace(read(slot_id, texts[name], f"<{slot_id}: {name}>"), noted=False)
+    return replace(read(slot_id, texts[name], f"<{slot_id}: {name}>"), noted=False, filled=name)
 
 
 def _raising(place: Slot, error: BaseException) -> Function:
@@ -116,6 +118,7 @@ class Fitted:
     tried: DeepseekV3 | None
     finished: DeepseekV3
     written: Written
+    filled: str = ""
 
     def __bool__(self) -> bool:
         """Whether the later cells run the learner's code."""
@@ -145,10 +148,11 @@ class Fitted:
         tokenizer: Any,
         prompts: Sequence[str],
         max_new_tokens: int = 24,
-        name: str = "your code",
+        name: str = "",
     ) -> Shown:
         """Greedy text: of `model`; and of a wrong function that runs beside it, in a column of that
-        name with the first other token marked."""
+        name (default: your code, or the course's answer's) with the first other token marked."""
+        name = name or self.filled or "your code"
         wrong = self.tried if self.state == "wrong" else None
         code = name if self else "finished code"
         return text_table(self.model, wrong, code, tokenizer, prompts, max_new_tokens, name)
@@ -179,7 +183,7 @@ def fit(yours: Yours, base: DeepseekV3, seconds: float = 30.0) -> Fitted:
     if yours.noted and (here := session.current()) is not None:
         state = cast(kept.State, verdict.state)
         kept.note(here.results.parent, yours.slot, state, yours.written.text)
-    return Fitted(yours.slot, verdict, model, trial.twin, finished, yours.written)
+    return Fitted(yours.slot, verdict, model, trial.twin, finished, yours.written, yours.filled)
 
 
 def your_model(base: DeepseekV3) -> kept.Assembled:
@@ -193,11 +197,17 @@ def your_model(base: DeepseekV3) -> kept.Assembled:
 _asked: dict[str, int] = {}
 
 
+def _note_hint(place: Slot, asked: int) -> None:
+    if (here := session.current()) is not None:
+        kept.note_hint(here.results.parent, place, asked)
+
+
 def hint(slot_id: str) -> Shown:
     """The next of a slot's three hints: the direction, the shapes, one line."""
     place = slot_of(slot_id)
     at = min(_asked.get(slot_id, 0), 2)
     _asked[slot_id] = at + 1
+    _note_hint(place, at + 1)
     more = (
         f"call it again for hint {at + 2}" if at < 2 else f'the next step is solution("{slot_id}")'
     )
@@ -207,4 +217,5 @@ def hint(slot_id: str) -> Shown:
 
 def solution(slot_id: str) -> Shown:
     """A slot's solution as code to paste."""
+    _note_hint(slot_of(slot_id), 4)
     return Shown("", f"```python\n{slot_of(slot_id).solution.strip()}\n```")

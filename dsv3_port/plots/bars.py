@@ -18,7 +18,7 @@ from ..errors import PortError
 from ..steps import title_of
 from .colours import BLUE, GREEN, GREY, INK, PAPER, PURPLE, SMALL, VERMILLION
 from .shapes import name_rows
-from .style import LabFigure, caption, figure, finish, styled
+from .style import LabFigure, caption, figure, finish, styled, wrap_titles
 
 # variants of the ladder that are no rungs
 ASIDE = {FAIR: GREY, PEER: GREY, YOURS: PURPLE}
@@ -143,6 +143,7 @@ def step_bars(results: Results, before: str, after: str, phase: str | None = Non
         used += pair
         times = " before, ".join(b.note for b in bars) + " after" if not found.busy else "not said"
         said.append(f"{p or 'call'} {found.factor}, {times}")
+    wrap_titles(fig, axes)
     return finish(
         fig,
         f"Bar chart of {title_of(after)} against {title_of(before)}: {'; '.join(said)}.",
@@ -176,6 +177,7 @@ def ladder(results: Results, phase: str | None = None) -> LabFigure:
         title = f"{p or 'call'} ({_size(records[0])})" if _size(records[0]) else p or "call"
         ax.set_title(f"{title}\n{busy}" if busy else title)
     fig.legend(handles=_ladder_key(kept), loc="outside upper center", ncols=4)
+    wrap_titles(fig, axes)
     return finish(
         fig,
         "Bar chart of the ladder of porting steps: " + "; ".join(said) + ".",

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 
 from ..bench.cases import Case
+from ..bench.paired import busy_text
 from ..bench.records import Results
 from ..bench.results_table import seconds_text
 from ..bench.speed_tables import curve, fit_exponent
@@ -15,7 +16,7 @@ from ..errors import PortError
 from ..forecast.planner import GIB, Forecast
 from ..steps import title_of
 from .bars import unit_of
-from .colours import CYCLE, LIGHT, MARKERS
+from .colours import CYCLE, GREY, LIGHT, MARKERS
 from .style import LabFigure, caption, figure, finish, styled
 
 
@@ -24,12 +25,12 @@ def cost_curve(
     results: Results, x: str = "context", names: Sequence[str] | None = None
 ) -> LabFigure:
     """Time against a field of the records ("context", "tokens", "batch"), quartiles as bands,
-    logarithmic axes."""
+    logarithmic axes. A busy machine's lines are grey and dashed, without exponents."""
     chosen = results.latest().select(lambda r: names is None or r.name in names)
     note = caption(chosen.records, "lines: medians, bands: quartiles")
     scale, unit = unit_of(chosen.records)
     fig, (ax,) = figure(size=(9.0, 4.6))
-    said = []
+    said, busy = [], busy_text(chosen.records)
     for k, name in enumerate(chosen.names):
         line = sorted((r for r in chosen if r.name == name), key=lambda r: getattr(r, x))
         xs = [getattr(r, x) for r in line]
@@ -39,15 +40,14 @@ def cost_curve(
             )
         ys = [r.median * scale for r in line]
         low, high = ([getattr(r, end) * scale for r in line] for end in ("q1", "q3"))
-        ax.fill_between(xs, low, high, color=CYCLE[k % 8], alpha=0.22)
+        colour, dash = (GREY, "--") if busy else (CYCLE[k % 8], "-")
+        ax.fill_between(xs, low, high, color=colour, alpha=0.22)
         label = title_of(name)
-        if len(xs) > 2:
+        if len(xs) > 2 and not busy:
             label += f"  (∝ {x}^{fit_exponent(xs, ys):.2f})"
-        ax.plot(xs, ys, marker=MARKERS[k % 8], color=CYCLE[k % 8], lw=2, ms=7, label=label)
-        said.append(
-            f"{label} from {seconds_text(line[0].median)} at {xs[0]} to {seconds_text(line[-1].median)} at "
-            f"{xs[-1]}"
-        )
+        ax.plot(xs, ys, dash, marker=MARKERS[k % 8], color=colour, lw=2, ms=7, label=label)
+        first, last = seconds_text(line[0].median), seconds_text(line[-1].median)
+        said.append(label if busy else f"{label} from {first} at {xs[0]} to {last} at {xs[-1]}")
     ticks = sorted({getattr(r, x) for r in chosen})
     ax.set_xscale("log", base=2)
     ax.set_yscale("log")
@@ -65,6 +65,8 @@ def cost_curve(
     ax.set_ylabel(f"time per call, {unit}")
     ax.grid(color=LIGHT, lw=0.8)
     ax.legend(loc="best")
+    ax.set_title(busy)
+    said = [*([f"no verdict, {busy}"] if busy else []), *said]
     return finish(fig, f"Line chart of time against {x}: " + "; ".join(said) + ".", note)
 
 

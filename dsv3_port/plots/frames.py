@@ -66,14 +66,18 @@ class Frame:
 
 @dataclass(frozen=True)
 class Frames:
-    """Frames under one title. Shown in a notebook they are a widget; `str()` is their text."""
+    """Frames under one title, that of number `shown` first in view. Shown in a notebook they are a
+    widget; `str()` is their text."""
 
     title: str
     frames: Sequence[Frame]
+    shown: int = 1
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.frames) <= MOST:
             raise PortError(f"Frames holds 1 to {MOST} frames, not {len(self.frames)}")
+        if not 1 <= self.shown <= len(self.frames):
+            raise PortError(f"there are frames 1 to {len(self.frames)} to show, not {self.shown}")
 
     @property
     def svg(self) -> str:
@@ -91,7 +95,7 @@ class Frames:
         # notebooks that are open beside each other are one document: names must differ in all
         mine = f"frames-{secrets.token_hex(4)}"
         buttons = "".join(
-            f'<input type="radio" name="{mine}" id="{mine}-{k}"{" checked" if k == 1 else ""}>'
+            f'<input type="radio" name="{mine}" id="{mine}-{k}"{" checked" if k == self.shown else ""}>'
             f'<label for="{mine}-{k}">{html.escape(frame.label)}</label>'
             for k, frame in enumerate(self.frames, 1)
         )

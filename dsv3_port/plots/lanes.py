@@ -53,11 +53,16 @@ def run_lanes(operators: int, launch: float, kernel: float, graph: bool = False)
 
 
 def lanes(
-    operators: int = 6, launch: float = 2.0, prefill: float = 3.0, decode: float = 0.8
+    operators: int = 6,
+    launch: float = 2.0,
+    prefill: float = 3.0,
+    decode: float = 0.8,
+    shown: int = 1,
 ) -> Frames:
     """Three frames: a prefill whose kernels take `prefill` each, a decode step whose kernels take
     `decode`, and the same decode step as one graph; one launch takes `launch`, the graph's too. The
-    numbers are an illustration: change them and look who waits. PortError for what cannot be drawn."""
+    numbers are an illustration: change them and look who waits. `shown`: the frame in view. PortError
+    for what cannot be drawn."""
     if not 2 <= operators <= 12 or not all(0 < v <= 100 for v in (launch, prefill, decode)):
         raise PortError(
             "lanes draws 2 to 12 operators and times above 0, up to 100; give smaller numbers"
@@ -65,7 +70,7 @@ def lanes(
     eager = [run_lanes(operators, launch, kernel) for kernel in (prefill, decode)]
     graph = run_lanes(operators, launch, decode, graph=True)
     whole = max(lane.end for lane in (*eager, graph))
-    shown = [
+    drawn = [
         _frame(name, lane, whole, f"{operators} launches of {launch:g}, kernels of {kernel:g}")
         for name, lane, kernel in zip(
             ("prefill", "decode step"), eager, (prefill, decode), strict=True
@@ -74,7 +79,8 @@ def lanes(
     one = f"one launch of {launch:g}, {operators} kernels of {decode:g}"
     return Frames(
         "Who waits? · 谁在等待？ (an illustration, not a measurement)",
-        [*shown, _frame("the decode step as a graph", graph, whole, one)],
+        [*drawn, _frame("the decode step as a graph", graph, whole, one)],
+        shown,
     )
 
 

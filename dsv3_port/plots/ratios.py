@@ -12,7 +12,7 @@ from ..errors import PortError
 from ..steps import title_of
 from .colours import BLUE, GREY, INK, LIGHT, SMALL, VERMILLION
 from .shapes import name_rows
-from .style import LabFigure, caption, figure, finish, styled
+from .style import LabFigure, caption, figure, finish, styled, wrap_titles
 
 MARKS = {FASTER: (BLUE, "o"), SLOWER: (VERMILLION, "s")}
 
@@ -55,6 +55,7 @@ def ratio_chart(results: Results, base: str, names: Sequence[str] | None = None)
         ax.set_xlabel(f"times faster than\n{title_of(base)}")
         ax.xaxis.set_major_locator(MaxNLocator(5))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    wrap_titles(fig, axes)
     used = [r for r in results if r.name in (base, *shown)]
     return finish(
         fig,

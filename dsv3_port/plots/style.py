@@ -116,10 +116,10 @@ def figure(
     return fig, list(axes.flat)
 
 
-def wrapped(fig: LabFigure, text: str, **style: Any) -> str:
-    """`text` with line breaks, no line wider than the figure as this matplotlib and font draw it
-    (a count of characters is right for some texts and versions only)."""
-    renderer, room = FigureCanvasAgg(fig).get_renderer(), 0.98 * fig.bbox.width
+def wrapped(fig: LabFigure, text: str, room: float = 0.0, **style: Any) -> str:
+    """`text` with line breaks, no line wider than the figure (or than `room` pixels) as this
+    matplotlib and font draw it (a count of characters is right for some texts and versions only)."""
+    renderer, room = FigureCanvasAgg(fig).get_renderer(), room or 0.98 * fig.bbox.width
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".lstrip()
@@ -129,6 +129,19 @@ def wrapped(fig: LabFigure, text: str, **style: Any) -> str:
         else:
             lines[-1] = longer
     return "\n".join(lines)
+
+
+def wrap_titles(fig: LabFigure, axes: Sequence[Axes]) -> None:
+    """Break the titles of panels that stand beside each other where the next panel begins."""
+    FigureCanvasAgg(fig).draw()  # lays the panels out
+    starts = sorted({ax.get_window_extent().x0 for ax in axes})
+    for ax in axes:
+        here = ax.get_window_extent().x0
+        end = next((x for x in starts if x > here + 1), fig.bbox.width)
+        style: dict[str, Any] = {"fontsize": LARGE, "fontweight": "bold"}
+        lines = ax.get_title("left").split("\n")
+        broken = [wrapped(fig, line, 0.96 * (end - here), **style) for line in lines]
+        ax.set_title("\n".join(broken), loc="left")
 
 
 def finish(fig: LabFigure, alt: str, caption: str = "", title: str = "") -> LabFigure:

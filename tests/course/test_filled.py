@@ -10,10 +10,11 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
-from dsv3_port import PortError
-from dsv3_port.course.filled import answers, fill, states
+from dsv3_port import PortError, PortPlan, load_model, load_tokenizer
+from dsv3_port.course.filled import Filling, answers, fill, states
 from dsv3_port.course.tutorial import run_tutorial
-from dsv3_port.course.yours import slots
+from dsv3_port.course.written import load_function
+from dsv3_port.course.yours import fit, slot, slots
 
 SLOT = slots()["00.last"]
 ROOT = Path(__file__).parents[2]
@@ -37,15 +38,16 @@ def notebook(after: str = "built.code") -> nbformat.NotebookNode:
 
 
 def test_words_and_folders(tmp_path):
-    assert answers("empty")(SLOT) is None and answers("solution")(SLOT) == SLOT.solution
-    assert answers("wrong")(SLOT) == next(iter(SLOT.wrong.values())).source
+    assert answers("empty")(SLOT) is None and answers("solution")(SLOT).text == SLOT.solution
+    first = next(iter(SLOT.wrong))
+    assert answers("wrong")(SLOT) == Filling(SLOT.wrong[first].source, first)
     with pytest.raises(PortError, match="neither empty, solution, wrong nor a folder"):
         answers("right")
     with pytest.raises(PortError, match=r"holds no file of a slot; they are 00.last.py"):
         answers(str(tmp_path))
     (tmp_path / "00.last.py").write_text("x = 1\n")
     answer = answers(str(tmp_path))
-    assert answer(SLOT) == "x = 1\n" and answer(slots()["02.absorbed"]) is None
+    assert answer(SLOT) == Filling("x = 1\n") and answer(slots()["02.absorbed"]) is None
 
 
 @pytest.mark.parametrize(
@@ -53,11 +55,27 @@ def test_words_and_folders(tmp_path):
 )
 def test_a_filled_cell_has_one_decorator_above_the_function(text):
     nb = notebook()
-    fill(nb, lambda slot: text)
+    fill(nb, lambda slot: Filling(text))
     source = nb.cells[2].source
     assert source.count('@slot("00.last")\ndef last(hidden)') == source.count("@slot") == 1
     assert "hidden[:, -1:]" in source and source.startswith("import math") == ("math" in text)
     compile(source, "cell", "exec")
+
+
+def test_a_catalogue_answer_is_not_called_yours():
+    """--yours wrong shows whose answer it is; a folder's files are the learner's own."""
+    nb = notebook()
+    fill(nb, answers("wrong"))
+    assert '@slot("00.last", filled="first position")' in nb.cells[2].source
+    base = load_model(ROOT / "data" / "tiny-dsv3", PortPlan.full(), "cpu", "float32")
+    tokenizer = load_tokenizer(ROOT / "data" / "tiny-dsv3")
+    function = slot("00.last", filled="first position")(
+        load_function(SLOT.wrong["first position"].source, "last")
+    )
+    shown = fit(function, base).text(tokenizer, ["7 plus 5 is"], 8).markdown
+    assert "text, first position" in shown and "your code" not in shown
+    own = fit(slot("00.last")(function.written.function), base)
+    assert "text, your code" in own.text(tokenizer, ["7 plus 5 is"], 8).markdown
 
 
 RAISING = "def last(hidden):\n    return hidden @ hidden\n"

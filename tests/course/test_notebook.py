@@ -6,10 +6,8 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from nbformat.v4 import new_markdown_cell, new_notebook
 
 from dsv3_port.course.notebook import FIELDS, course_files, read_notebook
-from dsv3_port.course.slides import deck
 from dsv3_port.course.tutorial import choose
 
 NOTEBOOKS = course_files(Path(__file__).parents[2] / "notebooks")
@@ -45,23 +43,3 @@ def test_names_of_the_course_and_their_order(tmp_path):
     assert found == ["00_s", "06a_a", "06b_b", "10_c", "a2_x"]
     assert [f.stem for f in choose(tmp_path, ["6", "a2"])] == ["06a_a", "06b_b", "a2_x"]
     assert [f.stem for f in choose(tmp_path, ["06b", "0"])] == ["00_s", "06b_b"]
-
-
-def test_slides_begin_where_the_metadata_says():
-    kinds = ["slide", "fragment", "notes", "skip", "subslide", "-", "slide"]
-    nb = new_notebook(
-        cells=[new_markdown_cell(k, metadata={"slideshow": {"slide_type": k}}) for k in kinds]
-    )
-    made = [
-        (c.source, c.metadata.deck.start, c.metadata.deck.end, c.metadata.deck.note)
-        for c in deck(nb).cells
-    ]
-    assert made == [
-        ("slide", True, False, False),
-        ("fragment", False, False, False),
-        ("notes", False, True, True),
-        ("subslide", True, False, False),
-        ("-", False, True, False),
-        ("slide", True, True, False),
-    ]
-    assert "deck" not in nb.cells[0].metadata

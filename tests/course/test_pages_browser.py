@@ -11,8 +11,9 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from dsv3_port.course.diff import diff as source_diff
+from dsv3_port.course.front import write_index
 from dsv3_port.course.notebook import Notebook
-from dsv3_port.course.pages import write_index, write_page
+from dsv3_port.course.pages import write_page
 from dsv3_port.course.run_notebook import NotebookRun
 from dsv3_port.course.slides import write_slides
 from dsv3_port.plots.style import ON_DARK, LabFigure
@@ -30,6 +31,25 @@ WIDE = (
     + "\n|"
     + " value |" * 12
 )
+
+
+DECK = """# A title, and a code
+code:wide
+???
+say this
+---
+# A picture
+Some words.
+cell:plot
+---
+# Build it
+build:00.last
+???
+the clock runs
+---
+# A diff
+cell:wide
+"""
 
 
 @pytest.fixture(scope="module")
@@ -52,23 +72,23 @@ def site(tmp_path_factory):
     data, meta = plot._repr_mimebundle_()
     picture = new_output("display_data", data, metadata=meta)
     diff = _output(source_diff("gmm_routing")._repr_html_())
-    kind = {"slideshow": {"slide_type": "slide"}}
-    notes = {"slideshow": {"slide_type": "notes"}}
     cells = [
-        new_markdown_cell("# 00 · One\n# 一\n\n[next](01_two.ipynb)\n\n" + WIDE, metadata=kind),
+        new_markdown_cell("# 00 · One\n# 一\n\n[next](01_two.ipynb)\n\n" + WIDE),
         new_markdown_cell(
             "## Formula\n\n$$" + "a_{1} + " * 60 + "b$$\n\n<details><summary>?</summary>\n\nYes\n\n"
             "</details>",
-            metadata=kind,
         ),
         new_code_cell(
-            "x = " + "'wide' + " * 40 + "''", outputs=[diff], execution_count=1, metadata=kind
+            "x = " + "'wide' + " * 40 + "''", outputs=[diff], execution_count=1, id="wide"
         ),
-        new_code_cell("plot", outputs=[picture], execution_count=2),
-        new_markdown_cell("say this", metadata=notes),
+        new_code_cell("plot", outputs=[picture], execution_count=2, id="plot"),
+        new_markdown_cell("## Last\n\nwords"),
     ]
     nb = new_notebook(cells=cells)
     runs = []
+    (out / "workshop" / "deck").mkdir(parents=True)
+    for number in ("00", "01"):
+        (out / "workshop" / "deck" / f"{number}.md").write_text(DECK, encoding="utf-8")
     for name in ("00_one", "01_two"):
         around = {"following": "01_two"} if name == "00_one" else {"previous": "00_one"}
         write_page(nb, name, out / "pages", out, **around)
@@ -94,14 +114,29 @@ def test_slides_follow_the_keys(page, site):
     page.size(1280)
     page.open((site / "slides" / "00_one.html").as_uri())
     place = "document.querySelector('#place span').textContent"
-    assert page.run(place) == "1 / 3"
+    assert page.run(place) == "1 / 4"
     page.press("ArrowRight", 39)
-    assert page.run(place) == "2 / 3"
-    page.press("End", 35)
-    notes = "getComputedStyle(document.querySelector('aside')).display"
-    assert page.run(place) == "3 / 3" and page.run(notes) == "none"
+    assert page.run(place) == "2 / 4"
+    page.press("ArrowRight", 39)
+    notes = "getComputedStyle(document.querySelector('.slide.here aside')).display"
+    clock = "document.querySelector('.slide.here .clock').textContent"
+    assert page.run(notes) == "none" and page.run(clock) == ""
     page.press("n", 78)
-    assert page.run(notes) == "block"
+    assert page.run(notes) == "block" and page.run(clock) in ("5:00", "4:59")
+    page.press("End", 35)
+    assert page.run(place) == "4 / 4"
+
+
+def test_every_slide_fits_a_small_projector(page, site):
+    page.size(1280, 720)
+    page.open((site / "slides" / "00_one.html").as_uri())
+    for number in range(1, 5):
+        assert list(check_pages.outside(page, number)) == []
+    page.run(
+        "document.querySelector('.slide.here').insertAdjacentHTML('beforeend', "
+        "'<p style=\"height:900px\">x</p>')"
+    )
+    assert "below the window" in next(check_pages.outside(page, 4))
 
 
 def test_dark_readers_get_dark_pages(page, site):

@@ -12,6 +12,7 @@ import pytest
 
 from dsv3_port.course.judge import EXERCISES
 from dsv3_port.course.notebook import course_files
+from dsv3_port.course.yours import slots
 from dsv3_port.steps import STEPS
 
 ROOT = Path(__file__).parents[2]
@@ -69,12 +70,21 @@ def test_plans_add_up_and_name_what_exists(name):
     ]
     assert sum(int(row[1]) for row in rows) == int(total)
     taught = [row for row in rows if row[0] not in ("break", "lunch")]
+    known = EXERCISES | slots()
     assert {row[0] for row in taught} <= NOTEBOOKS
     for row in taught:
-        asked = [EXERCISES[i] for i in re.findall(r"\d\d[a-z]?\.\w+", row[3])]
-        assert all(e.notebook == row[0] for e in asked) and sum(e.minutes for e in asked) < int(
-            row[1]
-        )
+        asked = [known[i] for i in re.findall(r"\d\d[a-z]?\.\w+", row[3])]
+        assert all(e.notebook == row[0] for e in asked)
+        assert sum(e.minutes for e in asked) < int(row[1]), row
+    built = [row for row in taught if row[3].startswith("built")]
+    assert len(built) == {"half-day": 3, "full-day": 8}[name]
+
+
+def test_every_usual_wrong_answer_has_its_question_in_the_guide():
+    for slot in slots().values():
+        assert f"`{slot.id}`" in GUIDE
+        for what, wrong in slot.wrong.items():
+            assert what.replace("|", "\\|") in GUIDE and wrong.hint.replace("|", "\\|") in GUIDE
 
 
 def test_glossary_has_both_languages_once_and_the_words_of_the_steps():

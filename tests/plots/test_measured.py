@@ -7,6 +7,7 @@ import html
 import io
 import random
 import types
+from dataclasses import replace
 
 import pytest
 import torch
@@ -191,6 +192,46 @@ def test_timing_plots_name_device_dtype_versions():
     for name in ("ladder", "step_bars"):
         text = FIGURES[name]().alt_text
         assert "a CPU, 2 cores (cpu)" in text and "float32" in text and "torch 2.13.0" in text
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda results: plots.ladder(results),
+        lambda results: ratio_chart(results, UPSTREAM, ["mla_low_rank", "gmm_routing"]),
+        lambda results: plots.step_bars(results, UPSTREAM, "mla_low_rank"),
+    ],
+    ids=["ladder", "ratio_chart", "step_bars"],
+)
+@pytest.mark.parametrize("busy", [True, False])
+def test_titles_of_two_panels_do_not_meet(draw, busy):
+    """As a busy machine's run has them, the longest there are, and with long sizes."""
+    fields = {"busy": True, "busy_share": 0.97} if busy else {}
+    fig = draw(ladder_results(context=131072, tokens=16384, **fields))
+    canvas = FigureCanvasAgg(fig)
+    canvas.draw()
+    boxes = [
+        text.get_window_extent(canvas.get_renderer())
+        for ax in fig.axes
+        for text in [ax.title, ax._left_title]
+        if text.get_text()
+    ]
+    assert len(boxes) == len(fig.axes) == 2 and not boxes[0].overlaps(boxes[1])
+    assert all(box.x0 >= 0 and box.x1 <= fig.bbox.width for box in boxes)
+
+
+def test_a_busy_curve_has_no_exponents():
+    quiet, busy = curve_results(), curve_results()
+    busy = Results([replace(r, busy=True, busy_share=0.97) for r in busy])
+    assert "∝" in plots.cost_curve(quiet).alt_text
+    fig = plots.cost_curve(busy)
+    words = [t.get_text() for t in fig.axes[0].get_legend().get_texts()] + [fig.alt_text]
+    assert (
+        not any("∝" in w for w in words)
+        and "ms" not in fig.alt_text.partition("no verdict")[2][:90]
+    )
+    assert fig.axes[0].get_title("left") == "busy: 97% used by others"
+    assert {to_hex(line.get_color()) for line in fig.axes[0].get_lines()} == {GREY.lower()}
 
 
 def test_busy_records_are_marked():
