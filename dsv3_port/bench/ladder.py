@@ -27,7 +27,7 @@ from ..errors import PortError
 from ..plan import PortPlan
 from .models import check_memory, checkpoint_of, ladder_plans, load_variants
 from .records import PEER, Record, Results
-from .workload import DECODE_SAMPLE, PHASES, Workload
+from .workload import DECODE_SAMPLE, PHASES, Workload, modes
 
 Beside = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
@@ -70,9 +70,8 @@ def bench_ladder(
     # one size throughout: a graph is compiled for each
     room = max(context + 1, prefill + STEPS_CHECKED)
     found = check_equivalence(models, batch=batch, length=prefill, room=room, seed=seed)
-    mode = {
-        n: "compiled" if n in chosen and chosen[n].graph != "eager" else "eager" for n in models
-    }
+    built = modes({n: m for n, m in models.items() if n in chosen and chosen[n].graph != "eager"})
+    mode = {n: built.get(n, "eager") for n in models}
     results = Results(differences=dict(found))
     for phase in phases:
         decode = phase == "decode"
@@ -95,7 +94,7 @@ def bench_ladder(
 
 def _with_first_call(record: Record, first_calls: Mapping[str, Any]) -> Record:
     """A compiled variant's first call, compilation included, was the check's and not the timing's."""
-    if record.mode != "compiled":
+    if record.mode == "eager":
         return record
     seconds = getattr(first_calls[record.name], f"seconds_{record.phase}")
     return dataclasses.replace(record, first_call_seconds=seconds)

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..check.equivalence import random_ids
-from ..engine.graph import eagerly, is_compiled
+from ..engine.graph import CAPTURED, eagerly, is_compiled, made
 from ..errors import PortError
 from ..model.cache import Cache
 from ..model.decoder import DeepseekV3
@@ -129,11 +129,14 @@ class Workload:
 
 
 def modes(models: Mapping[str, Any]) -> dict[str, str]:
-    """ "compiled" or "eager" of each model."""
-    return {
-        name: "compiled" if isinstance(m, DeepseekV3) and is_compiled(m) else "eager"
-        for name, m in models.items()
-    }
+    """ "eager", "compiled", "captured" or "compiled-captured": what each model is."""
+
+    def mode(model: Any) -> str:
+        if not isinstance(model, DeepseekV3) or not is_compiled(model):
+            return "eager"
+        return found if (found := made(model)) in CAPTURED else "compiled"
+
+    return {name: mode(m) for name, m in models.items()}
 
 
 def decode_call(

@@ -22,6 +22,7 @@ OPERATORS = (
 )
 MODELS = (
     "check_capture.py",
+    "check_captured_step.py",
     "check_graphs.py",
     "check_layers.py",
     "check_model.py",
