@@ -19,6 +19,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
+from ..engine.device import device_kind
+from ..engine.graph import CAPTURED
 from ..errors import PortError
 from ..files import write_atomic
 from .machine import Host, device_info, this_host
@@ -77,6 +79,21 @@ class Bench:
         return found[0]
 
 
+def graph_name(graph: str, device: str) -> str:
+    """The name of the compiled full port. PortError where a device cannot make such a graph: on a CPU
+    "aclgraph" is inductor's code, and no record says otherwise."""
+    if graph == "aclgraph" and device_kind(device) == "cpu":
+        raise PortError("--graph aclgraph: a CPU captures no graph; use --graph ge there")
+    return GRAPHS[graph]
+
+
+def check_label(record: Record, what: str) -> None:
+    """PortError where a record is called aclgraph and nothing was captured."""
+    captured = record.mode in CAPTURED or record.tier == "npu"
+    if record.name == GRAPHS["aclgraph"] and record.mode != "eager" and not captured:
+        raise PortError(f"{what}: {record.name!r} was {record.mode}, and never captured")
+
+
 def case_of(key: str, rounds: int, results: Results, **more: Any) -> Case:
     """What this command measured just now."""
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
@@ -117,6 +134,8 @@ def check(case: Case, what: str) -> Case:
             raise PortError(
                 f"{what}: {r.name!r} would read its cache with {rate / 1e12:.0f} TB/s, more than any memory"
             )
+    for r in case.records:
+        check_label(r, what)
     if odd := sorted({r.tier for r in case.records} & {"host-npu"}):
         raise PortError(f"{what}: times of {odd[0]} are never kept")
     return case

@@ -26,7 +26,7 @@ from ..errors import PortError
 from ..plan import PortPlan
 from .models import check_memory, checkpoint_of, ladder_plans, load_variants
 from .records import PEER, Results
-from .workload import DECODE_SAMPLE, PHASES, Workload, with_first_call
+from .workload import DECODE_SAMPLE, PHASES, Workload, modes, with_first_call
 
 Beside = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
@@ -69,9 +69,8 @@ def bench_ladder(
     # one size throughout: a graph is compiled for each
     room = max(context + 1, prefill + STEPS_CHECKED)
     found = check_equivalence(models, batch=batch, length=prefill, room=room, seed=seed)
-    mode = {
-        n: "compiled" if n in chosen and chosen[n].graph != "eager" else "eager" for n in models
-    }
+    built = modes({n: m for n, m in models.items() if n in chosen and chosen[n].graph != "eager"})
+    mode = {n: built.get(n, "eager") for n in models}
     results = Results(differences=dict(found))
     for phase in phases:
         decode = phase == "decode"

@@ -103,12 +103,12 @@ def step_rows(results: Results, base: str) -> list[tuple[str, ...]]:
     """Each step of the port, cumulative, against `base`: number, title, then prefill eager, prefill
     graph, decode eager, decode graph; "–" where it was not run."""
 
-    def cell(name: str, phase: str, mode: str) -> str:
-        there = [r for r in results if (r.name, r.phase, r.mode) == (name, phase, mode)]
+    def cell(name: str, phase: str, graph: bool) -> str:
+        there = [r for r in results if (r.name, r.phase, r.mode != "eager") == (name, phase, graph)]
         return outcome(results, base, name, phase).factor if there else "–"
 
     return [
-        (s.number, s.title, *(cell(s.id, p, m) for p in PHASES for m in ("eager", "compiled")))
+        (s.number, s.title, *(cell(s.id, p, graph) for p in PHASES for graph in (False, True)))
         for s in STEPS
         if s.id in results.names
     ]

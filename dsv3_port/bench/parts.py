@@ -17,7 +17,7 @@ from ..errors import PortError
 from ..model.decoder import DeepseekV3
 from ..plan import PortPlan
 from ..steps import TOLERANCE
-from .cases import FULL, GRAPHS, Case, case_of, key_of
+from .cases import FULL, Case, case_of, graph_name, key_of
 from .ladder import bench_ladder
 from .limit import GEMM_SIZE, READ_BYTES, decode_limit, prefill_limit
 from .measure import measure
@@ -55,7 +55,8 @@ def ladder_case(
     plans = ladder_plans(alone=every)
     if not every:
         plans = {n: p for n, p in plans.items() if n in FEW}
-    plans[GRAPHS[graph]] = PortPlan.full().plus(GRAPHS[graph])
+    name_of_graph = graph_name(graph, device)
+    plans[name_of_graph] = PortPlan.full().plus(name_of_graph)
     sizes: dict[str, Any] = (
         {"context": size, "prefill": 16} if phase == "decode" else {"context": 1, "prefill": size}
     )
@@ -144,7 +145,9 @@ def _scaled(
         model = load_model(path, plan, device, pick_dtype(dtype))
         models[name] = with_plan(model, plan, **sizes) if sizes else model
     if graph != "eager":
-        models[GRAPHS[graph]] = compile_steps(with_plan(models[FULL], models[FULL].plan), graph)
+        models[graph_name(graph, device)] = compile_steps(
+            with_plan(models[FULL], models[FULL].plan), graph
+        )
     return models
 
 

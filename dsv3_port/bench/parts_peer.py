@@ -16,11 +16,11 @@ from ..errors import PortError
 from ..model.decoder import DeepseekV3
 from ..plan import PortPlan
 from ..steps import TOLERANCE
-from .cases import FULL, GRAPHS, Case, case_of, key_of
+from .cases import FULL, Case, case_of, graph_name, key_of
 from .models import checkpoint_of
 from .peer_forms import Peer, make_peer, peer_forms
 from .records import FAIR, UPSTREAM
-from .workload import DECODE_SAMPLE, Ours, Workload
+from .workload import DECODE_SAMPLE, Ours, Workload, modes
 
 ATTEMPTS = 3  # inputs on which the logits are compared
 
@@ -42,7 +42,7 @@ def _contestants(
         UPSTREAM: upstream,
         FAIR: with_plan(upstream, upstream.plan.replace(cache="fixed")),
         FULL: full,
-        GRAPHS[graph]: compile_steps(with_plan(full, full.plan), graph, **options),
+        graph_name(graph, device): compile_steps(with_plan(full, full.plan), graph, **options),
     }
     left_out: dict[str, str] = {}
     for form in peer_forms(dtype):
@@ -85,12 +85,10 @@ def peer_case(
         raise PortError(
             f"{bad[0]!r} differs from {UPSTREAM!r} by {differences[bad[0]]:.1e}; nothing was timed"
         )
+    mode = modes({n: run.model for n, run in work.runs.items() if isinstance(run, Ours)})
     results = work.measure(
         name,
-        {
-            n: "compiled" if n == GRAPHS[graph] or n.endswith("compiled") else "eager"
-            for n in work.runs
-        },
+        {n: mode.get(n, "compiled" if n.endswith("compiled") else "eager") for n in work.runs},
         rounds=rounds,
         device=where,
         min_seconds=DECODE_SAMPLE if prompt is not None else 0.0,

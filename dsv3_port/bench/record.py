@@ -28,6 +28,7 @@ from ..errors import PortError
 from ..paths import tiny
 from ..plan import PortPlan
 from ..steps import TOLERANCE
+from .cases import check_label
 from .ladder import bench_ladder
 from .machine import Host, device_info, this_host
 from .models import ladder_plans
@@ -210,6 +211,8 @@ def check(record: Recorded, what: str) -> Recorded:
         )
     if problem:
         raise PortError(f"{what}: {problem}")
+    for r in record.records:
+        check_label(r, what)
     return record
 
 
@@ -278,5 +281,5 @@ def rows(found: dict[str, Recorded]) -> list[tuple[str, str, str, str, str, str]
         )
         for name, record in found.items()
         for r in record.records
-        if r.name == last or r.mode == "compiled"
+        if r.name == last or r.mode != "eager"
     ]

@@ -63,7 +63,7 @@ class Record:
     unit: Literal["s"] = "s"
     step_ids: tuple[str, ...] = ()
     phase: str = ""  # "prefill", "decode", or what else was timed
-    mode: str = "eager"  # or "compiled", "replayed"
+    mode: str = "eager"  # or "compiled", "captured", "compiled-captured", "replayed"
     first_call_seconds: _Seconds | None = None  # the first call, compilation included; in no sample
     inner: Annotated[int, Field(ge=1)] = 1  # calls in each sample
     again: list[_Seconds] = field(default_factory=list)  # the same code once more in each round

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ..check.equivalence import random_ids
-from ..engine.graph import eagerly, is_compiled
+from ..engine.graph import CAPTURED, eagerly, is_compiled, made
 from ..errors import PortError
 from ..model.cache import Cache
 from ..model.decoder import DeepseekV3
@@ -130,11 +130,14 @@ class Workload:
 
 
 def modes(models: Mapping[str, Any]) -> dict[str, str]:
-    """ "compiled" or "eager" of each model."""
-    return {
-        name: "compiled" if isinstance(m, DeepseekV3) and is_compiled(m) else "eager"
-        for name, m in models.items()
-    }
+    """ "eager", "compiled", "captured" or "compiled-captured": what each model is."""
+
+    def mode(model: Any) -> str:
+        if not isinstance(model, DeepseekV3) or not is_compiled(model):
+            return "eager"
+        return found if (found := made(model)) in CAPTURED else "compiled"
+
+    return {name: mode(m) for name, m in models.items()}
 
 
 def decode_call(
@@ -157,7 +160,7 @@ def decode_call(
 
 def with_first_call(record: Record, first_calls: Mapping[str, Any]) -> Record:
     """A compiled variant's first call, compilation included, was the check's and not the timing's."""
-    if record.mode != "compiled" or record.name not in first_calls:
+    if record.mode in ("eager", "replayed") or record.name not in first_calls:
         return record
     seconds = getattr(first_calls[record.name], f"seconds_{record.phase}")
     return dataclasses.replace(record, first_call_seconds=seconds)

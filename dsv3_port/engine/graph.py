@@ -1,10 +1,15 @@
 """Graph modes: torch.compile on cpu and cuda; what is torchair's is in torchair.py, and nobody else
-calls either.
+calls either. Capture by hand is in capture.py.
 
-EXE_MODE=eager runs the model operator by operator. EXE_MODE=dynamo compiles its step. On npu that
-is torchair's GE graph ("ge"), or with ENABLE_ACLGRAPH=1 a captured graph ("aclgraph"): backend
-npugraph_ex where torch_npu has it, else torchair's older mode reduce-overhead. On cpu and cuda
-inductor compiles it, where "aclgraph" adds CUDA graphs on cuda (on cpu it changes nothing).
+EXE_MODE=eager runs the model operator by operator. EXE_MODE=dynamo makes one call of its step:
+
+| mode | npu | cuda | cpu |
+|---|---|---|---|
+| ge | torchair's GE graph | inductor's kernels, launched by the host | inductor's kernels |
+| aclgraph (ENABLE_ACLGRAPH=1) | npugraph_ex, or in an older torch_npu reduce-overhead | captured | as ge: a CPU \
+captures nothing, and `made` says so |
+| captured | the eager kernels in one NPUGraph | the eager kernels in one CUDAGraph | refused |
+| compiled-captured | refused: npugraph_ex is that | inductor's kernels in one CUDAGraph | refused |
 """
 
 from __future__ import annotations
@@ -20,6 +25,7 @@ from ..errors import PortError
 from ..model.decoder import DeepseekV3
 from ..ops.table import torch_npu
 from ..plan import graph_blockers
+from .capture import CapturedStep, require_graphs
 from .torchair import (
     backend_options,
     compile_for_npu,
@@ -37,8 +43,12 @@ __all__ = [
     "export_graph",
     "graph_blockers",
     "is_compiled",
+    "label",
+    "made",
     "run_eager",
 ]
+
+CAPTURED = ("captured", "compiled-captured")  # beside "aclgraph" on cuda
 
 # every model compiled in a process shares one code object, and each counts as a recompile of it
 RECOMPILE_LIMITS = {"recompile_limit": 256, "accumulated_recompile_limit": 2048}
@@ -54,7 +64,20 @@ def run_eager(model: DeepseekV3) -> DeepseekV3:
 
 
 def is_compiled(model: DeepseekV3) -> bool:
+    """Whether a step is one call: compiled, captured, or replaced by hand."""
     return bool(model.run_step != model.forward_step)
+
+
+def made(model: DeepseekV3) -> str:
+    """What a step of the model really is, whatever was asked for: "eager", "ge" (torchair's graph),
+    "inductor", "aclgraph" (torchair's), "captured" or "compiled-captured"."""
+    return model.made if is_compiled(model) else "eager"
+
+
+def label(model: DeepseekV3) -> str:
+    """The mode for a report: "aclgraph" only where something was captured, "ge" for a compiled step."""
+    names = {"inductor": "ge", "captured": "aclgraph", "compiled-captured": "ge in aclgraph"}
+    return names.get(made(model), made(model))
 
 
 @contextlib.contextmanager
@@ -74,54 +97,79 @@ def compile_steps(
     """Ported: `model.forward_step` becomes one graph for prefill of each length and one for decode; returns
     the model.
 
-    mode: a PortPlan.graph ("eager", "ge", "aclgraph"), on npu also "npugraph_ex" and
-    "reduce-overhead" by name. Shapes are static, so pad prompts to a fixed length. dynamic=True
+    mode: a PortPlan.graph ("eager", "ge", "aclgraph"), one of CAPTURED, on npu also "npugraph_ex" and
+    "reduce-overhead". Shapes are static, so pad prompts to a fixed length. dynamic=True
     makes sizes symbols: one decode graph for all lengths, but still a prefill graph for each,
     because npu_moe_init_routing takes its number of tokens as a plain int (not with
     npu_routing_kernel=False). The first call of each shape compiles (seconds). `options` are the
-    backend's own, by its names (npu: OPTIONS; cpu and cuda: inductor's). PortError where the plan
-    cannot be one graph.
+    backend's own, by its names (npu: OPTIONS; cpu and cuda: inductor's; captured: clone_output, and
+    captures, how many graphs at most). PortError where the plan cannot be one graph, or where the
+    device has no such mode.
     """
     if mode == "eager":
         return run_eager(model)
     blockers = graph_blockers(model.plan)
     if blockers:
         raise PortError("this plan cannot be captured as one graph: " + "; ".join(blockers))
-    for name, limit in RECOMPILE_LIMITS.items():
-        setattr(torch._dynamo.config, name, max(getattr(torch._dynamo.config, name), limit))
     kind = model.device.type
-    if kind == "npu":
-        chosen = npu_backend(mode)
-        # now: imported while Dynamo traces, it would make the first graph's guards fail later
-        torch_npu()
-        if (
-            dynamic
-        ):  # else epsilons and scales become inputs on the host, which torchair 2.13.0 cannot copy
-            torch._dynamo.config.specialize_float = True
-        model.run_step = compile_for_npu(
-            model.forward_step, chosen, backend_options(chosen, options), dynamic
-        )
+    captured = mode == "captured" or mode == "aclgraph" and kind == "cuda"
+    if captured:
+        model.run_step, model.made = CapturedStep(model, model.forward_step, **options), "captured"
+    elif mode == "compiled-captured" and kind in ("cpu", "cuda"):
+        require_graphs(kind)
+        own = {n: options.pop(n) for n in ("clone_output", "captures") if n in options}
+        step = _by_inductor(model, dynamic, options)
+        model.run_step, model.made = CapturedStep(model, step, **own), "compiled-captured"
+    elif kind == "npu" and mode != "compiled-captured":
+        model.run_step, model.made = _by_torchair(model, mode, dynamic, options)
     elif kind in ("cpu", "cuda") and mode in ("ge", "aclgraph"):
-        # a torch that cannot keep the graphs of two models apart needs the guards that tell them
-        # apart
-        apart: dict[str, Any] = {"isolate_recompiles": True} if _isolates() else {}
-        settings: dict[str, Any] = {
-            "guard_filter_fn": _argument_guards
-            if apart
-            else torch.compiler.skip_guard_on_inbuilt_nn_modules_unsafe,
-            **UNASSERTED,
-        }
-        if mode == "aclgraph" and kind == "cuda":
-            settings["triton.cudagraphs"] = True
-        model.run_step = torch.compile(
-            model.forward_step, fullgraph=True, dynamic=dynamic, options=settings | options, **apart
-        )
+        model.run_step, model.made = _by_inductor(model, dynamic, options), "inductor"
     else:
         raise PortError(
-            f"graph mode {mode!r} does not exist on device {kind!r}; on cpu and cuda it can be ge or "
-            "aclgraph"
+            f"graph mode {mode!r} does not exist on device {kind!r}; "
+            + (
+                "npugraph_ex compiles and captures there"
+                if kind == "npu"
+                else "on cpu and cuda it can be ge or aclgraph, on cuda captured or compiled-captured"
+            )
         )
     return model
+
+
+def _by_torchair(
+    model: DeepseekV3, mode: str, dynamic: bool, options: dict[str, Any]
+) -> tuple[Callable[..., Any], str]:
+    chosen = npu_backend(mode)
+    _raise_limits()
+    # now: imported while Dynamo traces, it would make the first graph's guards fail later
+    torch_npu()
+    if dynamic:
+        # else epsilons and scales become inputs on the host, which torchair 2.13.0 cannot copy
+        torch._dynamo.config.specialize_float = True
+    settings = backend_options(chosen, options)
+    compiled = compile_for_npu(model.forward_step, chosen, settings, dynamic)
+    return compiled, "ge" if chosen == "ge" else "aclgraph"
+
+
+def _by_inductor(model: DeepseekV3, dynamic: bool, options: dict[str, Any]) -> Callable[..., Any]:
+    _raise_limits()
+    # a torch that cannot keep the graphs of two models apart needs the guards that tell them apart
+    apart: dict[str, Any] = {"isolate_recompiles": True} if _isolates() else {}
+    settings: dict[str, Any] = {
+        "guard_filter_fn": _argument_guards
+        if apart
+        else torch.compiler.skip_guard_on_inbuilt_nn_modules_unsafe,
+        **UNASSERTED,
+    }
+    compiled: Callable[..., Any] = torch.compile(
+        model.forward_step, fullgraph=True, dynamic=dynamic, options=settings | options, **apart
+    )
+    return compiled
+
+
+def _raise_limits() -> None:
+    for name, limit in RECOMPILE_LIMITS.items():
+        setattr(torch._dynamo.config, name, max(getattr(torch._dynamo.config, name), limit))
 
 
 def _argument_guards(entries: Sequence[Any]) -> list[bool]:
@@ -141,7 +189,6 @@ def _isolates() -> bool:
 def compile_peer(forward: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     """Another library's decode step under torch.compile, shapes static, for comparison
     (bench/peer_forms.py); `options` are inductor's."""
-    for name, limit in RECOMPILE_LIMITS.items():
-        setattr(torch._dynamo.config, name, max(getattr(torch._dynamo.config, name), limit))
+    _raise_limits()
     compiled: Callable[..., Any] = torch.compile(forward, dynamic=False, options=options or None)
     return compiled

@@ -28,6 +28,7 @@ from .chat import check_messages
 from .device import device_for, use_card
 from .generate import Caches, Generation, generate, warm_up
 from .generation_config import GenerationConfig
+from .graph import label
 from .launch import run_ranks
 from .loading import load_model
 from .ranks import Address, joined
@@ -183,7 +184,7 @@ def run_rank(parallel: TensorParallel, job: Job, card: int | None = None) -> Job
         s.model_name,
         s.world_size,
         size,
-        s.graph,
+        label(model),
         str(model.dtype).removeprefix("torch."),
         done,
         ranks,

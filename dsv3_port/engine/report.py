@@ -66,7 +66,7 @@ class JobReport:
     model_name: str
     world_size: int
     batch_size: int
-    mode: str  # eager, ge or aclgraph
+    mode: str  # what ran: eager, ge (compiled), or aclgraph where a graph was captured
     dtype: str
     generations: list[Generation]
     ranks: list[RankMemory]

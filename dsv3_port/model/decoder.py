@@ -115,7 +115,8 @@ class DeepseekV3(nn.Module):
         self.visible: Visible | None = None
         self.run_step = (
             self.forward_step
-        )  # engine/graph.py puts a compiled function here
+        )  # engine/graph.py puts a compiled or captured one here,
+        self.made = "eager"  # and says which
 
     @property
     def device(self) -> torch.device:

@@ -54,12 +54,15 @@ def _size(record: Record) -> str:
 
 
 def _label(record: Record) -> str:
-    """A graph step's title names torchair; elsewhere than on an NPU it is torch.compile's inductor
-    that ran."""
-    here = (
-        " (here: inductor)" if record.mode == "compiled" and record.tier in ("cpu", "cuda") else ""
-    )
-    return title_of(record.name) + here
+    """A graph step's title names what an NPU has; elsewhere inductor compiled, or a CUDA graph was
+    captured."""
+    here = {
+        "compiled": "inductor",
+        "captured": "CUDA graph",
+        "compiled-captured": "inductor in a CUDA graph",
+    }
+    what = here.get(record.mode) if record.tier in ("cpu", "cuda") else None
+    return title_of(record.name) + (f" (here: {what})" if what else "")
 
 
 @dataclass(frozen=True)
@@ -200,7 +203,7 @@ def _rungs(kept: Results, records: Sequence[Record]) -> list[Bar]:
     for r in records[1:]:
         side = r.name in ASIDE
         worse = not side and outcome(kept, previous.name, r.name, r.phase).word == SLOWER
-        plain = GREEN if r.mode == "compiled" else BLUE
+        plain = BLUE if r.mode == "eager" else GREEN
         colour = ASIDE.get(r.name, VERMILLION if worse else plain)
         ratio = kept.ratio(first.name, r.name, r.phase)
         bars.append(_bar(first, r, ratio, colour, f"  {ratio.median:.2f}×", "//" if worse else ""))
@@ -223,8 +226,8 @@ def _ladder_key(results: Results) -> list[Patch]:
             facecolor=VERMILLION, hatch="//", edgecolor=PAPER, label="slower than the rung before"
         ),
     ]
-    if any(r.mode == "compiled" for r in results):
-        key.append(Patch(color=GREEN, label="port, compiled"))
+    if any(r.mode != "eager" for r in results):
+        key.append(Patch(color=GREEN, label="port, as a graph"))
     if YOURS in results.names:
         key.append(Patch(color=PURPLE, label="with your functions"))
     return key

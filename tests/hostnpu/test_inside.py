@@ -20,7 +20,13 @@ OPERATORS = (
     "check_training.py",
     "check_ge.py",
 )
-MODELS = ("check_capture.py", "check_layers.py", "check_model.py", "check_npu_graphs.py")
+MODELS = (
+    "check_capture.py",
+    "check_captured_step.py",
+    "check_layers.py",
+    "check_model.py",
+    "check_npu_graphs.py",
+)
 GRAPHS = ("check_graphs.py",)  # as long as the rest together: another worker can take it
 
 
