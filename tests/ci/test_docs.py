@@ -10,7 +10,7 @@ import pytest
 
 from dsv3_port import PortError
 from dsv3_port.course.docs import write_docs
-from dsv3_port.course.pages import write_index
+from dsv3_port.course.front import write_index
 
 ROOT = Path(__file__).parents[2]
 
