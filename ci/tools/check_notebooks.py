@@ -60,13 +60,11 @@ SLOT = ("yours", "judge")  # where the learner's function is written and judged;
 APPENDIX = tuple(part for part in FRAME if part != "objectives")  # for reference: a1_… to a6_…
 EXTRA_TAGS = {"cited", "hide-input", "raises-exception", "slow"}
 # not yet read against their runs
-UNREAD = {
-    "01_shard_weights",
-    *("07_torchair_graph", "09_many_cards"),
-}
-UNCUT = {"08_aclgraph"}  # its cells still have slideshow metadata
+UNREAD = {"07_torchair_graph", "09_many_cards"}
 FIRST, LAST = ("00_start_here",), ("09_many_cards", "10_results", "11_faults")
-APPENDICES = ("a2_routing_and_gating", "a4_capture", "a5_rounding", "a6_limits_forecast")
+APPENDICES = (
+    *("a1_checkpoint", "a2_routing_and_gating", "a4_capture", "a5_rounding", "a6_limits_forecast"),
+)
 # words of Markdown and lines of code of a notebook with a slot, exercises not counted
 BUDGET = {
     "00": (600, 45),
@@ -148,7 +146,7 @@ def check_format(nb: dict[str, Any]) -> Iterator[Finding]:
 
 def check_slides(nb: dict[str, Any], name: str) -> Iterator[Finding]:
     for cell in nb["cells"]:
-        if "slideshow" in cell.get("metadata", {}) and name not in UNREAD | UNCUT:
+        if "slideshow" in cell.get("metadata", {}) and name not in UNREAD:
             yield cell, "has slideshow metadata; slides are written in workshop/deck"
             return
 

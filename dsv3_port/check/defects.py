@@ -21,6 +21,19 @@ def sliced_rows(weight: Tensor, rank: int, width: int) -> Tensor:
     return weight[rank * width : (rank + 1) * width]
 
 
+def sliced_mlp(
+    x: Tensor, gate: Tensor, up: Tensor, down: Tensor, width: int, ranks: int = 2
+) -> tuple[Tensor, list[int]]:
+    """y [T, H] of an MLP whose `ranks` parts are sliced `width` wide, added up, and the rows of gate
+    that each rank holds: right if width is I / ranks."""
+    y, rows = x.new_zeros(len(x), down.shape[0]), []
+    for rank in range(ranks):
+        g, u, d = (sliced_rows(w, rank, width) for w in (gate, up, down.T))
+        y += (torch.nn.functional.silu(x @ g.T) * (x @ u.T)) @ d
+        rows.append(len(g))
+    return y, rows
+
+
 def gathered_without_move(flat: Tensor, shape: torch.Size) -> Tensor:
     """flat [W*B, S, V/W] as the collective leaves it -> [B, S, V] by a reshape alone: right for B =
     1 only."""

@@ -165,7 +165,7 @@ class _Model:
             return Trial(_stopped(slot, error, self.mine))
         moment = slot.moment or f"in a prompt and {CACHED} cached steps"
         looked = f"{due} call{'s' * (due != 1)} of your function {moment}; the same as the finished code at "
-        looked += gate.looked_at
+        looked += gate.looked_at + slot.looked
         if tokens_of(finished) is not None:
             looked += f", and the same {TOKENS} greedy tokens of {len(PROMPTS)} prompts"
         if dear is not None:
@@ -190,7 +190,7 @@ class _Model:
         if want and self.calls != want:
             return f"the model called your function {self.calls} times where {want} calls are due"
         if self.slot.extra is not None:
-            said = self.slot.extra(finished, self.mine.text, self.mine.file)
+            said = self.slot.extra(finished, self.mine.placed, self.mine.file)
             if said:
                 return said
         if not gate:

@@ -4,6 +4,7 @@ parameters, and on which line did it fail."""
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import linecache
 import textwrap
@@ -27,9 +28,29 @@ class Written:
     function: Function
     text: str = ""
     file: str = ""
+    first: int = 1  # line of `file` on which the text begins
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)
+
+    @property
+    def placed(self) -> str:
+        """The text with its lines where they stand in `file`: what is executed elsewhere under that
+        name."""
+        return "\n" * (self.first - 1) + self.text
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A function on its way to other processes: its text, executed there under the cell's file name,
+    so that errors show its line. It finds `torch` there and nothing else of the notebook."""
+
+    text: str
+    name: str
+    file: str
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return _loaded(self.text, self.name, self.file)(*args, **kwargs)
 
 
 def written(function: Function) -> Written:
@@ -39,7 +60,9 @@ def written(function: Function) -> Written:
     except (OSError, TypeError):
         text = ""
     code = getattr(function, "__code__", None)
-    return Written(function, text, code.co_filename if code else "")
+    if code is None:
+        return Written(function, text)
+    return Written(function, text, code.co_filename, code.co_firstlineno if text else 1)
 
 
 def _unmarked(_: str, filled: str = "") -> Any:
@@ -59,6 +82,9 @@ def load_function(text: str, name: str, file: str = "") -> Function:
     if not callable(found := names.get(name)):
         raise PortError(f"{file}: defines no function {name}")
     return found
+
+
+_loaded = functools.cache(load_function)
 
 
 def is_empty(text: str, name: str = "") -> bool:

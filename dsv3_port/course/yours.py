@@ -25,7 +25,7 @@ from .slots import Function, Slot
 from .texts import text_table
 from .trial import Trial, finished_twin, try_out, twin_of
 from .verdicts import STATES, Verdict
-from .written import Written, load_function, written
+from .written import Sent, Written, load_function, written
 
 
 @functools.cache
@@ -137,6 +137,12 @@ class Fitted:
     def timed(self) -> dict[str, DeepseekV3]:
         """{"yours": model} where it may be timed, else {}."""
         return {YOURS: self.model} if self.verdict else {}
+
+    @property
+    def sent(self) -> Sent | None:
+        """The function for other processes, or None where it is not right."""
+        mine = self.written
+        return Sent(mine.placed, self.slot.name, mine.file) if self.verdict else None
 
     def on(self, model: DeepseekV3) -> dict[str, DeepseekV3]:
         """{"yours": a twin of another model that runs the bare function}, or {} where the function

@@ -5,10 +5,11 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 
+from ..bench.paired import busy_text
 from ..bench.results_table import seconds_text
-from ..bench.worlds import WorldTimes, world_name
+from ..bench.worlds import WorldTimes
 from ..count.traffic import Collective, handed_bytes, sent_bytes
-from .colours import BLUE, GREY, INK, LIGHT, ORANGE, SMALL, VERMILLION
+from .colours import BLUE, GREY, INK, LIGHT, ORANGE, PAPER, SMALL
 from .shapes import name_rows, stack
 from .style import LabFigure, caption, figure, finish, styled
 
@@ -58,16 +59,17 @@ def step_split(times: WorldTimes) -> LabFigure:
     for other ranks.
 
     Medians of rank 0. Waiting is what remains of the time within collectives, and holds the
-    scheduler's work too.
+    scheduler's work too. A busy machine's bars are grey and say no number.
     """
     records = times.results.records
+    busy = busy_text(records)
     note = caption(
         records, f"batch {records[0].batch}, {records[0].context} tokens cached, rank 0's medians"
     )
     fig, (ax,) = figure(1, 1, (9.5, 1.9 + 0.62 * len(times.worlds)))
     widest = max(statistics.median(s.steps) for s in times.worlds.values()) * 1e3
     said = []
-    for y, (size, found) in enumerate(times.worlds.items()):
+    for y, (name, found) in enumerate(times.worlds.items()):
         step, inside, alone = (
             statistics.median(v) * 1e3 for v in (found.steps, found.inside, found.alone)
         )
@@ -76,21 +78,21 @@ def step_split(times: WorldTimes) -> LabFigure:
             "moving": min(alone, inside),
             "waiting": max(0.0, inside - alone),
         }
+        colours = (GREY, LIGHT, PAPER) if busy else (BLUE, ORANGE, GREY)
         bar = [
-            (width, colour, f"{width:.1f}" if width > 0.07 * widest else "")
-            for width, colour in zip(parts.values(), (BLUE, ORANGE, GREY), strict=True)
+            (width, colour, f"{width:.1f}" if width > 0.07 * widest and not busy else "")
+            for width, colour in zip(parts.values(), colours, strict=True)
         ]
         left = stack(ax, y, bar, 0.7, list(parts) if y == 0 else ())
         text = seconds_text(step / 1e3)
         text += f", {found.share:.0%} in collectives" if inside else ""
-        slower = step > 1.05 * statistics.median(next(iter(times.worlds.values())).steps) * 1e3
-        colour = VERMILLION if slower else INK
-        ax.text(left + 0.012 * widest, y, text, va="center", fontsize=SMALL, color=colour)
-        said.append(
-            f"{world_name(size)} {text}, " + ", ".join(f"{n} {w:.2f} ms" for n, w in parts.items())
-        )
-    name_rows(ax, [world_name(w) for w in times.worlds], 0.5, 0.5, grid=True)
+        if not busy:
+            ax.text(left + 0.012 * widest, y, text, va="center", fontsize=SMALL)
+        ms = ", ".join(f"{n} {w:.2f} ms" for n, w in parts.items())
+        said.append(name if busy else f"{name} {text}, {ms}")
+    name_rows(ax, list(times.worlds), 0.5, 0.5, grid=True)
     ax.set_xlim(0, widest * 1.4)
     ax.set_xlabel("time of a decode step, ms (shorter is better)")
+    ax.set_title(busy)
     fig.legend(loc="outside upper center", ncols=3)
     return finish(fig, "Stacked bars of a decode step: " + "; ".join(said) + ".", note)

@@ -68,7 +68,8 @@ class _Matrix:
 
 def cuts(config: DeepseekV3Config, plan: PortPlan, world_size: int) -> list[_Matrix]:
     """Each kind of matrix once (layers repeat, experts too), with the part of every rank."""
-    layers = {"0", str(min(config.first_k_dense_replace, config.num_hidden_layers - 1))}
+    last = min(config.first_k_dense_replace, config.num_hidden_layers - 1)
+    layers, config = {"0", str(last)}, config.replace(num_hidden_layers=last + 1)
     found: dict[tuple[str, str], _Matrix] = {}
     for rank in range(world_size):
         taken = set()

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from dsv3_port import PortError, PortPlan, load_model
+from dsv3_port.bench.records import YOURS
 from dsv3_port.bench.worlds import PHASE, time_worlds, world_name
+from dsv3_port.check.defects import sliced_mlp
 from dsv3_port.check.rank_calls import (
     gathers_of_rank,
     logits_of_rank,
@@ -15,6 +17,8 @@ from dsv3_port.check.rank_calls import (
     tokens_of_rank,
 )
 from dsv3_port.count.traffic import count_traffic
+from dsv3_port.course.slots.shard_weights import SOLUTION
+from dsv3_port.course.written import Sent
 from dsv3_port.engine.device import rank_device
 from dsv3_port.engine.launch import run_ranks
 from dsv3_port.parallel import SINGLE
@@ -82,24 +86,45 @@ def test_what_ranks_hold_and_send(folders):
 
 def test_worlds_are_timed_in_one_run(folders):
     times = time_worlds(
-        {w: folders[w] for w in (1, 2)}, PLAN, batch=2, context=20, rounds=2, label="test"
+        {1: folders[0], 2: folders[0]},
+        PLAN,
+        batch=2,
+        context=20,
+        rounds=2,
+        label="test",
+        cut=Sent(SOLUTION, "cut", "<cut>"),
     )
-    assert times.results.names == ["1 rank", "2 ranks"] and {r.phase for r in times.results} == {
-        PHASE
-    }
+    assert times.results.names == ["1 rank", "2 ranks", YOURS]
+    assert {r.phase for r in times.results} == {PHASE}
+    assert [len(r.again) for r in times.results] == [2, 0, 0]  # the noise floor's pair
+    yours = times.worlds[YOURS]
+    assert (
+        yours.world_size == 2 and yours.parameter_bytes == times.worlds["2 ranks"].parameter_bytes
+    )
     assert all(len(r.samples) == 2 and min(r.samples) > 0 for r in times.results)
     assert times.results.ratio("1 rank", "2 ranks").median > 0
-    one, two = times.worlds[1], times.worlds[2]
+    one, two = times.worlds["1 rank"], times.worlds["2 ranks"]
     assert one.collectives == [] and one.share == 0 and 0 < two.share < 1 and min(two.alone) > 0
     assert two.parameter_bytes < one.parameter_bytes and two.cache_bytes == one.cache_bytes
     assert len(two.collectives) == 2 * CONFIG.num_hidden_layers + 2
     assert one.difference == 0 and 0 < two.difference < 1e-5
     figure = step_split(times)
-    assert (
-        "2 ranks" in figure.alt_text
-        and "in collectives" in figure.alt_text
-        and len(figure.png()) > 3000
+    assert "2 ranks" in figure.alt_text and len(figure.png()) > 3000
+
+
+def test_a_wrong_cut_is_not_timed(folders):
+    strided = SOLUTION.replace(
+        "weight.narrow(axis, rank * size, size)",
+        "weight.index_select(axis, torch.arange(rank, weight.shape[axis], world))",
     )
+    with pytest.raises(PortError, match="yours: the logits or the chosen experts differ"):
+        time_worlds(
+            {1: folders[0], 2: folders[0]},
+            PLAN,
+            context=8,
+            rounds=1,
+            cut=Sent(strided, "cut", "<cut>"),
+        )
 
 
 def test_worlds_of_different_weights_are_not_timed(folders, tmp_path):
@@ -119,6 +144,18 @@ def test_greedy_tokens_of_ranks_equal_those_of_one_model():
     want = tokens_of_rank(SINGLE, folder, PLAN, prompts, 16)
     assert all(got == want for got in run_ranks(tokens_of_rank, 2, folder, PLAN, prompts, 16))
     assert load_model(folder, device="cpu").config.vocab_size > max(map(max, want))
+
+
+def test_slices_of_another_width_than_the_files_say_nothing():
+    """WORLD_SIZE of the variable: 4 for 2 files loses half of the expert, 1 leaves a file empty."""
+    generator = torch.Generator().manual_seed(2)
+    x, gate, up = (torch.randn(n, 5, generator=generator) for n in (3, 8, 8))
+    down = torch.randn(5, 8, generator=generator)
+    want = (torch.nn.functional.silu(x @ gate.T) * (x @ up.T)) @ down.T
+    made = {n: sliced_mlp(x, gate, up, down, 8 // n) for n in (2, 4, 1)}
+    assert {n: rows for n, (_, rows) in made.items()} == {2: [4, 4], 4: [2, 2], 1: [8, 0]}
+    assert torch.allclose(made[2][0], want, atol=1e-5)
+    assert not torch.allclose(made[4][0], want, atol=0.1)
 
 
 def test_names_and_places():

@@ -12,23 +12,26 @@ from dataclasses import replace
 import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
 from dsv3_port.bench.records import FAIR, PEER, UPSTREAM, Results
+from dsv3_port.bench.worlds import WorldSamples
 from dsv3_port.config import DeepseekV3Config
 from dsv3_port.errors import PortError
 from dsv3_port.forecast.planner import forecast
 from dsv3_port.lab import plots
 from dsv3_port.plan import PortPlan
-from dsv3_port.plots.colours import GREY, SMALL, VERMILLION
+from dsv3_port.plots.colours import BLUE, GREY, ORANGE, SMALL, VERMILLION
 from dsv3_port.plots.curves import memory_curve
 from dsv3_port.plots.group_boards import group_boards
 from dsv3_port.plots.memory import cited
 from dsv3_port.plots.merge_strips import merge_strips
+from dsv3_port.plots.rank_lines import rank_lines
 from dsv3_port.plots.ranks import step_split
 from dsv3_port.plots.ratios import ratio_chart
+from dsv3_port.plots.shard_strips import shard_strips
 from dsv3_port.plots.style import figure, finish
 from dsv3_port.steps import STEPS
 from tests.bench.test_measure import record
@@ -94,6 +97,8 @@ FIGURES = {
     ),
     "group_boards": lambda: group_boards(torch.tensor([[0, 3], [2, 1], [3, 0]]), 4),
     "merge_strips": merge_strips,
+    "shard_strips": shard_strips,
+    "rank_lines": rank_lines,
     "routing": lambda: plots.routing_picture(torch.tensor([[0, 2], [3, 2], [0, 5]]), 6),
     **{f"cited {key}": (lambda key=key: plots.cited_figures(key)) for key in cited()},
 }
@@ -171,6 +176,33 @@ def test_lines_break_where_the_figure_ends_whatever_the_letters(letter):
 def test_timings_of_the_stand_in_are_refused(draw):
     with pytest.raises(PortError, match="host stand-in"):
         draw(ladder_results(tier="host-npu"))
+
+
+def worlds(busy: bool) -> types.SimpleNamespace:
+    """What time_worlds gives of one rank and two."""
+    both = {"1 rank": (0.010, 0.0, 0.0), "2 ranks": (0.012, 0.004, 0.001)}
+    samples = {
+        name: WorldSamples(steps=[step] * 3, inside=[inside] * 3, alone=[alone] * 3)
+        for name, (step, inside, alone) in both.items()
+    }
+    records = [record(n, s.steps, busy=busy, busy_share=0.5 * busy) for n, s in samples.items()]
+    return types.SimpleNamespace(results=Results(records), worlds=samples)
+
+
+def test_a_step_over_ranks_is_split_and_a_busy_one_says_no_time():
+    quiet, busy = step_split(worlds(False)), step_split(worlds(True))
+    assert "2 ranks 12" in quiet.alt_text and "33% in collectives" in quiet.alt_text
+    assert "moving 1.00 ms, waiting 3.00 ms" in quiet.alt_text
+    assert " ms" not in busy.alt_text and busy.axes[0].get_title(loc="left").startswith("busy: 50%")
+    assert all(bar.get_facecolor()[:3] != to_rgb(BLUE) for bar in busy.axes[0].patches)
+
+
+def test_a_layer_ends_twice_in_a_sum():
+    fig = rank_lines(layers=2)
+    sums = [p for p in fig.axes[0].patches if p.get_facecolor()[:3] == to_rgb(ORANGE)]
+    assert len(sums) == 1 + 2 * 2  # the embedding's, and two of each layer
+    with pytest.raises(PortError, match="not 3"):
+        rank_lines(layers=3)
 
 
 def test_ge_operators_are_told_apart_by_their_whole_name():

@@ -1,15 +1,10 @@
-"""Exercises of 01_shard_weights."""
+"""Exercise of 01_shard_weights: which axis is cut."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from . import Exercise
-
-# ---- which axis ----------------------------------------------------------------------------------
 
 _AXES: dict[str, int | str] = {
     "embed_tokens": 0,
@@ -82,155 +77,6 @@ def _check_axes(answer: Any) -> str | None:
     )
 
 
-# ---- cut or refuse -------------------------------------------------------------------------------
-
-_HEADS, _UNIT, _COLUMNS = 6, 3, 36
-
-
-def _weight() -> Tensor:
-    return torch.arange(_HEADS * _UNIT * _COLUMNS, dtype=torch.float32).view(
-        _HEADS * _UNIT, _COLUMNS
-    )
-
-
-def _slice(weight: Tensor, rank: int, world: int, unit: int) -> Tensor:
-    rows = weight.shape[0] // world
-    return weight[rank * rows : (rank + 1) * rows]
-
-
-def _rounded_up(weight: Tensor, rank: int, world: int, unit: int) -> Tensor:
-    rows = -(-weight.shape[0] // unit // world) * unit
-    return weight[rank * rows : (rank + 1) * rows]
-
-
-def _rest_to_last(weight: Tensor, rank: int, world: int, unit: int) -> Tensor:
-    rows = weight.shape[0] // unit // world * unit
-    return weight[rank * rows :] if rank == world - 1 else weight[rank * rows : (rank + 1) * rows]
-
-
-def _narrow_only(weight: Tensor, rank: int, world: int, unit: int) -> Tensor:
-    rows = weight.shape[0] // unit // world * unit
-    return weight.narrow(0, rank * rows, rows)
-
-
-def _chunk(weight: Tensor, rank: int, world: int, unit: int) -> Tensor:
-    return weight.unflatten(0, (-1, unit)).chunk(world)[rank].flatten(0, 1)
-
-
-def _through_heads(weight: Tensor, rank: int, world: int, unit: int) -> Tensor:
-    if weight.shape[0] % world:
-        raise ValueError
-    return _slice(weight, rank, world, unit)
-
-
-def _inputs(weight: Tensor, rank: int, world: int, unit: int) -> Tensor:
-    return weight.chunk(world, 1)[rank]
-
-
-_CUTS = {
-    "slice": (
-        _slice,
-        "With 4 ranks your cut keeps 16 of 18 rows and says nothing: // rounds down and a slice takes what there "
-        "is. Refuse a world size that does not divide the heads.",
-    ),
-    "rounded up": (
-        _rounded_up,
-        "You round up, so with 4 ranks the last one gets nothing and no error: a slice past the end is "
-        "empty. Refuse a world size that does not divide the heads.",
-    ),
-    "rest to the last": (
-        _rest_to_last,
-        "You give the rest to the last rank: then ranks hold different shapes, and nothing in the "
-        "model expects that. Refuse instead; the message can name the world sizes that fit.",
-    ),
-    "narrow only": (
-        _narrow_only,
-        "narrow raises past the end, but 4 ranks of one head each do not reach the end: two heads are lost "
-        "in silence. Check the division before you cut.",
-    ),
-    "chunk": (
-        _chunk,
-        "Of 4 ranks only the last one fails: chunk rounds up, ranks 0 to 2 take all heads, and wait for rank 3 "
-        "in the first all-reduce. Every rank must refuse, so check the division before you cut.",
-    ),
-    "through a head": (
-        _through_heads,
-        "9 ranks divide 18 rows but not 6 heads: your cut goes through a head. Count in heads of `unit` "
-        "rows, not in rows.",
-    ),
-    "inputs": (
-        _inputs,
-        "You cut the columns (inputs, dimension 1). Heads are outputs: cut the rows, dimension 0.",
-    ),
-}
-
-
-def _check_cut(answer: Any) -> str | None:
-    weight = _weight()
-    got: dict[int, list[Any]] = {}
-    for world in (1, 2, 3, 4, 9):
-        got[world] = _parts(answer, world)
-        if world <= 3 and (
-            error := next((p for p in got[world] if isinstance(p, Exception)), None)
-        ):
-            return (
-                f"{world} ranks divide 6 heads, yet your cut raised {type(error).__name__}: {error}"
-            )
-    if not all(isinstance(part, (Tensor, Exception)) for parts in got.values() for part in parts):
-        return "cut must return a tensor."
-    for name, (form, _) in _CUTS.items():
-        if _same(got, form):
-            return name
-    for world, parts in got.items():
-        if world > 3:
-            if kept := [rank for rank, part in enumerate(parts) if isinstance(part, Tensor)]:
-                return (
-                    f"{world} ranks do not divide 6 heads of {_UNIT} rows: cut must raise on each of them, and "
-                    f"rank {kept[0]} got a tensor."
-                )
-            continue
-        for rank, (part, want) in enumerate(zip(parts, weight.chunk(world, 0), strict=True)):
-            if not torch.equal(part, want):
-                held = (
-                    (part.flatten(1)[:, 0] // _COLUMNS).int().tolist()
-                    if part.ndim > 1
-                    else list(part.shape)
-                )
-                return (
-                    f"Of {world} ranks rank {rank} should hold rows {rank * len(want)} to "
-                    f"{(rank + 1) * len(want) - 1}; yours holds {held}. Ranks follow each other in whole heads."
-                )
-    return None
-
-
-def _parts(cut: Any, world: int) -> list[Any]:
-    """What each rank gets; an error is what some of these should meet, and its kind is the
-    learner's choice."""
-
-    def part(rank: int) -> Any:
-        try:
-            return cut(_weight(), rank, world, _UNIT)
-        except Exception as error:
-            return error
-
-    return [part(rank) for rank in range(world)]
-
-
-def _same(got: dict[int, list[Any]], form: Any) -> bool:
-    """Whether an answer did what a usual mistake does, refusals included."""
-
-    def alike(a: Any, b: Any) -> bool:
-        if isinstance(a, Tensor) and isinstance(b, Tensor):
-            return torch.equal(a, b)
-        return isinstance(a, Exception) and isinstance(b, Exception)
-
-    return all(
-        alike(a, b)
-        for world, parts in got.items()
-        for a, b in zip(parts, _parts(form, world), strict=True)
-    )
-
-
 EXERCISES = (
     Exercise(
         id="01.which_axis",
@@ -250,26 +96,6 @@ answer = {
     "gate_proj": 0,                 # outputs are the width I
     "down_proj": 1,                 # inputs are the width I; all-reduce
 }
-""",
-    ),
-    Exercise(
-        id="01.cut_or_refuse",
-        notebook="01_shard_weights",
-        title="Cut whole heads, or refuse",
-        minutes=10,
-        difficulty=2,
-        check=_check_cut,
-        function="cut(weight, rank, world, unit) that returns this rank's rows.",
-        wrong=dict(_CUTS),
-        solution="""
-def cut(weight, rank, world, unit):
-    heads = weight.shape[0] // unit
-    if heads % world:
-        raise ValueError(f"{heads} heads cannot be cut over {world} ranks")
-    rows = heads // world * unit
-    return weight.narrow(0, rank * rows, rows)
-
-answer = cut
 """,
     ),
 )

@@ -66,6 +66,7 @@ class Slot:
     finish: Callable[[DeepseekV3], None] | None = None
     # a further judge of the model, after the calls: (finished twin, source, file name) -> as a toy
     extra: Callable[[DeepseekV3, str, str], str | None] | None = None
+    looked: str = ""  # what `extra` looked at, for a right function's verdict
 
     @property
     def name(self) -> str:
