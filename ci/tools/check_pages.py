@@ -23,6 +23,7 @@ from browser import Page
 from PIL import Image, ImageChops
 
 PHONE, TABLET, DESK, PROJECTOR = 360, 768, 1280, (1280, 720)
+SMALLEST = 0.6  # of its size may a figure be shrunk to on a slide
 TILE = 64  # CSS pixels; a smaller white area does not glare
 _PICTURES = """[...document.images].filter(i => !(i.complete && i.naturalWidth > 0) || !i.hasAttribute('alt'))
     .map(i => (i.complete && i.naturalWidth > 0 ? 'picture without alternative text: ' : 'picture not drawn: ')
@@ -75,6 +76,9 @@ def outside(page: Page, number: int) -> Iterator[str]:
     page.wait(f"document.querySelector('#place span').textContent.startsWith('{number} /')", 5)
     for name, text in page.run(_OUTSIDE):
         yield f"slide {number}: {name} is {text}"
+    shrunk = page.run("document.querySelector('.slide.here .fit')?.style.zoom || 1")
+    if float(shrunk) < SMALLEST:
+        yield f"slide {number}: the figure is shrunk to {float(shrunk):.0%}, too small to read"
 
 
 def _glare(page: Page) -> Iterator[str]:

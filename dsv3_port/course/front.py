@@ -88,7 +88,7 @@ def write_index(
     """out_dir/index.html: every notebook with what it says about itself, and with its NotebookRun,
     if it has one."""
     by_name = {run.name: run for run in runs}
-    cards = [
+    cards: list[dict[str, Any]] = [
         {
             "about": n,
             "run": by_name.get(n.name),

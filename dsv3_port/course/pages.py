@@ -17,7 +17,7 @@ from functools import cache
 from html import escape, unescape
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from jupyter_core.paths import jupyter_path
 from latex2mathml.converter import convert
@@ -152,19 +152,25 @@ class PageExporter(HTMLExporter):
         return tables.sub(lambda found: row_cards(found[0]), html)
 
 
-def contents(page: str) -> str:
-    """The page's own table of contents: its second-level headings, if there are two or more."""
-    heads = re.findall(r'<h2 id="([^"]+)"[^>]*>(.*?)</h2>', page, re.DOTALL)
-    links = "".join(
-        f'<li><a href="#{quote(unescape(name))}">{re.sub(r"<[^>]+>", "", text).strip()}</a></li>'
-        for name, text in heads
-    )
-    if len(heads) < 2:
-        return ""
-    return (
+def with_contents(page: str) -> str:
+    """The page with a table of its second-level headings, which get names to link to; without where
+    there are fewer than two."""
+    links: dict[str, str] = {}
+
+    def named(found: re.Match[str]) -> str:
+        text = re.sub(r"<[^>]+>", "", found[1]).strip()
+        name = re.sub(r"[^a-z0-9]+", "-", unescape(text).partition("·")[0].lower()).strip("-")
+        name = name if name and name not in links else f"{name or 'section'}-{len(links) + 1}"
+        links[name] = text
+        return f'<h2 id="{name}">{found[1]}</h2>'
+
+    page = re.sub(r"<h2>(.*?)</h2>", named, page, flags=re.DOTALL)
+    items = "".join(f'<li><a href="#{name}">{text}</a></li>' for name, text in links.items())
+    table = (
         '<nav class="contents" aria-label="contents of this page"><details open><summary>Contents · '
-        f"本页目录</summary><ol>{links}</ol></details></nav>"
+        f"本页目录</summary><ol>{items}</ol></details></nav>"
     )
+    return page.replace(CONTENTS, table if len(links) > 1 else "", 1)
 
 
 @cache
@@ -207,9 +213,8 @@ def write_page(
     }
     text, _ = PageExporter(notebooks_dir, pages_dir).from_notebook_node(nb, resources)
     text = text.replace(f"<details {FOLD}>", f"<details {FOLD} open>")
-    text = text.replace(CONTENTS, contents(text), 1)
     file = pages_dir / f"{name}.html"
-    file.write_text(text, encoding="utf-8")
+    file.write_text(with_contents(text), encoding="utf-8")
     return file
 
 

@@ -9,8 +9,12 @@ from pathlib import Path
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
+from dsv3_port.bench.records import Results, save
 from dsv3_port.course.diff import diff
+from dsv3_port.course.front import ladder_pictures, write_index
+from dsv3_port.course.notebook import Notebook
 from dsv3_port.course.pages import write_page
+from tests.bench.test_measure import record
 
 
 def page(tmp_path: Path, *cells) -> str:
@@ -63,3 +67,37 @@ def test_imports_are_folded_and_other_code_is_not(tmp_path):
     html = page(tmp_path, *cells)
     folded = re.findall(r'<details class="folded">(.*?)</details>', html, re.DOTALL)
     assert len(folded) == 1 and "torch" in folded[0]
+
+
+def test_a_page_has_a_table_of_contents(tmp_path):
+    """Names are unique, work with two languages, and a page with one section has none."""
+    text = "# T\n\n## Build it: `f` · 动手\n\n## 动手\n\n## Build it: `f`\n\nx"
+    made = page(tmp_path, new_markdown_cell(text))
+    names = re.findall(r'<h2 id="([^"]+)"', made)
+    assert names == ["build-it-f", "section-2", "build-it-f-3"]
+    links = re.findall(r'<li><a href="#([^"]+)">([^<]+)</a>', made)
+    assert [name for name, _ in links] == names and links[0][1] == "Build it: f · 动手"
+    assert "contents of this page" not in page(tmp_path, new_markdown_cell("## One"))
+
+
+def test_a_cell_to_write_in_says_where_that_works(tmp_path):
+    cells = [new_code_cell("...", metadata={"tags": ["yours"]}), new_code_cell("x")]
+    assert page(tmp_path, *cells).count("you need JupyterLab") == 1
+
+
+def test_the_front_page_shows_a_recorded_ladder_where_the_run_was_busy(tmp_path):
+    """And the run's own where it was quiet; it says where to start."""
+    results = tmp_path / "results"
+    assert [p.link for p in ladder_pictures(results)] == ["results/recorded-ladder.png"]
+    (results / "ladder.png").write_bytes((results / "recorded-ladder.png").read_bytes())
+    for busy in (True, False):
+        share = 0.9 if busy else 0.0
+        made = record(phase="decode", label="ladder w1 decode", busy=busy, busy_share=share)
+        (results / "results.json").unlink(missing_ok=True)
+        save(Results([made]), results / "results.json")
+        (shown,) = ladder_pictures(results)
+        assert ("recorded" in shown.link) == busy == ("90% used by others" in shown.caption)
+        assert ("Recorded earlier, not in this run: AMD EPYC" in shown.caption) == busy
+    about = [Notebook(name, name) for name in ("00_start_here", "01_x")]
+    front = write_index(tmp_path, about, [], "a cpu").read_text(encoding="utf-8")
+    assert "Start with" in front and "jupyter lab notebooks/00_start_here.ipynb" in front

@@ -71,7 +71,7 @@ def site(tmp_path_factory):
     plot.subplots().plot([1, 2])
     data, meta = plot._repr_mimebundle_()
     picture = new_output("display_data", data, metadata=meta)
-    diff = _output(source_diff("gmm_routing")._repr_html_())
+    diff = _output(source_diff("merged_mlp")._repr_html_())
     cells = [
         new_markdown_cell("# 00 · One\n# 一\n\n[next](01_two.ipynb)\n\n" + WIDE),
         new_markdown_cell(
@@ -137,6 +137,8 @@ def test_every_slide_fits_a_small_projector(page, site):
         "'<p style=\"height:900px\">x</p>')"
     )
     assert "below the window" in next(check_pages.outside(page, 4))
+    page.run("document.querySelector('.slide.here .fit').style.zoom = .3")
+    assert "shrunk to 30%" in list(check_pages.outside(page, 4))[-1]
 
 
 def test_dark_readers_get_dark_pages(page, site):
