@@ -19,7 +19,7 @@ from torch.utils.flop_counter import flop_registry
 from .. import ops
 from ..config import DeepseekV3Config
 from ..model.decoder import DeepseekV3
-from ..ops import cpu
+from ..ops import cpu, plain
 from ..parallel import TensorParallel
 from .operators import is_launch, op_name, whole_operators
 from .traffic import Collective
@@ -202,7 +202,7 @@ def counting(model: DeepseekV3, counter: StepCounter) -> Iterator[None]:
                 stack.callback(module.register_forward_pre_hook(hook).remove)
                 stack.callback(module.register_forward_hook(leave).remove)
         stack.enter_context(whole_operators(counter, counter.add_whole))
-        stack.enter_context(mock.patch.object(ops, "attention", cpu.plain_attention))
+        stack.enter_context(mock.patch.object(ops, "attention", plain.plain_attention))
         stack.enter_context(mock.patch.object(cpu, "_grouped_eager", torch.ops.dsv3.grouped_matmul))
         stack.enter_context(mock.patch.object(Tensor, "tolist", counter.host_counts))
         stack.enter_context(counter)

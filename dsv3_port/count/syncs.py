@@ -3,6 +3,7 @@ for the device."""
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -49,17 +50,18 @@ def _by_mask(index: Any) -> bool:
     return any(isinstance(p, Tensor) and p.dtype in (torch.bool, torch.uint8) for p in parts)
 
 
-def host_syncs(fn: Callable[[], object]) -> dict[str, int]:
+def host_syncs(fn: Callable[[], object], *, as_npu: bool = True) -> dict[str, int]:
     """Method -> how often `fn` makes the host wait for values (`tolist`, `item`, `if tensor`, ...),
     on any device.
 
     On an accelerator each is a synchronisation: the host launches nothing until the device has
     caught up, and a graph cannot contain it. On a CPU it costs nothing, which is why it must be
-    counted and not timed. What happens inside an operator that torch_npu has as one
-    (`ops`) is left out: its meaning on a CPU may read values, the NPU's does not. Strings
-    made of tensors (print) are not counted.
+    counted and not timed. With `as_npu` what happens inside an operator that torch_npu has as one
+    (`ops`) is left out: its meaning on a CPU may read values, the NPU's does not. Without it that
+    counts too: on a GPU the meanings are what runs. Strings made of tensors (print) are not counted.
     """
     operators = OperatorCounter()  # knows whether an NPU operator is running
-    with torch.no_grad(), npu_operators(operators), _Syncs(operators) as syncs:
+    whole = npu_operators(operators) if as_npu else contextlib.nullcontext()
+    with torch.no_grad(), whole, _Syncs(operators) as syncs:
         fn()
     return dict(syncs.counts.most_common())

@@ -157,8 +157,9 @@ def _prefill(
     tokens, seconds = [], []
     for row in range(len(ids)):
         caches.one.reset()
-        token = sample(model(ids[row : row + 1], mask[row : row + 1], caches.one)[:, -1], row)
-        streamer.add(token.tolist(), row)
+        logits = model(ids[row : row + 1], mask[row : row + 1], caches.one)
+        token, chosen = sample.drawn(logits[:, -1], row)
+        streamer.add(chosen, row)
         seconds.append(time.perf_counter() - start)
         tokens.append(token)
         _adopt(caches.batch, caches.one, row)
@@ -177,8 +178,8 @@ def _decode(
     steps: list[float] = []
     while len(steps) < most and not streamer.done:
         start = time.perf_counter()
-        token = sample(model(token.unsqueeze(1), cache=cache)[:, -1])
-        streamer.add(token.tolist())
+        token, chosen = sample.drawn(model(token.unsqueeze(1), cache=cache)[:, -1])
+        streamer.add(chosen)
         steps.append(time.perf_counter() - start)
     return steps
 

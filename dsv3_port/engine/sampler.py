@@ -73,18 +73,30 @@ class Sampler:
     def __call__(self, logits: Tensor, first_row: int = 0) -> Tensor:
         """logits [B, V] of the rows from `first_row` on -> token ids [B]. PortError where a row has
         a NaN, an infinite logit, or nothing else than -inf."""
-        highest, token = logits.max(-1)
-        if not bool(highest.isfinite().all()):
-            raise PortError(self.explain(first_row + int(highest.isfinite().int().argmin())))
-        temperature = self.sampling.temperature
-        if not temperature:
-            return token
-        scaled = logits.cpu() / temperature
+        return self.drawn(logits, first_row)[0]
+
+    def drawn(self, logits: Tensor, first_row: int = 0) -> tuple[Tensor, list[int]]:
+        """As a call, with the same ids on the host: the device is read once, as text needs it."""
+        if not self.sampling.temperature:
+            highest, token = logits.max(-1)
+            ids, finite = torch.stack((token, highest.isfinite().to(token.dtype))).tolist()
+            self._require(finite, first_row)
+            return token, ids
+        rows = logits.cpu()
+        highest = rows.amax(-1, keepdim=True)
+        self._require(highest.isfinite().flatten().tolist(), first_row)
+        scaled = rows / self.sampling.temperature
         if not bool(scaled.isfinite().all()):  # a temperature close to 0
-            scaled = (logits - highest.unsqueeze(-1)).cpu() / temperature
+            scaled = (rows - highest) / self.sampling.temperature
         chances = self.sampling.kept(scaled).softmax(-1)
-        drawn = [
-            torch.multinomial(row, 1, generator=self.generators[first_row + i])
-            for i, row in enumerate(chances)
-        ]
-        return torch.cat(drawn).to(logits.device)
+        drawn = torch.cat(
+            [
+                torch.multinomial(row, 1, generator=self.generators[first_row + i])
+                for i, row in enumerate(chances)
+            ]
+        )
+        return drawn.to(logits.device, non_blocking=True), drawn.tolist()
+
+    def _require(self, finite: list[int], first_row: int) -> None:
+        if not all(finite):
+            raise PortError(self.explain(first_row + [bool(f) for f in finite].index(False)))

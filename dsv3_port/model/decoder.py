@@ -227,7 +227,8 @@ class DeepseekV3(nn.Module):
                 f"attention_mask is {list(mask.shape)}, input_ids {list(input_ids.shape)}"
             )
         real = mask.to(torch.bool)
-        if not bool(real[:, -1:].all() and (real[:, 1:] >= real[:, :-1]).all()):
+        rises = (real[:, 1:] >= real[:, :-1]).all()
+        if not bool(real[:, -1:].all() & rises):  # the one read of a prompt
             raise PortError(
                 "attention_mask: padding must stand left of the tokens (padding_side='left'), "
                 "and every row needs a token"

@@ -1,6 +1,6 @@
 """NPU operators under torch_npu's names, called as `ops.npu_rms_norm(...)`: one file a family, an
-operator's check and meaning side by side (`table` says what each is). `cpu` has the products that
-are no NPU operator of their own, in the forms that are fastest on the device at hand."""
+operator's check and meaning side by side (`table` says what each is). `products` has the products
+that are no NPU operator of their own, and says which form of them runs on which device."""
 
 from .activation import npu_silu, npu_silu_, npu_swiglu
 from .cache import (
@@ -10,7 +10,6 @@ from .cache import (
     scatter_update,
     scatter_update_,
 )
-from .cpu import attention, head_matmul, linear, shared_scores
 from .fused_attention import npu_fused_infer_attention_score
 from .fused_attention_v2 import npu_fused_infer_attention_score_v2
 from .grouped_matmul import npu_grouped_matmul
@@ -26,6 +25,7 @@ from .moe_dispatch import (
 from .moe_gating import npu_moe_gating_top_k
 from .norm import npu_add_rms_norm, npu_add_rms_norm_cast, npu_rms_norm
 from .paged_cache import npu_scatter_pa_kv_cache, npu_scatter_pa_kv_cache_functional
+from .products import attention, head_matmul, linear, shared_scores
 from .quant_fusions import npu_add_rms_norm_dynamic_quant, npu_dequant_swiglu_quant
 from .quant_matmul import npu_quant_matmul
 from .quantise import npu_dynamic_quant, npu_quantize, npu_trans_quant_param

@@ -1,5 +1,5 @@
-"""The forms of a matrix product that are fastest on the device at hand; the one file for
-device-specific kernels."""
+"""The forms of a product that are fastest on a CPU. products.py says where each is used; nothing here
+runs on another device, but for shapes alone (meta)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import plain
 from .wide import wide
 
 # Limits in rows. The ratios beside them are times faster than F.linear, torch.bmm or a loop of
@@ -55,7 +56,6 @@ def _summed(x: Tensor, rows: int) -> bool:
     the weight."""
     return (
         torch.compiler.is_compiling()
-        and x.device.type == "cpu"
         and 0 < rows <= SUMMED_ROWS.get(x.dtype, 0)
         and x.is_contiguous()
     )
@@ -66,7 +66,6 @@ def _by_onednn(x: Tensor, weight: Tensor) -> bool:
         _onednn
         and not _plain
         and x.dtype == torch.float32
-        and x.device.type == "cpu"
         and weight.numel() >= ONEDNN_ELEMENTS
         and weight.is_contiguous()
     )
@@ -74,7 +73,7 @@ def _by_onednn(x: Tensor, weight: Tensor) -> bool:
 
 def _turned(x: Tensor, weight: Tensor, rows: int) -> bool:
     most = min(TURNED_ROWS, ONEDNN_TURNED) if _by_onednn(x, weight) else TURNED_ROWS
-    return 1 < rows <= most and not _plain and x.dtype == torch.float32 and x.device.type == "cpu"
+    return 1 < rows <= most and not _plain and x.dtype == torch.float32
 
 
 def _product(x: Tensor, weight: Tensor) -> Tensor:
@@ -121,53 +120,24 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
 
 def head_matmul(x: Tensor, weight: Tensor) -> Tensor:
     """Each head's own matrix: x [B, N, S, D], weight [N, D, R] -> [B, N, S, R]."""
-    batch, heads, length, width = x.shape
-    rows = x.transpose(0, 1).reshape(
-        heads, batch * length, width
-    )  # not x @ weight: that copies weight B times
-    if (
-        batch * length == 1 and torch.compiler.is_compiling() and x.device.type == "cpu"
-    ):  # 1.3 to 2.1 times faster
-        y = (wide(weight) * wide(rows).transpose(1, 2)).sum(1, keepdim=True).to(x.dtype)
-    else:
-        y = torch.bmm(rows, weight)
+    batch, heads, length, _ = x.shape
+    if batch * length != 1 or not torch.compiler.is_compiling():
+        return plain.head_matmul(x, weight)
+    rows = plain.heads_first(x)  # one row, compiled: 1.3 to 2.1 times faster
+    y = (wide(weight) * wide(rows).transpose(1, 2)).sum(1, keepdim=True).to(x.dtype)
     return y.view(heads, batch, length, -1).transpose(0, 1)
 
 
 def shared_scores(q: Tensor, rows: Tensor) -> Tensor:
     """One key row for all heads: q [B, M, D], rows [B, L, D] -> [B, M, L]."""
-    if torch.compiler.is_compiling() and q.device.type == "cpu" and q.dtype == torch.float32:
+    if torch.compiler.is_compiling() and q.dtype == torch.float32:
         return (rows @ q.transpose(1, 2)).transpose(
             1, 2
         )  # L rows for the library's matmul: up to 1.3 times faster
-    return q @ rows.transpose(1, 2)
-
-
-def plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """The attention of an NPU here: operator by operator, the softmax in float32."""
-    scores = (q @ k.transpose(-1, -2)).float() * scale
-    return (scores if mask is None else scores + mask).softmax(-1).to(q.dtype) @ v
-
-
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """softmax(scale q k^T + mask) v. q [B, N, S, D], k [B, N, L, D], v [B, N, L, Dv], mask added to
-    the scores."""
-    if q.device.type == "npu":
-        return plain_attention(q, k, v, mask, scale)
-    if mask is not None and mask.dtype != q.dtype:
-        mask = mask.clamp(min=torch.finfo(q.dtype).min).to(
-            q.dtype
-        )  # float32's lowest number would become -inf
-    return F.scaled_dot_product_attention(q, k, v, mask, scale=scale)
+    return plain.shared_scores(q, rows)
 
 
 # ---- grouped matmul ------------------------------------------------------------------------------
-
-
-def group_of_rows(cumulative: Tensor, rows: int) -> Tensor:
-    """int64 [rows]: the group each row belongs to, E for rows past the last group."""
-    row = torch.arange(rows, device=cumulative.device)
-    return (row[:, None] >= cumulative).sum(-1)
 
 
 def grouped_matmul(x: Tensor, weight: Tensor | Sequence[Tensor], cumulative: Tensor) -> Tensor:
@@ -179,22 +149,11 @@ def grouped_matmul(x: Tensor, weight: Tensor | Sequence[Tensor], cumulative: Ten
     if not torch.compiler.is_compiling():
         return _grouped_eager(x, weight, cumulative)
     stacked = weight if isinstance(weight, Tensor) else torch.stack(list(weight))
-    if x.shape[0] <= GATHER_ROWS and x.device.type in ("cpu", "cuda"):
-        return _grouped_gather(x, stacked, cumulative)
+    if x.shape[0] <= GATHER_ROWS:
+        rows = _stored(x, *x.shape) if x.is_contiguous() else x
+        return plain.grouped_gather(rows, stacked, cumulative)
     y: Tensor = torch.ops.dsv3.grouped_matmul(x, stacked, cumulative)
     return y
-
-
-def _grouped_gather(x: Tensor, weight: Tensor, cumulative: Tensor) -> Tensor:
-    """Every row reads its own expert's weight. Only for inductor, which fuses the gather into the
-    product; eagerly weight[group] would be a copy (2 GB/s instead of 40 to 60)."""
-    group = group_of_rows(cumulative, x.shape[0])
-    dtype, x = x.dtype, wide(x)
-    x = _stored(x, *x.shape) if x.device.type == "cpu" and x.is_contiguous() else x
-    # [M, N, K] as a view of weights stored [E, N, K]: the sum runs along contiguous memory
-    chosen = weight.transpose(1, 2)[group.clamp(max=weight.shape[0] - 1)]
-    y = (wide(chosen) * x[:, None, :]).sum(-1)
-    return torch.where((group < weight.shape[0])[:, None], y, torch.nan).to(dtype)
 
 
 def _grouped_eager(x: Tensor, weight: Tensor | Sequence[Tensor], cumulative: Tensor) -> Tensor:
@@ -220,7 +179,7 @@ def _by_grouped_mm(x: Tensor, weight: Tensor) -> bool:
     better library."""
     return (
         not _plain
-        and x.device.type == "cpu"
+        and hasattr(F, "grouped_mm")  # torch 2.10
         and x.is_contiguous()
         and 4 * x.shape[0] >= weight.shape[0]
         and (
@@ -251,10 +210,10 @@ def _grouped_loop(x: Tensor, weight: Tensor | Sequence[Tensor], ends: Sequence[i
 
 
 @torch.library.custom_op("dsv3::grouped_matmul", mutates_args=())
-def _grouped_matmul_op(x: Tensor, weight: Tensor, cumulative: Tensor) -> Tensor:
+def grouped_matmul_op(x: Tensor, weight: Tensor, cumulative: Tensor) -> Tensor:
     return _grouped_eager(x, weight, cumulative)
 
 
-@_grouped_matmul_op.register_fake
+@grouped_matmul_op.register_fake
 def _(x: Tensor, weight: Tensor, cumulative: Tensor) -> Tensor:
     return x.new_empty(x.shape[0], weight.shape[-1])

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import cpu, grouped_forms
+from . import grouped_forms, plain, products
 from .checks import bad, dtype_of, for_device, one_of, readable, same_dtype, shape_of
 from .table import operator
 from .wide import unsupported, wide
@@ -206,11 +206,11 @@ def npu_grouped_matmul(
     rows, weights = x[0], weight[0] if len(weight) == 1 and weight[0].dim() == 3 else list(weight)
     cumulative = cumulative_groups(group_list, group_list_type or 0, len(weights))
     if bias is None:
-        return [cpu.grouped_matmul(rows, weights, cumulative)]
+        return [products.grouped_matmul(rows, weights, cumulative)]
     offsets = wide(bias[0] if len(bias) == 1 and bias[0].dim() == 2 else torch.stack(list(bias)))
-    group = cpu.group_of_rows(cumulative, len(rows)).clamp(max=len(weights) - 1)
+    group = plain.group_of_rows(cumulative, len(rows)).clamp(max=len(weights) - 1)
     exact = weights if isinstance(weights, list) else weights.unbind(0)
-    product = cpu.grouped_matmul(wide(rows), [wide(w) for w in exact], cumulative)
+    product = products.grouped_matmul(wide(rows), [wide(w) for w in exact], cumulative)
     return [(product + offsets[group]).to(rows.dtype)]
 
 

@@ -13,7 +13,7 @@ from dsv3_port.count.step_work import step_work
 from dsv3_port.count.traffic import count_traffic
 from dsv3_port.errors import PortError
 from dsv3_port.forecast.planner import active_params, kv_bytes_per_token, weight_bytes
-from dsv3_port.ops import cpu
+from dsv3_port.ops import plain
 from dsv3_port.plan import PortPlan
 from dsv3_port.steps import STEPS
 from tests.random_models import CONFIG, random_model
@@ -31,7 +31,7 @@ def test_launches_are_those_of_a_run_with_values(rung, tokens, monkeypatch):
     cache = model.new_cache(2, 9)
     cache.fill_random(9 - tokens)
     monkeypatch.setattr(
-        ops, "attention", cpu.plain_attention
+        ops, "attention", plain.plain_attention
     )  # a CPU has it as one operator, an NPU has not
     ids = torch.arange(2 * tokens).view(2, tokens)
     ran = count_ops(lambda: model(ids, cache=cache))
