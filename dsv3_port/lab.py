@@ -28,7 +28,6 @@ MODULES = {
     "plots": "plots.bars plots.curves plots.forecast plots.memory plots.operators plots.routing "
     "plots.sharding plots.style",
     "profiler": "bench.profiler plots.profile",
-    "ranks": "check.rank_calls",
     "record": "bench.record",
     "roofline": "forecast.roofline",
     "rounding": "plots.rounding",
@@ -79,7 +78,7 @@ MEMBERS = {
     "check.gate": "strict_gate stressed",
     "check.greedy": "check_greedy",
     "check.peer": "peer_model",
-    "check.rank_calls": "logits_of_rank tokens_of_rank",
+    "check.rank_calls": "tokens_of_rank",
     "count.operators": "count_ops",
     "count.activations": "expert_load module_args module_call",
     "count.copies": "addresses addresses_over append_bytes",

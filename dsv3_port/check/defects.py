@@ -7,12 +7,8 @@ Source: Ascend/torchair, npu_tuned_model/llm/deepseek_v3, commits 6c8a54eb (2025
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
-
-from ..parallel import TensorParallel, all_gather
 
 
 def sliced_rows(weight: Tensor, rank: int, width: int) -> Tensor:
@@ -38,34 +34,3 @@ def gathered_without_move(flat: Tensor, shape: torch.Size) -> Tensor:
     """flat [W*B, S, V/W] as the collective leaves it -> [B, S, V] by a reshape alone: right for B =
     1 only."""
     return flat.reshape(*shape[:-1], -1)
-
-
-@dataclass(frozen=True)
-class MixedRows(TensorParallel):
-    """The gather after b8d9a33f: the rank axis is not moved behind the batch, so rows of different
-    ranks mix."""
-
-    def all_gather_last(self, x: Tensor) -> Tensor:
-        if self.world_size == 1:
-            return x
-        x = x.contiguous()
-        flat = x.new_empty((self.world_size * x.shape[0], *x.shape[1:]))
-        all_gather(flat, x, group=self.group)
-        return gathered_without_move(flat, x.shape)
-
-
-@dataclass(frozen=True)
-class ThrownAway(TensorParallel):
-    """The gather after 6c8a54eb: the result was not assigned, and sampling saw this rank's part of
-    the vocabulary."""
-
-    def all_gather_last(self, x: Tensor) -> Tensor:
-        MixedRows.all_gather_last(self, x)  # type: ignore[arg-type]
-        return x
-
-
-GATHERS: dict[str, type[TensorParallel]] = {
-    "right": TensorParallel,
-    "rows mixed": MixedRows,
-    "thrown away": ThrownAway,
-}

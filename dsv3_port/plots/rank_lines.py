@@ -74,7 +74,7 @@ def _together(
         longest = max(both)
         for rank, length in enumerate(both):
             y = rank * 1.3
-            box(ax, time, y, length, _HIGH, BLUE, name if length > 0.9 else "", SMALL, lw=1)
+            box(ax, time, y, length, _HIGH, BLUE, name if length > 0.55 else "", SMALL, lw=1)
             _wait(ax, time + length, y, longest - length)
         box(ax, time + longest, 0, after, 1.3 + _HIGH, colour, lw=1)
         time += longest + after

@@ -59,7 +59,7 @@ def step_split(times: WorldTimes) -> LabFigure:
     for other ranks.
 
     Medians of rank 0. Waiting is what remains of the time within collectives, and holds the
-    scheduler's work too. A busy machine's bars are grey and say no number.
+    scheduler's work too. A busy machine's bars are grey, not split, and say no number.
     """
     records = times.results.records
     busy = busy_text(records)
@@ -73,26 +73,28 @@ def step_split(times: WorldTimes) -> LabFigure:
         step, inside, alone = (
             statistics.median(v) * 1e3 for v in (found.steps, found.inside, found.alone)
         )
+        if busy:
+            ax.barh(y, step, 0.7, color=GREY, hatch="..", edgecolor=PAPER)
+            said.append(name)
+            continue
         parts = {
             "computing": max(0.0, step - inside),
             "moving": min(alone, inside),
             "waiting": max(0.0, inside - alone),
         }
-        colours = (GREY, LIGHT, PAPER) if busy else (BLUE, ORANGE, GREY)
         bar = [
-            (width, colour, f"{width:.1f}" if width > 0.07 * widest and not busy else "")
-            for width, colour in zip(parts.values(), colours, strict=True)
+            (width, colour, f"{width:.1f}" if width > 0.07 * widest else "")
+            for width, colour in zip(parts.values(), (BLUE, ORANGE, GREY), strict=True)
         ]
         left = stack(ax, y, bar, 0.7, list(parts) if y == 0 else ())
         text = seconds_text(step / 1e3)
         text += f", {found.share:.0%} in collectives" if inside else ""
-        if not busy:
-            ax.text(left + 0.012 * widest, y, text, va="center", fontsize=SMALL)
-        ms = ", ".join(f"{n} {w:.2f} ms" for n, w in parts.items())
-        said.append(name if busy else f"{name} {text}, {ms}")
+        ax.text(left + 0.012 * widest, y, text, va="center", fontsize=SMALL)
+        said.append(f"{name} {text}, " + ", ".join(f"{n} {w:.2f} ms" for n, w in parts.items()))
     name_rows(ax, list(times.worlds), 0.5, 0.5, grid=True)
     ax.set_xlim(0, widest * 1.4)
     ax.set_xlabel("time of a decode step, ms (shorter is better)")
     ax.set_title(busy)
-    fig.legend(loc="outside upper center", ncols=3)
+    if not busy:
+        fig.legend(loc="outside upper center", ncols=3)
     return finish(fig, "Stacked bars of a decode step: " + "; ".join(said) + ".", note)

@@ -81,3 +81,22 @@ def test_two_processes_are_the_whole_model(monkeypatch):
     proof = over_ranks(fitted)
     assert proof and proof.same and proof.tokens and "with your code" in proof.summary()
     assert 'role="status"' in proof._repr_html_() and "✔" in proof._repr_html_()
+
+
+def test_the_proofs_processes_run_a_wrong_gather_too():
+    """Two sequences' parts in one row, on real ranks as in one process."""
+    fitted = fit(read("09.arrange", slots()["09.arrange"].stub, "cell.py"), base())
+    proof = over_ranks(fitted, wrong=["reshape alone"])
+    assert proof and "with finished code" in proof.summary()
+    right, mixed = (
+        r.moments["prompt"]["logits"].squeeze(1)
+        for r in (proof.whole, proof.wrong["reshape alone"][0])
+    )
+    half = right.shape[-1] // 2
+    row0 = torch.cat((right[0, :half], right[1, :half]))
+    assert torch.allclose(mixed[0], row0, atol=1e-4 * float(right.abs().max()))
+    twin = twin_of(
+        fitted.slot, base(), rooms.Sent(fitted.slot.wrong["reshape alone"].source, "arrange", "<w>")
+    )
+    alone = rooms.record_gate(twin).moments["prompt"]["logits"].squeeze(1)
+    assert torch.allclose(mixed, alone, atol=1e-4 * float(right.abs().max()))

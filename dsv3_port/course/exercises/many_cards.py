@@ -1,4 +1,4 @@
-"""Exercises of 09_many_cards."""
+"""Exercise of 09_many_cards: where the all-reduce of a MoE layer stands."""
 
 from __future__ import annotations
 
@@ -9,91 +9,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import Exercise
-
-# ---- repair the gather ---------------------------------------------------------------------------
-
-
-def _right(flat: Tensor, world: int) -> Tensor:
-    parts = flat.unflatten(0, (world, -1))  # [W, B, S, V/W]
-    return parts.movedim(0, -2).flatten(-2)
-
-
-def _reshaped(flat: Tensor, world: int) -> Tensor:
-    batch = flat.shape[0] // world
-    return flat.reshape(batch, flat.shape[1], -1)
-
-
-def _batch_first(flat: Tensor, world: int) -> Tensor:
-    return _right(flat.unflatten(0, (-1, world)).transpose(0, 1).flatten(0, 1), world)
-
-
-def _interleaved(flat: Tensor, world: int) -> Tensor:
-    return flat.unflatten(0, (world, -1)).movedim(0, -1).flatten(-2)
-
-
-def _first_part(flat: Tensor, world: int) -> Tensor:
-    return flat[: flat.shape[0] // world]
-
-
-def _summed(flat: Tensor, world: int) -> Tensor:
-    return flat.unflatten(0, (world, -1)).sum(0)
-
-
-_GATHERS = {
-    "reshape alone": (
-        _reshaped,
-        "This is the old sample's line: right for one sequence, and with two the first row gets rank 0's "
-        "vocabulary of both sequences. The rank axis is outermost; it must move behind S before it is "
-        "merged with V/W.",
-    ),
-    "batch before rank": (
-        _batch_first,
-        "You read the leading axis as [B, W]. The collective puts whole ranks one after the other: "
-        "rows 0 to B-1 are all of rank 0, so it is [W, B].",
-    ),
-    "vocabulary interleaved": (
-        _interleaved,
-        "You moved the rank axis behind V/W: token ids come out as 0 of rank 0, 0 of rank 1, "
-        "and so on. A rank holds neighbouring ids, so the rank axis belongs before V/W.",
-    ),
-    "one part": (
-        _first_part,
-        "You return one rank's part of the vocabulary: sampling can then choose only those tokens. The old "
-        "sample shipped that for seven weeks.",
-    ),
-    "summed": (
-        _summed,
-        "You added the parts. A sum belongs to a row cut, whose parts are partial sums; the head is a column "
-        "cut, whose parts stand side by side.",
-    ),
-}
-
-
-def _check_gather(answer: Any) -> str | None:
-    cases = [
-        (torch.arange(world * batch * 3 * 4.0).view(world * batch, 3, 4), world)
-        for world, batch in ((2, 1), (2, 2), (3, 2))
-    ]
-    got = [answer(flat.clone(), world) for flat, world in cases]
-    if not all(isinstance(g, Tensor) for g in got):
-        return f"gather must return a tensor, not {type(got[0]).__name__}."
-
-    def same_as(form: Any) -> bool:
-        return all(torch.equal(g, form(*case)) for g, case in zip(got, cases, strict=True))
-
-    if same_as(_right):
-        return None
-    for name, (form, _) in _GATHERS.items():
-        if same_as(form):
-            return name
-    want = _right(*cases[1])
-    return (
-        f"For two ranks and two sequences the first row should start {want[0, 0].tolist()}; yours has shape "
-        f"{list(got[1].shape)} and starts {got[1].flatten()[:8].tolist()}."
-    )
-
-
-# ---- place the all-reduce ------------------------------------------------------------------------
 
 POINTS = ("gate_up", "swiglu", "routed", "shared", "sum", "residual")
 _RANKS, _HIDDEN, _WIDTH = 2, 4, 6
@@ -199,23 +114,6 @@ def _check_places(answer: Any) -> str | None:
 
 
 EXERCISES = (
-    Exercise(
-        id="09.gather",
-        notebook="09_many_cards",
-        title="Repair the gather",
-        minutes=8,
-        difficulty=2,
-        check=_check_gather,
-        function="gather(flat, world) that turns [W*B, S, V/W] into [B, S, V].",
-        wrong=dict(_GATHERS),
-        solution="""
-def gather(flat, world):
-    parts = flat.unflatten(0, (world, -1))   # [W, B, S, V/W]
-    return parts.movedim(0, -2).flatten(-2)  # [B, S, W, V/W] -> [B, S, V]
-
-answer = gather
-""",
-    ),
     Exercise(
         id="09.all_reduce",
         notebook="09_many_cards",
