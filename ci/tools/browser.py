@@ -125,6 +125,15 @@ class Page:
         self.call("Input.dispatchKeyEvent", type="keyDown", **common, **text)
         self.call("Input.dispatchKeyEvent", type="keyUp", **common)
 
+    def write(self, text: str) -> None:
+        """Key by key, as a person types; a new line is Enter."""
+        for sign in text:
+            if sign == "\n":
+                self.press("Enter")
+            else:
+                self.call("Input.dispatchKeyEvent", type="keyDown", key=sign, text=sign)
+                self.call("Input.dispatchKeyEvent", type="keyUp", key=sign)
+
     def picture(self, file: Path, whole: bool = False) -> None:
         """Save what the window shows, or the whole page, as PNG."""
         file.parent.mkdir(parents=True, exist_ok=True)

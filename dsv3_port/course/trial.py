@@ -62,8 +62,10 @@ def try_out(
 ) -> Trial:
     """All judges. toy=False leaves out the small inputs: what the model alone would find."""
     if mine.function is None or mine.function is ... or is_empty(mine.text, slot.name):
-        text = f"The finished code runs. Write {slot.name} and run this cell again."
-        return Trial(Verdict(slot, "empty", text, "当前使用参考实现；写出函数后重新运行本单元。"))
+        text = f"The finished code runs. Write {slot.name}, run its cell, then this one."
+        return Trial(
+            Verdict(slot, "empty", text, "当前使用参考实现；写出函数并运行其单元，再运行本单元。")
+        )
     if other := other_parameters(mine.function, slot):
         return Trial(named(slot, other, "wrong"))
     if toy:

@@ -141,6 +141,71 @@ def test_all_cells_run(page, server, name):
         )
 
 
+WRONG = """q = torch.cat((q_nope @ w_k, q_rope), -1)
+scores = (q @ rows.transpose(-1, -2)) * rows.shape[-1] ** -0.5 + mask
+weights = scores.softmax(-1).to(rows.dtype)
+return weights @ rows[..., : w_k.shape[-1]] @ w_v"""
+RIGHT = WRONG.replace("rows.shape[-1] ** -0.5", "scale")
+AT = f"""(name => {PANEL}.content.widgets.findIndex(w => w.model.id === name))"""
+HTML = f"""(name => {PANEL}.content.widgets[{AT}(name)].model.outputs.toJSON().map(o =>
+    String(o.data?.['text/html'] || o.data?.['text/markdown'] || o.text || o.evalue || '')).join('\\n'))"""
+
+
+def run_cell(page, name: str, seconds: float = 120) -> str:
+    """Run one cell by its id, as Shift+Enter does, and give what it shows as HTML."""
+    page.run(f"{PANEL}.content.activeCellIndex = {AT}('{name}')")
+    command(page, "notebook:run-cell")
+    ran = f"{PANEL}.content.widgets[{AT}('{name}')]"
+    page.wait(f"{KERNEL} === 'idle' && {ran}.prompt !== '*' && {ran}.prompt !== ''", seconds, name)
+    page.run(f"{PANEL}.content.scrollToItem({AT}('{name}'))")
+    return page.run(f"{HTML}('{name}')")
+
+
+def type_body(page, body: str) -> None:
+    """The stub's three dots are replaced by `body`, with keys only."""
+    page.run(f"{PANEL}.content.activeCellIndex = {AT}('mla-yours')")
+    command(page, "notebook:enter-edit-mode")
+    page.wait(f"{PANEL}.content.mode === 'edit'", 10, "the cell can be written in")
+    page.press("End", 35, modifiers=2)
+    for _ in "...":
+        page.press("Backspace", 8)
+    page.write(body)
+    page.press("Escape")
+    written = page.run(f"{PANEL}.content.widgets[{AT}('mla-yours')].model.sharedModel.getSource()")
+    assert [line.strip() for line in written.splitlines()[-4:]] == body.splitlines(), written
+
+
+def test_a_learner_writes_a_wrong_answer_sees_the_hint_and_then_the_bar(page, server):
+    """Notebook 02, with a person's keys: empty, wrong with its own hint and text, right with its line
+    in the plot."""
+    open_notebook(page, server, "02_mla_low_rank")
+    page.run(f"{PANEL}.content.activeCellIndex = {AT}('mla-judge')")
+    command(page, "notebook:run-all-above")
+    page.wait(f"{KERNEL} === 'busy'", 30, "the first cell starts")
+    page.wait(IDLE, 240, "the cells above have run")
+    stub = page.run(f"{PANEL}.content.widgets[{AT}('mla-yours')].model.sharedModel.getSource()")
+    assert 'data-state="empty"' in run_cell(page, "mla-judge")
+    type_body(page, WRONG)
+    run_cell(page, "mla-yours")
+    said = run_cell(page, "mla-judge")
+    assert 'data-state="wrong"' in said and "whose width is the scale" in said, said[:500]
+    seen = "[...document.querySelectorAll('[data-state=wrong][role=status]')]"
+    assert page.run(f"{seen}.some(e => e.innerText.includes('whose width is the scale'))")
+    run_cell(page, "mla-equivalence")
+    text = run_cell(page, "mla-text")
+    assert "text, your code" in text and "▸" in text and "text, finished code" in text
+    source = json.dumps(stub)
+    page.run(f"{PANEL}.content.widgets[{AT}('mla-yours')].model.sharedModel.setSource({source})")
+    type_body(page, RIGHT)
+    run_cell(page, "mla-yours")
+    said = run_cell(page, "mla-judge")
+    assert 'data-state="right"' in said and "16 calls of your function" in said, said[:500]
+    assert "yours code equals transformers" in run_cell(page, "mla-equivalence")
+    run_cell(page, "mla-measure", 400)
+    assert "yours" in run_cell(page, "mla-plot")
+    page.wait(DRAWN, 30, "the plot with the learner's line is on the screen")
+
+
 def test_a_running_cell_shows_its_bar_is_interrupted_and_the_kernel_restarts(page, server):
     open_notebook(page, server, "08_aclgraph")
     page.run(f"(() => {{ const nb = {PANEL}.content; nb.activeCellIndex = 3; }})()")

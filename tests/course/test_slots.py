@@ -99,7 +99,8 @@ def test_a_right_answer_is_right(slot_id, name):
     assert fitted.code == "yours" and fitted.timed == {"yours": fitted.model}
     assert fitted.model is fitted.tried and list(fitted.on(base_of(slot_id))) == ["yours"]
     if s.calls is not None:
-        assert f"{s.calls(fitted.finished, 4)} calls of your function" in str(fitted)
+        due = s.calls(fitted.finished, 4)
+        assert f"{due} call{'s' * (due > 1)} of your function" in str(fitted)
     page = fitted._repr_html_()
     assert 'role="status"' in page and 'data-state="right"' in page and "<details>" in page
 
