@@ -25,7 +25,7 @@ class PortPlan:
 
     tensor_parallel: bool = False
     attention: Literal["expanded", "low_rank"] = "expanded"
-    prefill_attention: Literal["expanded", "plain", "absorbed"] = "expanded"
+    prefill_attention: Literal["expanded", "absorbed", "plain"] = "expanded"
     experts: Literal["loop", "grouped"] = "loop"
     npu_routing_kernel: bool = True
     group_mask: Literal["scatter", "one_hot"] = "scatter"
