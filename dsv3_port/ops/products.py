@@ -23,7 +23,10 @@ Form = Callable[..., Tensor]
 LINEAR: dict[str, Form] = {"cpu": cpu.linear}
 HEAD_MATMUL: dict[str, Form] = {"cpu": cpu.head_matmul}
 SHARED_SCORES: dict[str, Form] = {"cpu": cpu.shared_scores}
-ATTENTION: dict[str, Form] = {"npu": plain.plain_attention}
+ATTENTION: dict[str, Form] = {
+    "npu": plain.plain_attention,
+    "meta": plain.plain_attention,  # where shapes are counted: each product as itself
+}
 GROUPED_MATMUL: dict[str, Form] = {"cuda": cuda.grouped_matmul}
 
 
