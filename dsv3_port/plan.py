@@ -17,14 +17,15 @@ class PortPlan:
     is correct when run eagerly; `graph_blockers` says which forms a graph needs.
 
     Options that are not steps of their own: `prefill_attention` (of mla_low_rank: how it computes
-    several queries at once), `npu_routing_kernel` (of gmm_routing: npu_moe_* routing operators, else
+    several queries at once; "expanded" by fused kernels where the device has them, "plain" with all
+    scores [B, N, S, L] in memory), `npu_routing_kernel` (of gmm_routing: npu_moe_* routing operators, else
     sort and count in torch), `group_mask_value` (the old sample and Hugging Face's first code used
     0.0, DeepSeek's own -inf).
     """
 
     tensor_parallel: bool = False
     attention: Literal["expanded", "low_rank"] = "expanded"
-    prefill_attention: Literal["expanded", "absorbed"] = "expanded"
+    prefill_attention: Literal["expanded", "absorbed", "plain"] = "expanded"
     experts: Literal["loop", "grouped"] = "loop"
     npu_routing_kernel: bool = True
     group_mask: Literal["scatter", "one_hot"] = "scatter"

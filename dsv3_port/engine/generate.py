@@ -48,6 +48,7 @@ def generate(
     pad_to: int | None = None,
     limit: int | None = None,
     caches: Caches | None = None,
+    prefill_chunk: int = 0,
     on_token: Callable[[int, str], None] | None = None,
 ) -> list[Generation]:
     """Continue every prompt (text, or chat messages): each is prefilled alone, then all are decoded
@@ -59,7 +60,8 @@ def generate(
     model.config (of the tokenizer, where that names none), the batch when all have.
 
     pad_to fixes the prompt length for graphs, limit (INPUT_MAX_LEN) refuses longer prompts. caches
-    that fit are used again, so that graphs find them where they were.
+    that fit are used again, so that graphs find them where they were. prefill_chunk: positions of a
+    prompt computed at once, 0: all.
     on_token(row, new text) is called as text appears.
     """
     if max_new_tokens < 1:
@@ -80,7 +82,7 @@ def generate(
     streamer = TextStreamer(tokenizer, len(rows), stop, on_token)
 
     start = time.perf_counter()
-    token, firsts = _prefill(model, ids, mask, caches, sample, streamer, start)
+    token, firsts = _prefill(model, ids, mask, caches, prefill_chunk, sample, streamer, start)
     steps = _decode(model, token, caches.batch, sample, streamer, max_new_tokens - 1)
     pace = statistics.median(steps) if steps else 0.0
     return [
@@ -122,7 +124,7 @@ class Caches:
         return cls(model.new_cache(1, width), model.new_cache(batch, width + max_new_tokens))
 
 
-def warm_up(model: DeepseekV3, caches: Caches) -> float:
+def warm_up(model: DeepseekV3, caches: Caches, prefill_chunk: int = 0) -> float:
     """One prefill and two decode steps of these shapes, which compiles them where the model is a
     graph; seconds."""
     start = time.perf_counter()
@@ -130,7 +132,7 @@ def warm_up(model: DeepseekV3, caches: Caches) -> float:
     caches.batch.reset()
     for row in range(caches.batch.batch):
         caches.one.reset()
-        model(ids, torch.ones_like(ids), caches.one)
+        model.prefill(ids, torch.ones_like(ids), caches.one, prefill_chunk)
         _adopt(caches.batch, caches.one, row)
     for _ in range(min(2, caches.batch.max_length - caches.batch.length)):
         model(ids[:, :1].expand(caches.batch.batch, 1).contiguous(), cache=caches.batch).argmax(
@@ -144,6 +146,7 @@ def _prefill(
     ids: Tensor,
     mask: Tensor,
     caches: Caches,
+    chunk: int,
     sample: Sampler,
     streamer: TextStreamer,
     start: float,
@@ -157,7 +160,7 @@ def _prefill(
     tokens, seconds = [], []
     for row in range(len(ids)):
         caches.one.reset()
-        logits = model(ids[row : row + 1], mask[row : row + 1], caches.one)
+        logits = model.prefill(ids[row : row + 1], mask[row : row + 1], caches.one, chunk)
         token, chosen = sample.drawn(logits[:, -1], row)
         streamer.add(chosen, row)
         seconds.append(time.perf_counter() - start)

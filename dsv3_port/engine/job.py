@@ -169,7 +169,7 @@ def run_rank(parallel: TensorParallel, job: Job, card: int | None = None) -> Job
         s.graph != "eager"
     ):  # shapes and places are fixed: compile and capture before anything is timed
         caches = Caches.make(model, size, s.input_max_len, s.max_new_tokens)
-        warming = warm_up(model, caches)
+        warming = warm_up(model, caches, job.settings.prefill_chunk)
     start = time.perf_counter()
     done: list[Generation] = []
     for at in range(0, len(job.prompts), size):
@@ -229,6 +229,7 @@ def _run_batch(
         pad_to=s.input_max_len if _pads(job) else None,
         limit=s.input_max_len,
         caches=caches,
+        prefill_chunk=s.prefill_chunk,
         on_token=(lambda row, text: tell(text)) if tell and streams else None,
     )[:count]
     if tell:

@@ -87,6 +87,13 @@ class Settings:
         "default",
         "chat",
     )
+    prefill_chunk: int = setting(
+        "PREFILL_CHUNK",
+        0,
+        "positions of a prompt computed at once, so that long prompts need no more memory; 0: all",
+        at_least=0,
+        in_sample=False,
+    )
     exe_mode: str = setting(
         "EXE_MODE", "eager", "operator by operator, or compiled graphs", "eager", "dynamo"
     )

@@ -21,8 +21,10 @@ class StepInputs:
     """What all layers of one forward call share."""
 
     positions: Tensor  # [B, S]
-    # [B, 1, S, L] added to the scores: 0 visible, the dtype's lowest number hidden
-    mask: Tensor
+    # [B, 1, S, L] added to the scores: 0 visible, the dtype's lowest number hidden;
+    # None where `causal_attention` needs none
+    mask: Tensor | None
+    pad: Tensor  # [B] left padding
     first: bool  # nothing was cached before: attention needs the new keys only
     cos: Tensor | None = None  # [B, 1, S, Dr]; None: every layer makes its own
     sin: Tensor | None = None
@@ -89,9 +91,12 @@ class LatentProjections(nn.Module):
         return self.o_proj(heads_out.transpose(1, 2).flatten(2))
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float
+) -> Tensor:
     """softmax(scale q k^T + mask) v with the softmax in float32. [B, N, S, D], [B, N,
     L, D], [B, N, L, Dv]."""
+    assert mask is not None
     scores = (q @ k.transpose(-1, -2)).float() * scale + mask
     return scores.softmax(-1).to(q.dtype) @ v
 
@@ -143,13 +148,14 @@ class LowRankAttention(LatentProjections):
 
     scores = q_nope (w_k latent) = (q_nope w_k) latent, so the cache keeps only latent
     and k_rope, one row for all heads. Several queries at once (prefill) share their
-    keys, and expanding is cheaper there (`prefill_attention`).
+    keys, and expanding is cheaper there (`prefill_attention`): by fused kernels, or as
+    upstream with all scores in memory ("plain").
     """
 
     def __init__(self, ctx: BuildContext) -> None:
         super().__init__(ctx)
         c = ctx.config
-        self.absorb_prefill = ctx.plan.prefill_attention == "absorbed"
+        self.prefill = ctx.plan.prefill_attention
         self.kv_b_proj_w_k = ctx.empty(self.heads, c.qk_nope_head_dim, c.kv_lora_rank)
         self.kv_b_proj_w_v = ctx.empty(self.heads, c.kv_lora_rank, c.v_head_dim)
 
@@ -167,12 +173,16 @@ class LowRankAttention(LatentProjections):
             (all_rows,) = cache.update(layer, rows)
             if not inputs.first:
                 rows = all_rows
-        inner = (
-            self.absorbed
-            if hidden.shape[1] == 1 or self.absorb_prefill
-            else self.expanded
-        )
-        return self.output(inner(q_nope, q_rope, rows, inputs.mask))
+        if inputs.mask is None:
+            k_nope, k_rope, v = self.keys_values(rows)
+            heads_out = ops.causal_attention(
+                (q_nope, q_rope), (k_nope, k_rope), v, inputs.pad, self.scale
+            )
+        elif hidden.shape[1] == 1 or self.prefill == "absorbed":
+            heads_out = self.absorbed(q_nope, q_rope, rows, inputs.mask)
+        else:
+            heads_out = self.expanded(q_nope, q_rope, rows, inputs.mask)
+        return self.output(heads_out)
 
     def absorbed(
         self, q_nope: Tensor, q_rope: Tensor, rows: Tensor, mask: Tensor
@@ -202,6 +212,14 @@ class LowRankAttention(LatentProjections):
         self, q_nope: Tensor, q_rope: Tensor, rows: Tensor, mask: Tensor
     ) -> Tensor:
         """Keys and values of each head from the rows, as upstream."""
+        k_nope, k_rope, v = self.keys_values(rows)
+        q, k = torch.cat((q_nope, q_rope), -1), torch.cat((k_nope, k_rope), -1)
+        inner = attend if self.prefill == "plain" else ops.attention
+        return inner(q, k, v, mask, self.scale)
+
+    def keys_values(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """rows [B, 1, L, R + Dr] -> k_nope [B, N, L, Dn], k_rope [B, N, L, Dr] (one for
+        all heads), v [B, N, L, Dv]."""
         latent, k_rope = rows.split(
             [self.config.kv_lora_rank, self.config.qk_rope_head_dim], -1
         )
@@ -213,11 +231,11 @@ class LowRankAttention(LatentProjections):
                 .transpose(1, 2)
             )
 
-        k = torch.cat(
-            (per_head(self.kv_b_proj_w_k), k_rope.expand(-1, self.heads, -1, -1)), -1
+        return (
+            per_head(self.kv_b_proj_w_k),
+            k_rope.expand(-1, self.heads, -1, -1),
+            per_head(self.kv_b_proj_w_v.transpose(1, 2)),
         )
-        v = per_head(self.kv_b_proj_w_v.transpose(1, 2))
-        return ops.attention(torch.cat((q_nope, q_rope), -1), k, v, mask, self.scale)
 
 
 ATTENTION: dict[str, type[ExpandedAttention] | type[LowRankAttention]] = {

@@ -8,6 +8,7 @@ Dn+Dr] and values [B, N, L, Dv], LowRankAttention one latent row [B, 1, L, R+Dr]
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import torch
@@ -94,6 +95,11 @@ class Cache:
     def update(self, layer: int, *new: Tensor) -> list[Tensor]:
         raise NotImplementedError
 
+    def narrow(self, length: int) -> Cache:
+        """A cache of the first `length` positions in the same memory; `slot` and `pad`
+        are shared, `length` isn't. Where a form has no room to spare: itself."""
+        return self
+
     def rewind(self, length: int) -> None:
         raise NotImplementedError
 
@@ -162,6 +168,14 @@ class FixedCache(Cache):
             if written is not kept[i]:  # another form than ours may make a new tensor
                 kept[i] = written
         return kept
+
+    def narrow(self, length: int) -> Cache:
+        if self.write is not write_at_slot:  # it may make new tensors
+            return self
+        part = copy.copy(self)
+        part.max_length = length
+        part.buffers = [[t[:, :, :length] for t in layer] for layer in self.buffers]
+        return part
 
     def rewind(self, length: int) -> None:
         """Forget all but the first `length` positions; what lies behind is masked until

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from .. import ops
 from ..config import DeepseekV3Config
 from ..errors import PortError
 from ..ops.providers import GroupedMatmul, by_torch_npu
@@ -113,6 +114,12 @@ class DeepseekV3(nn.Module):
         self.write: Write = write_at_slot  # of the fixed caches that `new_cache` makes
         # None: as `visible_keys`, from the positions that a step has anyway
         self.visible: Visible | None = None
+        # a prompt needs no mask then
+        self.fused_prefill = (
+            ctx.plan.attention == "low_rank"
+            and ctx.plan.prefill_attention == "expanded"
+            and ops.prompt_without_mask(torch.device(ctx.device).type)
+        )
         self.run_step = (
             self.forward_step
         )  # engine/graph.py puts a compiled or captured one here,
@@ -161,6 +168,44 @@ class DeepseekV3(nn.Module):
         cache.require_capacity(input_ids.shape[1])
         if first:
             cache.pad.copy_(pad)
+        return self._advance(input_ids, cache, first)
+
+    @torch.no_grad()
+    def prefill(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        cache: Cache,
+        chunk: int = 0,
+    ) -> Tensor:
+        """`forward` of a prompt into an empty cache, `chunk` positions at a time (0:
+        all at once), so that no tensor grows with the prompt but its cache; the last
+        chunk's logits.
+
+        The first chunk is the remainder: a graph meets two shapes. Without a graph a
+        chunk reads the filled part of the cache, in a graph all of it.
+        """
+        length = input_ids.shape[1]
+        if not 0 < chunk < length:
+            return self(input_ids, attention_mask, cache)
+        if cache.length:
+            raise PortError(
+                f"prefill: the cache holds {cache.length} positions already"
+            )
+        pad = self._check(input_ids, attention_mask, cache, True)
+        cache.require_capacity(length)
+        cache.pad.copy_(pad)
+        eager = self.run_step == self.forward_step
+        start = 0
+        for end in range(length % chunk or chunk, length + 1, chunk):
+            part = cache.narrow(end) if eager else cache
+            logits = self._advance(input_ids[:, start:end], part, start == 0)
+            if part is not cache:
+                cache.advance(end - start)
+            start = end
+        return logits
+
+    def _advance(self, input_ids: Tensor, cache: Cache, first: bool) -> Tensor:
         logits = self.run_step(input_ids, cache.pad, cache, first)
         cache.advance(input_ids.shape[1])
         return logits
@@ -190,6 +235,11 @@ class DeepseekV3(nn.Module):
                 if isinstance(cache, FixedCache)
                 else cache.buffers[0][0].shape[2] + new
             )
+        inputs = StepInputs((query - pad.unsqueeze(1)).clamp(min=0), None, pad, first)
+        if self.rotary_emb is not None:
+            inputs.cos, inputs.sin = self.rotary_emb(inputs.positions, self.dtype)
+        if first and new > 1 and self.visible is None and self.fused_prefill:
+            return inputs
         if self.visible is None:
             visible = _sees(query, keys, pad)
         else:
@@ -197,10 +247,9 @@ class DeepseekV3(nn.Module):
             visible = self.visible(slot, new, keys, pad)
         # the lowest number and not -inf: a padding query sees nothing, and its softmax
         # must not be NaN
-        mask = torch.where(visible, 0.0, torch.finfo(torch.float32).min).unsqueeze(1)
-        inputs = StepInputs((query - pad.unsqueeze(1)).clamp(min=0), mask, first)
-        if self.rotary_emb is not None:
-            inputs.cos, inputs.sin = self.rotary_emb(inputs.positions, self.dtype)
+        inputs.mask = torch.where(
+            visible, 0.0, torch.finfo(torch.float32).min
+        ).unsqueeze(1)
         return inputs
 
     def _check(

@@ -25,7 +25,14 @@ from .moe_dispatch import (
 from .moe_gating import npu_moe_gating_top_k
 from .norm import npu_add_rms_norm, npu_add_rms_norm_cast, npu_rms_norm
 from .paged_cache import npu_scatter_pa_kv_cache, npu_scatter_pa_kv_cache_functional
-from .products import attention, head_matmul, linear, shared_scores
+from .products import (
+    attention,
+    causal_attention,
+    head_matmul,
+    linear,
+    prompt_without_mask,
+    shared_scores,
+)
 from .quant_fusions import npu_add_rms_norm_dynamic_quant, npu_dequant_swiglu_quant
 from .quant_matmul import npu_quant_matmul
 from .quantise import npu_dynamic_quant, npu_quantize, npu_trans_quant_param
@@ -40,6 +47,7 @@ from .token_permute import (
 __all__ = [
     "OPERATORS",
     "attention",
+    "causal_attention",
     "head_matmul",
     "linear",
     "npu_add_rms_norm",
@@ -80,5 +88,6 @@ __all__ = [
     "npu_transpose_batchmatmul",
     "scatter_update",
     "scatter_update_",
+    "prompt_without_mask",
     "shared_scores",
 ]

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -48,7 +50,33 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float
         mask = mask.clamp(min=torch.finfo(q.dtype).min).to(
             q.dtype
         )  # float32's lowest number would become -inf
-    return F.scaled_dot_product_attention(q, k, v, mask, scale=scale)
+    return _fused_attention(q, k, v, mask, False, scale)
+
+
+def causal_attention(
+    q: Sequence[Tensor], k: Sequence[Tensor], v: Tensor, pad: Tensor, scale: float
+) -> Tensor:
+    """Shapes as products.causal_attention; largest tensor [B, N, S, D + 1]."""
+    batch, heads, length, _ = v.shape
+    # one more number in each key, multiplied by 1 in each query: 0, or so low that softmax gives 0
+    hidden = torch.arange(length, device=v.device) < pad.unsqueeze(1)
+    low = hidden.to(v.dtype) * (torch.finfo(v.dtype).min / 4)
+    query = torch.cat((*q, v.new_ones(1, 1, 1, 1).expand(batch, heads, length, 1)), -1)
+    key = torch.cat((*k, low.view(batch, 1, length, 1).expand(batch, heads, length, 1)), -1)
+    return _fused_attention(query, key, v, None, True, scale)
+
+
+def _fused_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float
+) -> Tensor:
+    """torch's fused kernels take one width for all three; where they differ (here always) torch
+    computes the scores [B, N, S, L] in memory, several times over. Zeros behind change nothing."""
+    width = max(q.shape[-1], v.shape[-1])
+    q, k, wide_v = (
+        F.pad(x, (0, width - x.shape[-1])) if x.shape[-1] < width else x for x in (q, k, v)
+    )
+    out = F.scaled_dot_product_attention(q, k, wide_v, mask, is_causal=causal, scale=scale)
+    return out[..., : v.shape[-1]]
 
 
 def group_of_rows(cumulative: Tensor, rows: int) -> Tensor:

@@ -7,7 +7,7 @@ device, or because it is what the device's port would run; what is not in it is 
 | linear | cpu.py | plain | plain | few rows on a CPU: sums or turned products, 1.2 to 4 times F.linear |
 | head_matmul | cpu.py | plain | plain | one row compiled on a CPU: 1.3 to 2.1 times bmm |
 | shared_scores | cpu.py | plain | plain | float32 compiled on a CPU: up to 1.3 times |
-| attention | plain | plain | operator by operator | as an NPU's port runs it; torch's own attention elsewhere |
+| attention | plain | plain | operator by operator | as an NPU's port runs it; torch's fused kernels elsewhere |
 | grouped_matmul | cpu.py | cuda.py | operator | on cuda torch's grouped_mm, which does not ask the host |
 """
 
@@ -23,7 +23,10 @@ Form = Callable[..., Tensor]
 LINEAR: dict[str, Form] = {"cpu": cpu.linear}
 HEAD_MATMUL: dict[str, Form] = {"cpu": cpu.head_matmul}
 SHARED_SCORES: dict[str, Form] = {"cpu": cpu.shared_scores}
-ATTENTION: dict[str, Form] = {"npu": plain.plain_attention}
+ATTENTION: dict[str, Form] = {
+    "npu": plain.plain_attention,
+    "meta": plain.plain_attention,  # where shapes are counted: each product as itself
+}
 GROUPED_MATMUL: dict[str, Form] = {"cuda": cuda.grouped_matmul}
 
 
@@ -47,6 +50,23 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float
     """softmax(scale q k^T + mask) v. q [B, N, S, D], k [B, N, L, D], v [B, N, L, Dv], mask added to
     the scores."""
     return ATTENTION.get(q.device.type, plain.attention)(q, k, v, mask, scale)
+
+
+def causal_attention(
+    q: Sequence[Tensor], k: Sequence[Tensor], v: Tensor, pad: Tensor, scale: float
+) -> Tensor:
+    """`attention` of a prompt to itself, each position to those up to it, without a mask and without
+    scores in memory; where `prompt_without_mask`.
+
+    q, k: parts [B, N, S, D1], [B, N, S, D2], … of the queries and keys; v [B, N, S, Dv]; pad [B]: the
+    first pad[b] keys of a row are hidden. What padding itself sees is finite and means nothing.
+    """
+    return plain.causal_attention(q, k, v, pad, scale)
+
+
+def prompt_without_mask(device: str) -> bool:
+    """Whether this kind of device has torch's fused kernels, and not an attention of its own."""
+    return device not in ATTENTION
 
 
 def grouped_matmul(x: Tensor, weight: Tensor | Sequence[Tensor], cumulative: Tensor) -> Tensor:

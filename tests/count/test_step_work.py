@@ -27,12 +27,12 @@ RUNGS = [s.id for s in STEPS if s.field != "graph"]
 def test_launches_are_those_of_a_run_with_values(rung, tokens, monkeypatch):
     """With the expert loop the number of experts that are met differs by chance."""
     plan = PortPlan.upto(rung).minus("tensor_parallel")
+    # a CPU has attention as one operator, an NPU has not
+    monkeypatch.setattr(ops, "prompt_without_mask", lambda device: False)
+    monkeypatch.setattr(ops, "attention", plain.plain_attention)
     model = random_model(plan)
     cache = model.new_cache(2, 9)
     cache.fill_random(9 - tokens)
-    monkeypatch.setattr(
-        ops, "attention", plain.plain_attention
-    )  # a CPU has it as one operator, an NPU has not
     ids = torch.arange(2 * tokens).view(2, tokens)
     ran = count_ops(lambda: model(ids, cache=cache))
     counted: dict[str, int] = {}

@@ -28,6 +28,7 @@ ALONE = [PortPlan.with_steps(i) for i in MODEL_STEPS[1:]]
 OPTIONS = [
     PortPlan.full().replace(npu_routing_kernel=False),
     PortPlan.full().replace(prefill_attention="absorbed"),
+    PortPlan.full().replace(prefill_attention="plain"),
     PortPlan.full().minus("merged_mlp"),
     PortPlan.full().minus("merged_mlp").replace(npu_routing_kernel=False),
 ]
@@ -98,7 +99,7 @@ def test_any_combination_of_steps(seed, tiny_hf):
     chosen = [s for s in MODEL_STEPS if rng.random() < 0.5]
     plan = PortPlan.with_steps(*chosen).replace(
         npu_routing_kernel=rng.random() < 0.5,
-        prefill_attention=rng.choice(["expanded", "absorbed"]),
+        prefill_attention=rng.choice(["expanded", "plain", "absorbed"]),
     )
     check_plan(TINY, plan, tiny_hf, lengths=(9, 3), new=2)
 
