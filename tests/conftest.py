@@ -28,6 +28,7 @@ MARKS = {
     "course/test_jupyterlab.py": "browser",
     "course/test_pages_browser.py": "browser",
     "bench/test_cases.py": "slow",
+    "bench/test_gpu_bench.py": "slow",
     "bench/test_ladder.py": "slow",
     "bench/test_limit.py": "slow",
     "bench/test_record.py": "slow",

@@ -1,6 +1,7 @@
 """The whole speed matrix, part by part: `python ci/bench/speed.py --part
-{ladder,peer,limit,scaling,imports}`.
+{graphs,ladder,peer,limit,scaling,imports}`.
 
+graphs   the full port's step eager, captured, compiled, and both, beside the device's bound of the same run
 ladder   every step, cumulative and alone, eager and compiled, with operators, KV-cache bytes and peak memory counted
 peer     the full port beside transformers in each of its configurations, after the same prompt
 limit    compiled decode beside the memory's bandwidth, prefill beside the matmul's rate, measured in the same run
@@ -49,7 +50,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--part", required=True, choices=("ladder", "peer", "limit", "scaling", "imports")
+        "--part",
+        required=True,
+        choices=("graphs", "ladder", "peer", "limit", "scaling", "imports"),
     )
     parser.add_argument(
         "--profile",
@@ -74,10 +77,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or npu")
     parser.add_argument(
         "--graph",
-        choices=("ge", "aclgraph", "eager"),
+        choices=("ge", "aclgraph", "compiled-captured", "eager"),
         default="ge",
-        help="how the full port is "
-        "compiled; on cuda aclgraph adds CUDA graphs, scaling can be eager (default: %(default)s)",
+        help="what the full port's step becomes: compiled, on cuda captured, or both; scaling can be "
+        "eager (default: %(default)s)",
     )
     parser.add_argument(
         "--cpp-wrapper",
@@ -137,7 +140,9 @@ def cases(args: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Case]]]:
         return
     where = pick_device(args.device)
     on_cpu = where.type == "cpu"
-    common: dict[str, Any] = {"device": str(where), "rounds": args.rounds, "graph": args.graph}
+    common: dict[str, Any] = {"device": str(where), "rounds": args.rounds}
+    if args.part != "graphs":
+        common["graph"] = args.graph
     for profile in args.profile or PROFILES:
         for dtype in args.dtype or (("float32", "bfloat16") if on_cpu else ("bfloat16",)):
             if args.part == "scaling":
@@ -179,6 +184,8 @@ def run_sized(args: argparse.Namespace, profile: str, **at: Any) -> Case:
         return parts.ladder_case(
             layer(profile), profile, every=not args.main and profile not in LAYERS, **at
         )
+    if args.part == "graphs":
+        return parts.graphs_case(layer(profile), profile, **at)
     case = parts.peer_case if args.part == "peer" else parts.limit_case
     return case(
         layer(profile), profile, options={"cpp_wrapper": True} if args.cpp_wrapper else None, **at

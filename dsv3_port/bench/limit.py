@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..check.equivalence import STEPS_CHECKED, check_equivalence, random_ids
@@ -25,13 +24,12 @@ from ..errors import PortError
 from ..model.decoder import DeepseekV3
 from ..model.gate import Gate
 from ..plan import PortPlan
+from .bounds import Bound, gemm_bound, read_bound
 from .measure import measure
 from .models import checkpoint_of
 from .records import Ratio, Results
 from .workload import DECODE_SAMPLE, Workload, modes
 
-READ_BYTES = 256 << 20  # far beyond any cache
-GEMM_SIZE = 2048
 PROMPT = 4  # tokens of the check's prompt where prefill is not what is timed
 
 
@@ -50,12 +48,13 @@ class DecodeBytes:
 
 @dataclass(frozen=True)
 class Limit:
-    """A phase beside its bound: `work` in bytes or FLOPs, `rate` a second as measured, `fraction`
-    of it reached."""
+    """A phase beside its bound: `work` in bytes or FLOPs, that of the bound's own call, `rate` a
+    second as measured, `fraction` of it reached."""
 
     phase: str
     work: int
     unit: str
+    bound_work: int
     rate: float
     reached: float
     fraction: Ratio
@@ -114,24 +113,23 @@ def decode_limit(
     graph: str = "ge",
     options: Mapping[str, Any] | None = None,
 ) -> Limit:
-    """The compiled full port's decode step, a fresh token each time, against one pass over
-    READ_BYTES of memory.
+    """The compiled full port's decode step, a fresh token each time, against one pass over memory.
 
     graph, options: of engine.graph.compile_steps.
     """
     model, name = _model(profile, dtype, device, graph, options, batch=batch, room=context + 1)
     work = Workload({"step": model}, "decode", batch=batch, size=context, seed=seed)
-    memory = torch.ones(READ_BYTES // 4, device=model.device)
+    bound = read_bound(model.device)
     nbytes = decode_bytes(model, context, batch, seed=seed).total
     results = work.measure(
         name,
-        {"step": "compiled", "read": "eager"},
-        {"read": lambda: memory.sum()},
+        modes({"step": model}) | {bound.name: "eager"},
+        {bound.name: bound.call},
         rounds=rounds,
         min_seconds=DECODE_SAMPLE,
         label=f"limit {name} decode",
     )
-    return _limit("decode", nbytes, "bytes", READ_BYTES, results, "read")
+    return _limit("decode", nbytes, bound, results)
 
 
 def prefill_limit(
@@ -147,7 +145,7 @@ def prefill_limit(
     graph: str = "ge",
     options: Mapping[str, Any] | None = None,
 ) -> Limit:
-    """The full port's prefill against a matmul of GEMM_SIZE cubed in the same dtype."""
+    """The full port's prefill against a large matmul in the same dtype."""
     room = tokens + STEPS_CHECKED
     mode = graph if compiled else None
     model, name = _model(
@@ -161,21 +159,23 @@ def prefill_limit(
         prompt.prepare("step", 0)
         return prompt.call("step")
 
-    a, b = (
-        torch.randn(GEMM_SIZE, GEMM_SIZE, device=model.device).to(model.dtype) for _ in range(2)
-    )
-    plain = with_plan(model, model.plan.replace(graph="eager"))
-    fresh = plain.new_cache(batch, tokens)
-    flops = sum(count_flops(lambda: plain(prompt.inputs[0], cache=fresh)).values())
+    bound = gemm_bound(model.device, model.dtype)
     # both repeated within a sample, as nothing is prepared between the calls
     results = measure(
-        {"step": call, "gemm": lambda: a @ b},
+        {"step": call, bound.name: bound.call},
         rounds=rounds,
         device=model.device,
         label=f"limit {name} prefill",
-        meta=prompt.meta(name, modes({"step": model}) | {"gemm": "eager"}),
+        meta=prompt.meta(name, modes({"step": model}) | {bound.name: "eager"}),
     )
-    return _limit("prefill", flops, "FLOP", 2 * GEMM_SIZE**3, results, "gemm")
+    return _limit("prefill", prefill_flops(model, prompt.inputs[0]), bound, results)
+
+
+def prefill_flops(model: DeepseekV3, ids: Tensor) -> int:
+    """Counted on an eager run of the prompt [B, S]."""
+    plain = with_plan(model, model.plan.replace(graph="eager"))
+    cache = plain.new_cache(*ids.shape)
+    return sum(count_flops(lambda: plain(ids, cache=cache)).values())
 
 
 def _model(
@@ -207,21 +207,26 @@ def _model(
     return model, name
 
 
-def _limit(phase: str, work: int, unit: str, unit_work: int, results: Results, bound: str) -> Limit:
-    ratio = results.ratio(bound, "step", phase)  # time of the bound over time of the step
-    scale = work / unit_work
-    fraction = Ratio(
+def fraction_of(results: Results, name: str, phase: str, work: int, bound: Bound) -> Ratio:
+    """Share of the bound's rate that a step with this work reached, round by round."""
+    ratio = results.ratio(bound.name, name, phase)  # time of the bound over time of the step
+    scale = work / bound.work
+    return Ratio(
         ratio.median * scale,
         ratio.low * scale,
         ratio.high * scale,
         [r * scale for r in ratio.samples],
     )
+
+
+def _limit(phase: str, work: int, bound: Bound, results: Results) -> Limit:
     return Limit(
         phase,
         work,
-        unit,
-        unit_work / results.get(bound, phase).median,
+        bound.unit,
+        bound.work,
+        bound.work / results.get(bound.name, phase).median,
         work / results.get("step", phase).median,
-        fraction,
+        fraction_of(results, "step", phase, work, bound),
         results,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import platform
@@ -95,6 +96,16 @@ def _host_stand_in() -> bool:
     return bool(hostnpu is not None and hostnpu.enabled())
 
 
+def own_seconds() -> float:
+    """CPU seconds of this process and of all that it started, running or ended: inductor's compile
+    workers are no other users of the machine."""
+    total = sum(os.times()[:4])  # with children that ended and were waited for
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # ended meanwhile
+            total += sum(child.cpu_times()[:4])
+    return total
+
+
 class BusyWatch:
     """Share of the machine's cores that other processes use, between two looks."""
 
@@ -110,10 +121,7 @@ class BusyWatch:
         self.busy = (
             sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0)
         )
-        self.own, self.wall = (
-            sum(os.times()[:4]),
-            time.perf_counter(),
-        )  # with processes started and ended
+        self.own, self.wall = own_seconds(), time.perf_counter()
 
     def look(self, shortest: float = 0.1) -> None:
         """Add the share since the last look; the system's counters step by 10 ms, so short spans

@@ -12,7 +12,6 @@ import gc
 import math
 import secrets
 import sys
-import time
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -20,8 +19,9 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ..engine.device import synchronize
 from ..errors import PortError
+from .clock import DeviceClock, HostClock, clock_of
+from .gpu_state import gpu_state
 from .machine import BUSY_SHARE, BusyWatch, device_info
 from .paired import UNSURE, ratio_of
 from .records import Record, Results
@@ -32,35 +32,14 @@ SHORT = 1e-3
 Prepare = Callable[[str, int], None]
 
 
-def _sample(
-    call: Callable[[], object], prepare: Callable[[], None] | None, inner: int, device: str
-) -> float:
-    """Seconds per call over `inner` calls; `prepare` runs untimed before each of them."""
-    total = 0.0
-    if prepare is None:
-        synchronize(device)
-        start = time.perf_counter()
-        for _ in range(inner):
-            call()
-        synchronize(device)
-        return (time.perf_counter() - start) / inner
-    for _ in range(inner):
-        prepare()
-        synchronize(device)
-        start = time.perf_counter()
-        call()
-        synchronize(device)
-        total += time.perf_counter() - start
-    return total / inner
-
-
 class _Variant:
     """One callable with its untimed preparation and its count of calls."""
 
     def __init__(
         self, name: str, call: Callable[[], object], prepare: Prepare | None, device: str
     ) -> None:
-        self.name, self.call, self.device = name, call, device
+        self.name, self.call = name, call
+        self.clock, self.host = clock_of(device), HostClock(device)
         self.calls, self.inner = 0, 1
         self.samples: list[float] = []
         self.again: list[float] = []
@@ -71,13 +50,14 @@ class _Variant:
         self._prepare(self.name, self.calls)
         self.calls += 1
 
-    def sample(self) -> float:
-        return _sample(self.call, self.prepare if self._prepare else None, self.inner, self.device)
+    def sample(self, clock: HostClock | DeviceClock | None = None) -> float:
+        prepare = self.prepare if self._prepare else None
+        return (clock or self.clock).seconds(self.call, prepare, self.inner)
 
     def warm_up(self, times: int, min_seconds: float) -> None:
         """First call apart, `times` more, then so many calls a sample that it lasts SHORT or
-        min_seconds."""
-        self.first = self.sample()
+        min_seconds. The first is the host's time: a device does not see a compiler at work."""
+        self.first = self.sample(self.host)
         last = min([self.sample() for _ in range(times)] or [self.first])
         target = max(min_seconds, SHORT if last < SHORT else 0.0)
         self.inner = max(1, math.ceil(target / max(last, 1e-7)))
@@ -150,7 +130,9 @@ def measure(
             stacklevel=2,
         )
     common: dict[str, Any] = {"run": secrets.token_hex(6), "label": label}
-    common |= {"busy": busy, "busy_share": round(share, 4)} | info
+    common |= {"busy": busy, "busy_share": round(share, 4), "clock": timed[0].clock.name} | info
+    if info["tier"] == "cuda":  # now: under load, not at rest
+        common["gpu"] = gpu_state(str(device))
     return Results([v.record(common | _own(meta or {}, v.name), step_ids or {}) for v in timed])
 
 

@@ -16,12 +16,13 @@ from ..engine.loading import load_model, with_plan
 from ..errors import PortError
 from ..model.decoder import DeepseekV3
 from ..plan import PortPlan
-from ..steps import TOLERANCE
+from ..steps import STEPS, TOLERANCE
 from .cases import FULL, Case, case_of, graph_name, key_of
 from .ladder import bench_ladder
-from .limit import GEMM_SIZE, READ_BYTES, decode_limit, prefill_limit
+from .limit import decode_limit, prefill_limit
 from .measure import measure
 from .models import checkpoint_of, ladder_plans
+from .parts_graphs import graphs_case as graphs_case
 from .parts_peer import peer_case as peer_case
 from .records import FAIR, UPSTREAM, Results
 from .sweep import sweep
@@ -55,8 +56,12 @@ def ladder_case(
     plans = ladder_plans(alone=every)
     if not every:
         plans = {n: p for n, p in plans.items() if n in FEW}
-    name_of_graph = graph_name(graph, device)
-    plans[name_of_graph] = PortPlan.full().plus(name_of_graph)
+    last = graph_name(graph, device)
+    if last not in {s.id for s in STEPS}:
+        raise PortError(
+            f"part ladder times steps of the port, and {graph!r} is none: see part graphs"
+        )
+    plans[last] = PortPlan.full().plus(last)
     sizes: dict[str, Any] = (
         {"context": size, "prefill": 16} if phase == "decode" else {"context": 1, "prefill": size}
     )
@@ -123,7 +128,7 @@ def limit_case(
             "fraction_high": limit.fraction.high,
         },
         "read" if phase == "decode" else "gemm": {
-            "work": float(READ_BYTES if phase == "decode" else 2 * GEMM_SIZE**3),
+            "work": float(limit.bound_work),
             "rate": limit.rate,
         },
     }

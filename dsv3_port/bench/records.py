@@ -80,6 +80,10 @@ class Record:
         0.0  # share of all cores that they used
     )
 
+    # whose clock: the host's around a device that has finished, or events on the device
+    clock: Literal["host", "device"] = "host"
+    gpu: dict[str, str] = field(default_factory=dict)  # clocks and power meanwhile, by nvidia-smi
+
     @property
     def median(self) -> float:
         return statistics.median(self.samples)

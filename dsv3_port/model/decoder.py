@@ -120,10 +120,8 @@ class DeepseekV3(nn.Module):
             and ctx.plan.prefill_attention == "expanded"
             and ops.prompt_without_mask(torch.device(ctx.device).type)
         )
-        self.run_step = (
-            self.forward_step
-        )  # engine/graph.py puts a compiled or captured one here,
-        self.made = "eager"  # and says which
+        # engine/graph.py puts a compiled or captured one here, and says which
+        self.run_step, self.made = self.forward_step, "eager"
 
     @property
     def device(self) -> torch.device:
@@ -276,8 +274,7 @@ class DeepseekV3(nn.Module):
                 f"attention_mask is {list(mask.shape)}, input_ids {list(input_ids.shape)}"
             )
         real = mask.to(torch.bool)
-        rises = (real[:, 1:] >= real[:, :-1]).all()
-        if not bool(real[:, -1:].all() & rises):  # the one read of a prompt
+        if not bool(real[:, -1:].all() & (real[:, 1:] >= real[:, :-1]).all()):
             raise PortError(
                 "attention_mask: padding must stand left of the tokens (padding_side='left'), "
                 "and every row needs a token"

@@ -6,12 +6,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
-import os
-import shlex
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -201,37 +195,6 @@ def test_tables_of_limit_scaling_and_start(made, tmp_path):
         "1.10 s",
         "+0.10 s",
     )
-
-
-def test_the_gpu_script_says_why_it_cannot_run(tmp_path):
-    script = ["bash", "ci/bench/bench_gpu.sh"]
-    done = subprocess.run([*script, "--dry-run"], cwd=repo_root(), capture_output=True, text=True)
-    lines = done.stdout.splitlines()
-    assert done.returncode == 0 and len(lines) == 6 * 4 + 3 * 3
-    for line in lines:
-        words = shlex.split(line)
-        assert (
-            words[1] == "ci/bench/speed.py" and load_command().parse(words[2:]).graph == "aclgraph"
-        )
-    python = tmp_path / "python3"
-    python.write_text("#!/bin/sh\necho 'torch sees no GPU'\n", encoding="utf-8")
-    python.chmod(0o755)
-    done = subprocess.run(
-        script,
-        cwd=repo_root(),
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHON": str(python)},
-    )
-    assert done.returncode == 2 and "cannot run here: torch sees no GPU" in done.stderr
-    lint = shutil.which("shellcheck", path=os.fspath(Path(sys.executable).parent))
-    if lint:
-        assert (
-            subprocess.run(
-                [lint, "ci/bench/bench_gpu.sh"], cwd=repo_root(), capture_output=True
-            ).returncode
-            == 0
-        )
 
 
 def load_command():

@@ -211,7 +211,9 @@ def test_no_step_that_claims_none_waits_for_the_host(plan: PortPlan, dtype: torc
     with forms_of_cuda("cpu"), torch.no_grad():
         model = in_dtype(random_model(plan), dtype)
         assert host_syncs(lambda: steps_of(model), as_npu=False) == {}
-    without_values, ids = build(CONFIG, plan, device="meta", dtype=dtype), IDS.to("meta")
+    ids = IDS.to("meta")
+    with forms_of_cuda("meta"):
+        without_values = build(CONFIG, plan, device="meta", dtype=dtype)
     with forms_of_cuda("meta"), torch.no_grad(), _Meetings():
         assert [y.device.type for y in steps_of(without_values, ids)] == ["meta"] * 3
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 import dsv3_port
 from dsv3_port import PortPlan, generate, load_tokenizer
+from dsv3_port.bench.workload import Workload
 from dsv3_port.count.compiled import eager_prefill
 from dsv3_port.engine.capture import CapturedStep
 from dsv3_port.engine.graph import compile_steps, made, run_eager
@@ -297,3 +298,13 @@ def test_prefill_may_stay_eager() -> None:
     for part in ids(1, 6).split([4, 1, 1], dim=1):
         captured(part, cache=cache)
     assert counts()[0] - before == 1 and made(captured) == "captured"
+
+
+@pytest.mark.filterwarnings("ignore:other processes used")
+def test_the_devices_own_clock_is_used_and_its_times_are_marked() -> None:
+    """Events of torch.npu, which have the interface of torch.cuda's."""
+    captured = eager_prefill(pair()[1])
+    work = Workload({"step": captured}, "decode", batch=1, size=4)
+    (record,) = work.measure("tiny", rounds=2, min_seconds=0.1, progress=False)
+    assert (record.clock, record.mode, record.tier) == ("device", "captured", "host-npu")
+    assert record.inner > 1 and min(record.samples) > 0
