@@ -18,6 +18,7 @@ import torch
 from ..bench.records import YOURS
 from ..check.gate import GateVerdict, Recorded, compare_recorded, record_gate
 from ..check.rank_calls import own_device
+from ..config import DeepseekV3Config
 from ..engine.generate import generate
 from ..engine.launch import run_ranks
 from ..engine.loading import load_model
@@ -100,10 +101,16 @@ def _asked(
     )
 
 
+def only_embedded(base: DeepseekV3, slot_id: str) -> None:
+    """PortError where `base` is of another model: ranks load the embedded one."""
+    config = DeepseekV3Config.from_pretrained(tiny())
+    if config.replace(eos_token_id=base.config.eos_token_id) != base.config:
+        raise PortError(f"{slot_id} is judged on the embedded model: give fit one of lab.tiny")
+
+
 def objection(hook: Hook, finished: DeepseekV3, sent: Sent) -> str | None:
     """What two real ranks with the function show, as a sentence; None if they are the whole model."""
     try:
-        tiny()
         ranks = [trials[0] for trials in _asked(hook, (sent,), finished.plan, "cpu")]
     except PortError as error:
         return f"two processes with your function: {error}"

@@ -17,6 +17,7 @@ from dsv3_port.check.stages import feed
 from dsv3_port.count.traffic import CountedParallel, count_traffic
 from dsv3_port.course.slots.shard_weights import SOLUTION
 from dsv3_port.course.written import Sent
+from dsv3_port.course.yours import slots
 from dsv3_port.engine.device import rank_device
 from dsv3_port.engine.launch import run_ranks
 from dsv3_port.parallel import SINGLE, TensorParallel, parts_side_by_side
@@ -128,19 +129,13 @@ def test_worlds_are_timed_in_one_run(folders):
     assert "2 ranks" in figure.alt_text and len(figure.png()) > 3000
 
 
-def test_a_wrong_cut_is_not_timed(folders):
-    strided = SOLUTION.replace(
-        "weight.narrow(axis, rank * size, size)",
-        "weight.index_select(axis, torch.arange(rank, weight.shape[axis], world))",
-    )
+@pytest.mark.parametrize("slot_id", ["01.cut", "09.arrange"])
+def test_a_wrong_function_is_not_timed_on_ranks(folders, slot_id):
+    place = slots()[slot_id]
+    wrong = next(iter(place.wrong.values()))
+    sent = {place.name: Sent(wrong.source, place.name, "<wrong>")}
     with pytest.raises(PortError, match="yours: the logits or the chosen experts differ"):
-        time_worlds(
-            {1: folders[0], 2: folders[0]},
-            PLAN,
-            context=8,
-            rounds=1,
-            cut=Sent(strided, "cut", "<cut>"),
-        )
+        time_worlds({1: folders[0], 2: folders[0]}, PLAN, context=8, rounds=1, **sent)
 
 
 def test_worlds_of_different_weights_are_not_timed(folders, tmp_path):

@@ -8,7 +8,7 @@ import pickle
 import pytest
 import torch
 
-from dsv3_port import PortPlan, load_model
+from dsv3_port import PortError, PortPlan, load_model
 from dsv3_port.course import over_ranks as rooms
 from dsv3_port.course.over_ranks import over_ranks
 from dsv3_port.course.slots.shard_weights import SOLUTION, cut_pieces, make
@@ -16,8 +16,7 @@ from dsv3_port.course.trial import twin_of
 from dsv3_port.course.written import Sent, Written, load_function, place_of
 from dsv3_port.course.yours import fit, read, slots
 from dsv3_port.paths import tiny
-
-CUT = slots()["01.cut"]
+from tests.random_models import random_model
 
 
 @functools.cache
@@ -43,12 +42,12 @@ def test_the_whole_model_from_the_parts_of_two_ranks():
     assert {p.dim for p in cut_pieces(twin)} == {0, 1}
 
 
-def test_a_model_of_other_weights_is_refused():
-    from dsv3_port import PortError
-    from tests.random_models import random_model
-
-    with pytest.raises(PortError, match=r"embedded model"):
-        twin_of(CUT, random_model(PortPlan.full()), load_function(SOLUTION, "cut"))
+@pytest.mark.parametrize("slot_id", ["01.cut", "09.arrange"])
+def test_another_model_is_refused(slot_id):
+    place = slots()[slot_id]
+    function = load_function(place.solution, place.name)
+    with pytest.raises(PortError, match=f"{slot_id} is judged on the embedded model"):
+        twin_of(place, random_model(PortPlan.full()), function)
 
 
 def test_what_fails_only_on_a_rank_is_told_with_its_line():

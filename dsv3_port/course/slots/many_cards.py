@@ -13,7 +13,7 @@ from ...engine.loading import with_plan
 from ...model.decoder import DeepseekV3
 from ...parallel import TensorParallel
 from ...plan import PortPlan
-from ..over_ranks import WORLD, objection
+from ..over_ranks import WORLD, objection, only_embedded
 from ..toys import Toy
 from ..written import Sent
 from . import Function, Slot, Wrong, changed
@@ -50,6 +50,7 @@ class PartsOfOne(TensorParallel):
 
 
 def make(base: DeepseekV3, function: Function) -> DeepseekV3:
+    only_embedded(base, "09.arrange")
     twin = with_plan(base, base.plan.replace(graph="eager", tensor_parallel=True))
     twin.lm_head.parallel = PartsOfOne(arrange=function)
     return twin

@@ -10,13 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ...engine.loading import load_model, with_plan
-from ...errors import PortError
 from ...model.decoder import DeepseekV3
 from ...parallel import TensorParallel
 from ...paths import tiny
 from ...plan import PortPlan
 from ...weights.layout import Piece, Target, targets
-from ..over_ranks import WORLD, objection
+from ..over_ranks import WORLD, objection, only_embedded
 from ..written import Sent, load_function
 from . import Function, Slot, Wrong, changed
 
@@ -132,10 +131,9 @@ def joined(target: Target, parts: list[tuple[Target, Tensor]]) -> Tensor:
 def make(base: DeepseekV3, function: Function) -> DeepseekV3:
     """A whole model with the parts that the function cuts, one beside the other. PortError where
     `base` is not the embedded model, whose published weights are cut."""
+    only_embedded(base, "01.cut")
     twin = with_plan(base, base.plan.replace(graph="eager", tensor_parallel=True))
     ranks = ranks_of(twin.plan, function)
-    if ranks[0].config != base.config:
-        raise PortError("01.cut is judged on the embedded model: give fit one of lab.tiny")
     lists = [targets(base.config, twin.plan)]
     lists += [targets(base.config, twin.plan, model.parallel) for model in ranks]
     with torch.no_grad():
