@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 
-from ..bench.records import YOURS
 from ..check.gate import GateVerdict, Recorded, compare_recorded, record_gate
 from ..check.rank_calls import own_device
 from ..config import DeepseekV3Config
@@ -140,13 +139,12 @@ class OverRanks:
         cls,
         finished: DeepseekV3,
         ranks: Sequence[RankTrial],
-        code: str = YOURS,
+        code: str = "your code",
         wrong: Mapping[str, list[Recorded]] | None = None,
     ) -> OverRanks:
         whole = record_gate(finished)
         found = [r.recorded for r in ranks if r.recorded is not None]
-        mine = "your" if code == YOURS else code
-        names = ("one process", f"{WORLD} processes with {mine} code")
+        names = ("one process", f"{WORLD} processes with {code}")
         texts = generate(finished, load_tokenizer(tiny()), PROMPTS, TOKENS)
         return cls(
             compare_recorded(whole, found[0], names=names),
@@ -201,4 +199,5 @@ def over_ranks(built: Fitted, wrong: Sequence[str] = (), device: str = "cpu") ->
         name: [t.recorded for trials in found if (t := trials[k]).recorded is not None]
         for k, name in enumerate(more, 1)
     }
-    return OverRanks.of(built.finished, [t[0] for t in found], built.code, others)
+    code = built.filled or "your code" if built else "finished code"
+    return OverRanks.of(built.finished, [t[0] for t in found], code, others)

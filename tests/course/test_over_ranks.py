@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -79,6 +80,7 @@ def test_two_processes_are_the_whole_model(monkeypatch):
     monkeypatch.setattr(rooms, "run_ranks", None)
     proof = over_ranks(fitted)
     assert proof and proof.same and proof.tokens and "with your code" in proof.summary()
+    assert "with the solution" in over_ranks(replace(fitted, filled="the solution")).summary()
     assert 'role="status"' in proof._repr_html_() and "✔" in proof._repr_html_()
 
 
