@@ -42,6 +42,7 @@ _OUTSIDE = """[...document.querySelectorAll('.slide.here, .slide.here > *:not(as
             box.right > innerWidth + 1 || room && room.scrollWidth > room.clientWidth + 2
                 ? [name, 'right of the window'] : null];
 }).filter(Boolean)"""
+_DRAWN = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(true))))"
 _REQUESTS = """performance.getEntriesByType('resource').map(e => e.name).filter(u => /^(https?|wss?):/.test(u))
     .map(u => 'asks the net for ' + u)"""
 
@@ -74,6 +75,7 @@ def outside(page: Page, number: int) -> Iterator[str]:
     """What of a slide does not fit the window."""
     page.run(f"location.hash = '#{number}'")
     page.wait(f"document.querySelector('#place span').textContent.startsWith('{number} /')", 5)
+    page.run(_DRAWN)  # a slide fits its figure when the window has its size
     for name, text in page.run(_OUTSIDE):
         yield f"slide {number}: {name} is {text}"
     shrunk = page.run("document.querySelector('.slide.here .fit')?.style.zoom || 1")

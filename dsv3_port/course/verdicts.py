@@ -51,7 +51,8 @@ class Verdict:
         s = STATES[self.state]
         lines = [html.escape(self.text)]
         if self.place is not None:
-            lines.insert(0, f"<code>{html.escape(str(self.place))}</code>")
+            text = html.escape(str(self.place))
+            lines.insert(0, f'<code style="overflow-wrap:anywhere">{text}</code>')
         if self.text_zh:
             lines.append(f'<span lang="zh" style="opacity:.85">{html.escape(self.text_zh)}</span>')
         return (

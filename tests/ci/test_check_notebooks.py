@@ -163,6 +163,10 @@ def _random_id(nb):
     find(nb, "plot")["id"] = "a1b2c3d4-0123-4567-89ab-0123456789ab"
 
 
+def _slideshow(nb):
+    find(nb, "plot")["metadata"]["slideshow"] = {"slide_type": "slide"}
+
+
 def _two_parameters(nb):
     nb["cells"].insert(5, cell("parameters", "code", SETTINGS, "x-more"))
 
@@ -246,6 +250,7 @@ BAD = {
     _no_id: "has no id",
     _same_id: "used twice",
     _random_id: "random one",
+    _slideshow: "slides are written in workshop/deck",
     _two_parameters: "2 cells tagged 'parameters'",
     _no_seed: "does not set seed",
     _broken_parameters: "does not set device",

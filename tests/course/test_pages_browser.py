@@ -16,6 +16,9 @@ from dsv3_port.course.notebook import Notebook
 from dsv3_port.course.pages import write_page
 from dsv3_port.course.run_notebook import NotebookRun
 from dsv3_port.course.slides import write_slides
+from dsv3_port.course.verdicts import STATES, Verdict
+from dsv3_port.course.written import Place
+from dsv3_port.course.yours import slots
 from dsv3_port.plots.style import ON_DARK, LabFigure
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "ci" / "tools"))
@@ -62,6 +65,18 @@ def _output(html: str) -> nbformat.NotebookNode:
     return new_output("display_data", {"text/html": html})
 
 
+def verdicts() -> list[nbformat.NotebookNode]:
+    """Every state as the judge shows it, with a place whose line and shapes are long."""
+    shapes = {name: [2, 3, 5, 7, 11] for name in ("q_nope", "q_rope", "rows", "mask", "w_k", "w_v")}
+    place = Place(
+        "RuntimeError: " + "sizes do not fit " * 6, 7, "x = " + "a_long_name." * 9, shapes
+    )
+    where = {"raised": place, "late": place}
+    slot = slots()["02.absorbed"]
+    shown = [Verdict(slot, s, "why " * 30, "原因" * 20, place=where.get(s)) for s in STATES]
+    return [_output(v._repr_html_()) for v in shown]
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     """The kinds of things that notebooks hold, as page, slides and index."""
@@ -82,6 +97,8 @@ def site(tmp_path_factory):
             "x = " + "'wide' + " * 40 + "''", outputs=[diff], execution_count=1, id="wide"
         ),
         new_code_cell("plot", outputs=[picture], execution_count=2, id="plot"),
+        new_code_cell("...", metadata={"tags": ["yours"]}),
+        new_code_cell("fit(last, model)", outputs=verdicts()),
         new_markdown_cell("## Last\n\nwords"),
     ]
     nb = new_notebook(cells=cells)
