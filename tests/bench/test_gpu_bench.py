@@ -19,10 +19,11 @@ import psutil
 import pytest
 import torch
 
-from dsv3_port.bench import cases, clock, gpu_state, measure, parts, parts_graphs
+from dsv3_port.bench import cases, clock, gpu_state, measure, models, parts, parts_graphs
 from dsv3_port.bench.bounds import GEMM_SIZE, READ_BYTES, gemm_bound, read_bound
 from dsv3_port.bench.machine import own_seconds
 from dsv3_port.errors import PortError
+from dsv3_port.ops import cuda
 from dsv3_port.paths import repo_root
 from dsv3_port.weights.synthetic import synthetic_checkpoint
 from tests.bench.test_cases import load_command
@@ -104,6 +105,19 @@ def test_what_is_no_step_is_not_in_the_ladder(folder: Path) -> None:
         parts.ladder_case(folder, "few", device="cuda", graph="compiled-captured", **at)
     with pytest.raises(PortError, match="a CPU captures no graph"):
         parts.ladder_case(folder, "few", device="cpu", graph="aclgraph", **at)
+
+
+def test_a_ladder_has_the_captured_rung_where_all_of_it_can_be_captured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cuda, "capability", lambda index: 9)
+    gpu, bf16 = torch.device("cuda"), torch.bfloat16
+    npu: Any = SimpleNamespace(type="npu")  # torch knows no such device without torch_npu
+    assert models.captures(gpu, bf16) and models.captures(npu, torch.float32)
+    assert not models.captures(gpu, torch.float32)
+    assert not models.captures(torch.device("cpu"), bf16)
+    monkeypatch.setattr(cuda, "capability", lambda index: 8)
+    assert not models.captures(gpu, bf16)
 
 
 # ---- clocks --------------------------------------------------------------------------------------
