@@ -90,6 +90,14 @@ def speed_tables() -> str:
     return bench_tables.markdown(bench.load_all(ROOT / "data" / "recorded"))
 
 
+def rungs_table() -> str:
+    from dsv3_port.bench import cases as bench
+    from dsv3_port.bench import rungs
+
+    folder = ROOT / "data" / "recorded"
+    return rungs.markdown(rungs.recorded_rungs(folder, bench.load_all(folder)))
+
+
 def layers_table() -> str:
     """The floors of the house as its test has them, each room with its own first sentence."""
     import ast
@@ -174,13 +182,14 @@ TABLES = {
     "exercises": exercises_table,
     "slots": slots_table,
     "speed": speed_tables,
+    "rungs": rungs_table,
 }
 FILES = {
     "README.md": ("steps",),
     "docs/architecture.md": ("layers",),
     "docs/settings.md": ("settings",),
     "docs/host-npu.md": ("hostnpu-refused", "hostnpu-rules"),
-    "docs/speed.md": ("speed",),
+    "docs/speed.md": ("rungs", "speed"),
     "docs/versions.md": ("versions", "signatures"),
     "README.zh-CN.md": ("steps-zh",),
     "notebooks/workshop/instructor.md": ("slots", "exercises"),

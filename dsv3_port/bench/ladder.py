@@ -24,7 +24,7 @@ from ..engine.device import pick_device, pick_dtype
 from ..engine.loading import load_model
 from ..errors import PortError
 from ..plan import PortPlan
-from .models import check_memory, checkpoint_of, ladder_plans, load_variants
+from .models import captures, check_memory, checkpoint_of, ladder_plans, load_variants
 from .records import PEER, Results
 from .workload import DECODE_SAMPLE, PHASES, Workload, modes, with_first_call
 
@@ -64,6 +64,8 @@ def bench_ladder(
     name, path = checkpoint_of(profile)
     where, kind = pick_device(device), pick_dtype(dtype)
     chosen = dict(plans) if plans is not None else ladder_plans(compiled=compiled, alone=alone)
+    if plans is None and compiled and where.type == "cuda" and captures(where, kind):
+        chosen["aclgraph"] = PortPlan.full().plus("aclgraph")
     models = _models(path, chosen, where, kind, peer, "prefill" in phases)
     models |= also(models) if also is not None else {}
     # one size throughout: a graph is compiled for each

@@ -17,6 +17,7 @@ from ..config import PRESETS, DeepseekV3Config
 from ..engine.loading import load_model, with_plan
 from ..errors import PortError
 from ..model.decoder import DeepseekV3
+from ..ops import cuda
 from ..plan import PortPlan
 from ..steps import STEPS
 from ..weights.layout import targets
@@ -39,6 +40,13 @@ def ladder_plans(*, compiled: bool = False, alone: bool = False) -> dict[str, Po
     if compiled:
         plans["ge_graph"] = PortPlan.full().plus("ge_graph")
     return plans
+
+
+def captures(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether prefill and decode can both be captured there."""
+    if device.type == "cuda":
+        return not cuda.device_limit(device.index or 0, dtype)
+    return device.type == "npu"
 
 
 def checkpoint_of(profile: str | Path) -> tuple[str, Path]:

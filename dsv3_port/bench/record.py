@@ -31,7 +31,7 @@ from ..steps import TOLERANCE
 from .cases import check_label
 from .ladder import bench_ladder
 from .machine import Host, device_info, this_host
-from .models import ladder_plans
+from .models import captures, ladder_plans
 from .records import PEER, UPSTREAM, Record, Results
 
 PROMPTS = ("Once upon a time", "One windy")
@@ -118,7 +118,7 @@ def make_record(
     kind = pick_dtype(dtype, torch.float32 if where.type == "cpu" else torch.bfloat16)
     models, tokens = _same_text(str(where))
     plans = ladder_plans(compiled=compiled)
-    if compiled and where.type == "npu":
+    if compiled and captures(where, kind):
         plans["aclgraph"] = PortPlan.full().plus("aclgraph")
     results = bench_ladder(
         profile,

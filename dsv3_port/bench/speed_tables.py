@@ -24,7 +24,8 @@ def best_peer(case: Case) -> str:
     return min(names, key=lambda n: case.results.get(n).median)
 
 
-def _what(case: Case) -> str:
+def what_of(case: Case) -> str:
+    """Profile, dtype, phase and sizes in words."""
     r = case.records[0]
     size = f"{r.context} cached" if r.phase == "decode" else f"{r.tokens} tokens"
     between = ", C++ between kernels" if case.key.endswith("-cpp") else ""
@@ -50,7 +51,7 @@ def speed_rows(found: Sequence[Bench]) -> list[Row]:
         factors = [str(results.ratio(name, ours)) for name in (UPSTREAM, FAIR, AS_LOADED, best)]
         rows.append(
             (
-                _what(case),
+                what_of(case),
                 seconds_text(results.get(ours).median),
                 *factors,
                 best.removeprefix(PEERS),
@@ -82,7 +83,7 @@ def ladder_rows(found: Sequence[Bench]) -> list[Row]:
         )
         rows.append(
             (
-                _what(case),
+                what_of(case),
                 seconds_text(results.get(UPSTREAM).median),
                 *factors,
                 cache,
@@ -103,7 +104,7 @@ def limit_rows(found: Sequence[Bench]) -> list[Row]:
         rate = f"{bound['rate'] / 1e9:.1f} " + ("GB/s" if decode else "GFLOP/s")
         rows.append(
             (
-                _what(case),
+                what_of(case),
                 seconds_text(case.results.get("step").median),
                 work,
                 rate,

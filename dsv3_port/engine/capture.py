@@ -40,14 +40,14 @@ PACKAGE = Path(__file__).parents[1]
 
 @dataclass
 class Graph:
-    """One captured step. `addresses`: name -> address of all memory that it reads and writes
-    beside its own."""
+    """One captured step. `addresses`: of all memory that it reads and writes beside its own, in the
+    order of `CapturedStep.name_of`."""
 
     graph: Any  # torch.cuda.CUDAGraph or torch.npu.NPUGraph
     ids: Tensor  # [B, S] int64, the static input
     pad: Tensor  # [B] int64: the cache's own, or static where there is no cache
     logits: Tensor  # where every replay writes its result
-    addresses: dict[str, int]
+    addresses: list[int]
 
 
 class CapturedStep:
@@ -122,7 +122,7 @@ class CapturedStep:
             self._warm_up(ids, pad, cache, first)
             logits = self._record(graph, ids, pad, cache, first)
         here.wait_stream(self.stream)
-        if moved := _moved(before, self._addresses(pad, cache)):
+        if moved := self._moved(before, pad, cache):
             raise PortError(
                 f"the step cannot be captured: it puts {moved} into new memory, and every replay would "
                 "write to the old; a form that writes in place is needed"
@@ -164,18 +164,34 @@ class CapturedStep:
                 f"the step cannot be captured: {seen.name}{place} is refused: {text}"
             ) from error
 
-    def _addresses(self, pad: Tensor, cache: Cache | None) -> dict[str, int]:
-        found = {name: owner[key].data_ptr() for name, owner, key in self.places}
+    def _addresses(self, pad: Tensor, cache: Cache | None) -> list[int]:
+        """Before each replay: names are made when one is needed."""
+        found = [owner[key].data_ptr() for _, owner, key in self.places]
         if cache is not None:
-            found["the cache's padding"] = pad.data_ptr()
-            found["the cache's slot"] = cache.slot.data_ptr()
-            for layer, buffers in enumerate(cache.buffers):
-                for i, buffer in enumerate(buffers):
-                    found[f"buffer {i} of the cache's layer {layer}"] = buffer.data_ptr()
+            found += [pad.data_ptr(), cache.slot.data_ptr()]
+            found += [buffer.data_ptr() for layer in cache.buffers for buffer in layer]
         return found
 
+    def name_of(self, number: int, cache: Cache | None) -> str:
+        """Of an address: weights and buffers of the model, then the cache's."""
+        if number < len(self.places) or cache is None:
+            return self.places[number][0]
+        number -= len(self.places)
+        if number < 2:
+            return ("the cache's padding", "the cache's slot")[number]
+        layer, buffer = divmod(number - 2, len(cache.widths))
+        return f"buffer {buffer} of the cache's layer {layer}"
+
+    def _moved(self, before: list[int], pad: Tensor, cache: Cache | None) -> str:
+        """The first name whose address is another; "" where none is."""
+        now = self._addresses(pad, cache)
+        if before == now:
+            return ""
+        changed = (i for i, (a, b) in enumerate(zip(before, now, strict=True)) if a != b)
+        return self.name_of(next(changed), cache)
+
     def _same_addresses(self, graph: Graph, pad: Tensor, cache: Cache | None) -> None:
-        if moved := _moved(graph.addresses, self._addresses(pad, cache)):
+        if moved := self._moved(graph.addresses, pad, cache):
             raise PortError(
                 f"{moved} lies at another address than when the step was captured, and a replay would use "
                 "the old memory: write new values in place (tensor.copy_), or compile the model again"
@@ -199,13 +215,6 @@ def _places(model: DeepseekV3) -> Iterator[tuple[str, dict[str, Any], str]]:
             for key, tensor in owner.items():
                 if tensor is not None:
                     yield f"{path}.{key}" if path else key, owner, key
-
-
-def _moved(before: dict[str, int], now: dict[str, int]) -> str:
-    """The first name whose address changed; "" where none did."""
-    if before == now:
-        return ""
-    return next(name for name in {**before, **now} if before.get(name) != now.get(name))
 
 
 class _Last(TorchDispatchMode):

@@ -48,18 +48,26 @@ def grouped_matmul(x: Tensor, weight: Tensor | Sequence[Tensor], cumulative: Ten
 
 def why_not(x: Tensor, weight: Tensor) -> str:
     """Why torch's grouped_mm would not do, or would read the boundaries on the host; "" if it does."""
-    if plain.grouped_mm is None:
-        return f"torch {torch.__version__} has no grouped_mm"
-    if x.dtype != torch.bfloat16 or weight.dtype != torch.bfloat16:
-        return f"torch's grouped_mm takes bfloat16 only without the host, not {str(x.dtype)[6:]}"
-    if (major := capability(x.device.index or 0)) not in MAJORS:
-        return f"torch's grouped_mm needs compute capability 9 or 10 to do without the host, not {major}"
+    if reason := device_limit(x.device.index or 0, x.dtype):
+        return reason
     # a compiler makes x itself, and has no word for a tensor's place; parameters begin their memory
     compiling = torch.compiler.is_compiling()
     places = () if compiling else (x.storage_offset(), weight.storage_offset())
     strides = (*x.stride()[:-1], *(s for s in weight.stride() if s != 1), weight.shape[-1])
     if x.stride(-1) != 1 or any(n * x.element_size() % ALIGNED for n in (*places, *strides)):
         return f"torch's grouped_mm needs rows that are multiples of {ALIGNED} bytes"
+    return ""
+
+
+def device_limit(index: int, dtype: torch.dtype) -> str:
+    """Why many rows cannot be multiplied without the host on this GPU, whatever their shape: a prompt
+    is not captured then, a decode step is."""
+    if plain.grouped_mm is None:
+        return f"torch {torch.__version__} has no grouped_mm"
+    if dtype != torch.bfloat16:
+        return f"torch's grouped_mm takes bfloat16 only without the host, not {str(dtype)[6:]}"
+    if (major := capability(index)) not in MAJORS:
+        return f"torch's grouped_mm needs compute capability 9 or 10 to do without the host, not {major}"
     return ""
 
 

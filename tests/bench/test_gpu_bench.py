@@ -19,10 +19,11 @@ import psutil
 import pytest
 import torch
 
-from dsv3_port.bench import cases, clock, gpu_state, measure, parts, parts_graphs
+from dsv3_port.bench import cases, clock, gpu_state, measure, models, parts, parts_graphs
 from dsv3_port.bench.bounds import GEMM_SIZE, READ_BYTES, gemm_bound, read_bound
 from dsv3_port.bench.machine import own_seconds
 from dsv3_port.errors import PortError
+from dsv3_port.ops import cuda
 from dsv3_port.paths import repo_root
 from dsv3_port.weights.synthetic import synthetic_checkpoint
 from tests.bench.test_cases import load_command
@@ -104,6 +105,19 @@ def test_what_is_no_step_is_not_in_the_ladder(folder: Path) -> None:
         parts.ladder_case(folder, "few", device="cuda", graph="compiled-captured", **at)
     with pytest.raises(PortError, match="a CPU captures no graph"):
         parts.ladder_case(folder, "few", device="cpu", graph="aclgraph", **at)
+
+
+def test_a_ladder_has_the_captured_rung_where_all_of_it_can_be_captured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cuda, "capability", lambda index: 9)
+    gpu, bf16 = torch.device("cuda"), torch.bfloat16
+    npu: Any = SimpleNamespace(type="npu")  # torch knows no such device without torch_npu
+    assert models.captures(gpu, bf16) and models.captures(npu, torch.float32)
+    assert not models.captures(gpu, torch.float32)
+    assert not models.captures(torch.device("cpu"), bf16)
+    monkeypatch.setattr(cuda, "capability", lambda index: 8)
+    assert not models.captures(gpu, bf16)
 
 
 # ---- clocks --------------------------------------------------------------------------------------
@@ -266,10 +280,17 @@ def test_the_script_says_why_it_cannot_run(tmp_path: Path) -> None:
 
 
 def test_a_step_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
-    python = 'case "$*" in *"-b1"*|*--part*peer*) echo no such thing; exit 2;; esac'
+    python = 'case "$*" in *--part*peer*) echo no such thing; exit 2;; esac'
     done = run_script(tmp_path, python, "--layers", "a")
     assert done.returncode == 1 and "ok      graphs-a-decode-b1" in done.stdout
     assert "FAILED  peer-a-decode-b1" in done.stdout and "no such thing" in done.stdout
+
+
+def test_a_graph_that_was_skipped_is_a_failure(tmp_path: Path) -> None:
+    python = 'case "$*" in *--part*graphs*) echo "skipping cudagraphs due to mutated inputs";; esac'
+    done = run_script(tmp_path, python, "--layers", "a", "--quick")
+    assert done.returncode == 1 and "FAILED  graphs-a-decode-b1" in done.stdout
+    assert "ok      peer-a-decode-b1" in done.stdout
 
 
 def test_at_the_deadline_the_step_is_cut_and_the_rest_is_named(tmp_path: Path) -> None:

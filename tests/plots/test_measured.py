@@ -17,14 +17,17 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from dsv3_port.bench.records import FAIR, PEER, UPSTREAM, Results
+from dsv3_port.bench.rungs import recorded_rungs
 from dsv3_port.bench.worlds import WorldSamples
 from dsv3_port.config import DeepseekV3Config
 from dsv3_port.errors import PortError
 from dsv3_port.forecast.planner import forecast
 from dsv3_port.lab import plots
+from dsv3_port.paths import repo_root
 from dsv3_port.plan import PortPlan
 from dsv3_port.plots.colours import BLUE, GREY, ORANGE, SMALL, VERMILLION
 from dsv3_port.plots.curves import memory_curve
+from dsv3_port.plots.graph_rungs import graph_rungs
 from dsv3_port.plots.group_boards import group_boards
 from dsv3_port.plots.memory import cited
 from dsv3_port.plots.merge_strips import merge_strips
@@ -77,6 +80,7 @@ FIGURES = {
     "one phase": lambda: plots.ladder(ladder_results(), "decode"),
     "step_bars": lambda: plots.step_bars(ladder_results(), UPSTREAM, "mla_low_rank"),
     "cost_curve": lambda: plots.cost_curve(curve_results()),
+    "graph_rungs": lambda: graph_rungs(recorded_rungs(repo_root() / "data" / "recorded", [])),
     "op_census": lambda: plots.op_census(
         {"upstream": {"aten.mm": 39, "aten.mul": 61}, "full": {"npu_swiglu": 5}}
     ),
