@@ -47,7 +47,7 @@ def _of_case(case: Case) -> Rungs:
     first = case.records[0]
     (bound,) = (n for n, facts in case.facts.items() if "rate" in facts)
     return Rungs(
-        what_of(case),
+        what_of(case, device=False),
         first.phase,
         first.batch,
         {r.name: (r.q1, r.q3) for r in case.records if r.name in NAMES},

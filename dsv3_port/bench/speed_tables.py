@@ -24,15 +24,16 @@ def best_peer(case: Case) -> str:
     return min(names, key=lambda n: case.results.get(n).median)
 
 
-def what_of(case: Case) -> str:
-    """Profile, dtype, phase and sizes in words."""
+def what_of(case: Case, device: bool = True) -> str:
+    """Profile, dtype, phase and sizes in words; and which device, where it is no CPU."""
     r = case.records[0]
     size = f"{r.context} cached" if r.phase == "decode" else f"{r.tokens} tokens"
     between = ", C++ between kernels" if case.key.endswith("-cpp") else ""
     at, dtype, _ = case.key.partition(
         f"-{r.dtype}-"
     )  # a single layer's key says which, its folder's name does not
-    return f"{at if dtype else r.profile} {r.dtype} {r.phase}, batch {r.batch}, {size}{between}"
+    on = f", {r.device_name}" if device and r.tier != "cpu" else ""
+    return f"{at if dtype else r.profile} {r.dtype} {r.phase}, batch {r.batch}, {size}{between}{on}"
 
 
 def _cases(found: Sequence[Bench], part: str) -> list[Case]:

@@ -10,6 +10,7 @@ import pytest
 
 from dsv3_port.bench import cases, rungs
 from dsv3_port.bench.records import Record
+from dsv3_port.bench.speed_tables import what_of
 from dsv3_port.errors import PortError
 from dsv3_port.paths import repo_root
 from dsv3_port.plots.graph_rungs import graph_rungs
@@ -56,6 +57,8 @@ def test_a_record_replaces_the_experiment(tmp_path: Path) -> None:
     (found,) = rungs.recorded_rungs(tmp_path, [bench])
     assert not found.experiment and found.bound == pytest.approx(5e-5) and found.share == 0.125
     assert set(found.seconds) == {"eager", "captured"}
+    assert found.what == "moe-8 bfloat16 decode, batch 1, 64 cached"
+    assert what_of(case) == f"{found.what}, G"  # in a table with a CPU's rows
     assert "Recorded" in rungs.markdown([found]) and "Experiment" not in rungs.markdown([found])
     assert graph_rungs([found]).get_suptitle().startswith("Recorded on a GPU")
 
