@@ -308,3 +308,18 @@ def test_the_devices_own_clock_is_used_and_its_times_are_marked() -> None:
     (record,) = work.measure("tiny", rounds=2, min_seconds=0.1, progress=False)
     assert (record.clock, record.mode, record.tier) == ("device", "captured", "host-npu")
     assert record.inner > 1 and min(record.samples) > 0
+
+
+def test_a_prompt_in_pieces_is_two_graphs() -> None:
+    """The remainder and the pieces; an eager model reads the filled part of the cache, a graph all."""
+    eager, captured = pair()
+    text, logits = ids(1, 14), []
+    before = counts()
+    for model in (eager, captured):
+        cache = model.new_cache(1, 16)
+        logits.append(model.prefill(text, None, cache, chunk=4)[:, -1].cpu())
+        logits.append(model(ids(1, 1, 3), cache=cache)[:, -1].cpu())
+    for a, b in zip(logits[:2], logits[2:], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    captures, replays = (b - a for a, b in zip(before, counts(), strict=True))
+    assert (captures, replays) == (3, 1 + 3 + 1)  # 2 tokens, 4 tokens three times, one step
