@@ -22,7 +22,7 @@ MODULES = {
     "faults": "check.faults check.fault_cases",
     "flops": "count.flops",
     "ge_picture": "plots.ge_layer",
-    "graphs": "count.compiled",
+    "graphs": "count.compiled count.inductor",
     "npu_graphs": "ge.census count.captured course.host_npu",
     "planner": "forecast.planner",
     "plots": "plots.bars plots.curves plots.forecast plots.memory plots.operators plots.routing "

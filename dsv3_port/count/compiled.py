@@ -1,5 +1,4 @@
-"""What torch.compile makes of a step: FX graphs, their operators, graph breaks, recompilations,
-generated kernels.
+"""What torch.compile makes of a step: FX graphs, their operators, graph breaks, recompilations.
 
 Nothing here times anything. The graphs are recorded with the operators of `ops` as single
 nodes, which is how torchair receives them on an NPU (torch_npu's operators are opaque to Dynamo).
@@ -9,12 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor
@@ -102,6 +101,21 @@ def _as_node(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @contextlib.contextmanager
+def _no_advice() -> Iterator[None]:
+    """Without Dynamo's lines on stderr at a break, which is counted."""
+    log = logging.getLogger("torch._dynamo.variables.tensor")
+
+    def refuse(_: logging.LogRecord) -> bool:
+        return False
+
+    log.addFilter(refuse)
+    try:
+        yield
+    finally:
+        log.removeFilter(refuse)
+
+
+@contextlib.contextmanager
 def watch(model: DeepseekV3, *, fullgraph: bool = True, dynamic: bool = False) -> Iterator[Watched]:
     """Within it the model's step goes through Dynamo, and its graphs are kept and run eagerly;
     values stay the same.
@@ -120,7 +134,7 @@ def watch(model: DeepseekV3, *, fullgraph: bool = True, dynamic: bool = False) -
     compiled = torch.compile(step, backend=seen.backend, fullgraph=fullgraph, dynamic=dynamic)
     limits: dict[str, Any] = dict(RECOMPILE_LIMITS)
     products = ("linear", "head_matmul", "shared_scores", "attention")
-    with each_operator(_as_node, *products), torch._dynamo.config.patch(limits):
+    with each_operator(_as_node, *products), torch._dynamo.config.patch(limits), _no_advice():
         model.run_step = compiled
         try:
             yield seen
@@ -254,32 +268,3 @@ def _shape(node: Node) -> str:
     value = node.meta.get("example_value")
     values = value if isinstance(value, (tuple, list)) else [value]
     return ", ".join(str(list(v.shape)) for v in values if isinstance(v, Tensor))
-
-
-# ---- what inductor made of it --------------------------------------------------------------------
-
-_CALL = re.compile(
-    r"^\s+(?:\w+ = )?"
-    r"(?:((?:cpp|triton)_\w+)(?:\.run)?|extern_kernels\.(\w+)|torch\.ops\.(\S+?))\(",
-    re.M,
-)
-
-
-def generated_kernels(code: str) -> dict[str, int]:
-    """Kernel launches in one call of inductor's generated code: its own fused loops, and calls into
-    libraries."""
-    found: Counter[str] = Counter()
-    for own, extern, op in _CALL.findall(code):
-        found["fused kernel" if own else extern or op.removesuffix(".default")] += 1
-    return dict(found.most_common())
-
-
-@contextlib.contextmanager
-def generated_code() -> Iterator[list[str]]:
-    """Collects the source that inductor generates (or finds in its cache) within it: one text for
-    every graph."""
-    from torch._inductor.graph import GraphLowering
-
-    texts: list[str] = []
-    with mock.patch.object(GraphLowering, "save_output_code", texts.append):
-        yield texts

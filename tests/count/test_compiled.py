@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 import torch
 
 from dsv3_port.count import compiled as graphs
+from dsv3_port.count import inductor
+from dsv3_port.count.captured import first_layers
 from dsv3_port.count.operators import count_ops
 from dsv3_port.engine.graph import compile_steps, graph_blockers
 from dsv3_port.errors import PortError
+from dsv3_port.model.decoder import visible_keys
 from dsv3_port.plan import PortPlan
 
 from ..random_models import CONFIG, random_model
@@ -35,6 +40,35 @@ def test_full_plan_is_two_graphs_and_equal():
     with graphs.watch(model) as again:
         run(model, steps=5)
     assert len(again.graphs) == 2  # of its own: not found in an earlier watch's cache
+
+
+def test_step_graphs_counts_what_a_question_and_a_number_cost():
+    """One layer tells it; and Dynamo's lines about a break, which is counted, do not reach a page."""
+    model = first_layers(random_model(PortPlan.full()), 1)
+    found = graphs.step_graphs(model)
+    assert (found.after, found.pieces, found.breaks) == ([1, 2, 2, 2], 1, {})
+    log, lines = logging.getLogger("torch._dynamo.variables.tensor"), []
+    handler = logging.Handler()
+    handler.emit = lines.append
+    log.addHandler(handler)
+    try:
+        model.visible = lambda slot, new, keys, pad: visible_keys(
+            slot * 0 + int(slot[0]), new, keys, pad
+        )
+        found = graphs.step_graphs(model)
+    finally:
+        log.removeHandler(handler)
+    assert found.after[-1] > 2 and found.pieces > 1 and len(found.breaks) == 1 and not lines
+    held = [0]
+
+    def counted(slot, new, keys, pad):
+        start = 0 if new == keys else held[0]
+        held[0] = start + new
+        return visible_keys(slot * 0 + start, new, keys, pad)
+
+    model.visible = counted
+    found = graphs.step_graphs(model)
+    assert (found.after, found.pieces, found.breaks) == ([1, 2, 3, 4], 1, {})
 
 
 def test_operators_are_those_of_the_census():
@@ -126,7 +160,7 @@ def call(args):
         buf2 = torch.ops.aten.topk.default(buf1, 2)
         triton_poi_fused_add_0.run(arg0, buf0, 4)
 """
-    assert graphs.generated_kernels(code) == {"fused kernel": 2, "bmm": 1, "aten.topk": 1}
+    assert inductor.generated_kernels(code) == {"fused kernel": 2, "bmm": 1, "aten.topk": 1}
 
 
 def test_generated_code_of_a_compiled_step():
@@ -134,10 +168,10 @@ def test_generated_code_of_a_compiled_step():
     cache = model.new_cache(1, 8)
     cache.fill_random(3)
     token = torch.zeros(1, 1, dtype=torch.int64)
-    with graphs.generated_code() as texts:
+    with inductor.generated_code() as texts:
         model(token, cache=cache)
     assert len(texts) == 1
-    launched = sum(graphs.generated_kernels(texts[0]).values())
+    launched = sum(inductor.generated_kernels(texts[0]).values())
     model.run_step = model.forward_step
     assert 0 < launched < sum(count_ops(lambda: model(token, cache=cache)).values())
 
