@@ -31,6 +31,7 @@ MARKS = {
     "bench/test_gpu_bench.py": "slow",
     "bench/test_ladder.py": "slow",
     "bench/test_limit.py": "slow",
+    "bench/test_llamacpp.py": "slow",
     "bench/test_record.py": "slow",
     "bench/test_sweep.py": "slow",
     "check/test_faults.py": "slow",

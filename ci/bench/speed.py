@@ -3,7 +3,8 @@
 
 graphs   the full port's step eager, captured, compiled, and both, beside the device's bound of the same run
 ladder   every step, cumulative and alone, eager and compiled, with operators, KV-cache bytes and peak memory counted
-peer     the full port beside transformers in each of its configurations, after the same prompt
+peer     the full port beside transformers in each of its configurations, after the same prompt; or beside
+         llama.cpp in each of its own (--with llama.cpp)
 limit    compiled decode beside the memory's bandwidth, prefill beside the matmul's rate, measured in the same run
 scaling  decode over context, batch and experts per token, prefill over length, with the fitted exponents
 imports  start of a process: torch, the package beyond it, `dsv3-port --help`
@@ -81,6 +82,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
         default="ge",
         help="what the full port's step becomes: compiled, on cuda captured, or both; scaling can be "
         "eager (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--with",
+        dest="peers",
+        action="append",
+        metavar="PEER",
+        help="peer: transformers (default) or llama.cpp, may be repeated; keys with llama.cpp end in -llama.cpp",
     )
     parser.add_argument(
         "--cpp-wrapper",
@@ -162,8 +170,11 @@ def cases(args: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Case]]]:
                     )
                 continue
             for phase, batch, size in sizes(args):
+                llama = "-llama.cpp" * ("llama.cpp" in (args.peers or ()))
                 yield (
-                    parts.key_of(profile, dtype, phase, batch, size) + "-cpp" * args.cpp_wrapper,
+                    parts.key_of(profile, dtype, phase, batch, size)
+                    + llama
+                    + "-cpp" * args.cpp_wrapper,
                     partial(
                         run_sized,
                         args,
@@ -186,10 +197,10 @@ def run_sized(args: argparse.Namespace, profile: str, **at: Any) -> Case:
         )
     if args.part == "graphs":
         return parts.graphs_case(layer(profile), profile, **at)
-    case = parts.peer_case if args.part == "peer" else parts.limit_case
-    return case(
-        layer(profile), profile, options={"cpp_wrapper": True} if args.cpp_wrapper else None, **at
-    )
+    at["options"] = {"cpp_wrapper": True} if args.cpp_wrapper else None
+    if args.part == "peer":
+        return parts.peer_case(layer(profile), profile, peers=args.peers or ["transformers"], **at)
+    return parts.limit_case(layer(profile), profile, **at)
 
 
 def report(key: str, case: Case) -> None:
@@ -211,6 +222,8 @@ def main(argv: list[str]) -> int:
             raise PortError(
                 "--graph eager belongs to --part scaling: the others time the compiled port"
             )
+        if args.peers and args.part != "peer":
+            raise PortError("--with belongs to --part peer")
         for key, run in cases(args):
             if args.list:
                 print(key)

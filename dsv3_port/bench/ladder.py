@@ -126,5 +126,5 @@ def _facts(work: Workload, mode: Mapping[str, str]) -> dict[str, dict[str, float
             work.prepare(name, 0)
             facts["operators"] = float(sum(count_ops(call).values()))
             work.prepare(name, 0)
-            facts["peak_bytes"] = float(peak_memory(call, str(work.runs[name].model.device)))
+            facts["peak_bytes"] = float(peak_memory(call, str(work.first.device)))
     return found

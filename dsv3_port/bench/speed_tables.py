@@ -13,14 +13,15 @@ from .results_table import seconds_text
 
 PEERS = "transformers, "  # how the names of peer_forms begin
 AS_LOADED = "transformers, as loaded"
+LLAMA = "llama.cpp, "  # and those of llamacpp
 Row = tuple[str, ...]
 
 
-def best_peer(case: Case) -> str:
-    """The fastest of transformers' forms in this run."""
-    names = [r.name for r in case.records if r.name.startswith(PEERS)]
+def best_peer(case: Case, of: str = PEERS) -> str:
+    """The fastest of transformers' forms in this run, or of llama.cpp's."""
+    names = [r.name for r in case.records if r.name.startswith(of)]
     if not names:
-        raise PortError(f"{case.key}: transformers was not measured in this run")
+        raise PortError(f"{case.key}: {of.rstrip(', ')} was not measured in this run")
     return min(names, key=lambda n: case.results.get(n).median)
 
 
@@ -40,15 +41,48 @@ def _cases(found: Sequence[Bench], part: str) -> list[Case]:
     return [case for bench in found if bench.part == part for case in bench.cases]
 
 
+def _beside(found: Sequence[Bench], peer: str) -> list[Case]:
+    """Cases of part peer in which this one was timed."""
+    cases = _cases(found, "peer")
+    return [c for c in cases if any(name.startswith(peer) for name in c.results.names)]
+
+
+def _ours(case: Case) -> str:
+    """The full port as the case compiled it."""
+    return next((n for n in GRAPHS.values() if n in case.results.names), FULL)
+
+
+LLAMA_HEADS = (
+    "beside llama.cpp",
+    "full port, compiled",
+    "its fastest form",
+    "full port is faster by",
+    "which form is that",
+    "logits differ by",
+)
+
+
+def llama_rows(found: Sequence[Bench]) -> list[Row]:
+    """Of each case of part peer with llama.cpp: what, time of the compiled full port and of
+    llama.cpp's fastest form, how many times faster ours is, that form's name, and the difference of
+    the logits with float32 throughout, or of the nearest form."""
+    rows: list[Row] = []
+    for case in _beside(found, LLAMA):
+        results, ours, best = case.results, _ours(case), best_peer(case, LLAMA)
+        nearest = min(d for name, d in case.differences.items() if name.startswith(LLAMA))
+        times = [seconds_text(results.get(name).median) for name in (ours, best)]
+        factor = str(results.ratio(best, ours))
+        rows.append((_what(case), *times, factor, best.removeprefix(LLAMA), f"{nearest:.1e}"))
+    return rows
+
+
 def speed_rows(found: Sequence[Bench]) -> list[Row]:
-    """Of each case of part peer: what, time of the compiled full port, and how many times faster it
+    """Of each case of part peer with transformers: what, time of the compiled full port, and how many times faster it
     is than upstream with a growing and with a fixed cache, transformers as loaded, its fastest form
     here, and that form's name."""
     rows: list[Row] = []
-    for case in _cases(found, "peer"):
-        results, names = case.results, case.results.names
-        ours = next((n for n in GRAPHS.values() if n in names), FULL)
-        best = best_peer(case)
+    for case in _beside(found, PEERS):
+        results, ours, best = case.results, _ours(case), best_peer(case)
         factors = [str(results.ratio(name, ours)) for name in (UPSTREAM, FAIR, AS_LOADED, best)]
         rows.append(
             (
@@ -194,6 +228,7 @@ def markdown(found: Sequence[Bench]) -> str:
             ),
             speed_rows(found),
         ),
+        (LLAMA_HEADS, llama_rows(found)),
         (
             (
                 "ladder",

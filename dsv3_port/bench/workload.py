@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -14,6 +15,7 @@ from ..engine.graph import CAPTURED, eagerly, is_compiled, made
 from ..errors import PortError
 from ..model.cache import Cache
 from ..model.decoder import DeepseekV3
+from .llamacpp import LlamaPeer
 from .measure import measure
 from .peer_forms import PIECE, Peer, PeerForm
 from .records import Record, Results
@@ -21,6 +23,9 @@ from .records import Record, Results
 PHASES = ("decode", "prefill")
 # seconds: several decode steps in a row, as decoding runs; a single one finds the caches cold
 DECODE_SAMPLE = 0.03
+# seconds: llama.cpp brings its own OpenMP, and the idle threads of either one spin some ms before
+# they sleep, on the cores that the other is timed on
+SETTLE = 0.02
 
 
 class Ours:
@@ -49,7 +54,7 @@ class Workload:
     """A call of each model: in decode one cached step behind `size` positions, in prefill a prompt
     of `size` tokens. Before it a fresh input is taken and the cache rewound (`prepare`).
 
-    models: ours, transformers' (which computes all logits, as ours do), or a Peer. capacity: of the
+    models: ours, transformers' (which computes all logits, as ours do), a Peer or a LlamaPeer. capacity: of the
     caches, default just enough. filled: for decode, random positions lie in the caches.
     """
 
@@ -70,17 +75,19 @@ class Workload:
         self.phase, self.batch, self.size = phase, batch, size
         self.start = size if decode else 0
         self.first = next(iter(models.values()))
-        self.runs: dict[str, Ours | Peer] = {}
+        self.runs: dict[str, Ours | Peer | LlamaPeer] = {}
         for name, model in models.items():
             if isinstance(model, DeepseekV3):
                 self.runs[name] = Ours(model, batch, capacity)
-            elif isinstance(model, Peer):
+            elif isinstance(model, Peer | LlamaPeer):
                 self.runs[name] = model
             else:
                 self.runs[name] = Peer(PeerForm(name), model, capacity, logits=0)
         shape = (64, batch, 1) if decode else (8, batch, size)
         self.inputs = random_ids(self.first, shape, seed)
         self.now: dict[str, Tensor] = {}
+        self.settles = any(isinstance(run, LlamaPeer) for run in self.runs.values())
+        self.last = ""
         for run in self.runs.values() if decode and filled else ():
             if isinstance(run, Ours):
                 run.cache.fill_random(size, seed)
@@ -94,6 +101,9 @@ class Workload:
 
     def prepare(self, name: str, call: int) -> None:
         """What stands beside the models in a measurement has nothing to prepare."""
+        if self.settles and name != self.last:
+            time.sleep(SETTLE)
+        self.last = name
         if name in self.runs:
             self.now[name] = self.inputs[call % len(self.inputs)]
             self.runs[name].rewind(self.start)

@@ -32,7 +32,7 @@ COMMANDS = {
     "shard": "split a published checkpoint into one folder per rank",
     "infer": "continue prompts; every setting is a flag and an environment variable",
     "settings": "what can be set for `infer`: variables, flags, values, defaults",
-    "bench": "measure the ladder on this machine",
+    "bench": "measure the ladder on this machine, or the full port beside other engines",
     "record": "a signed measurement of this device for data/recorded",
     "compare": "find the first layer in which two models differ",
     "judge": "judge a function that you wrote for a slot of the course, in the embedded model",

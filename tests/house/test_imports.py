@@ -43,6 +43,8 @@ ONLY = {
     "torchair": {"engine/torchair.py", "hostnpu/"},
     "matplotlib": {"plots/"},
     "PIL": {"plots/"},
+    "gguf": {"bench/gguf_file.py"},
+    "llama_cpp": {"bench/llamacpp.py"},
     "nbformat": {"course/"},
     "nbconvert": {"course/"},
     "nbclient": {"course/"},
