@@ -133,7 +133,7 @@ def peer_run(
 
 
 def peer_case(profile: Any, name: str, **options: Any) -> Case:
-    """What `peer_run` measures, as a case to keep; a key that names llama.cpp where it ran."""
+    """What `peer_run` measures, as a case to keep; `options` are its own."""
     run = peer_run(profile, name, **options)
     dtype, phase, batch, size = (options[k] for k in ("dtype", "phase", "batch", "size"))
     wider = {n: b for n, b in run.bounds.items() if b != TOLERANCE[dtype]}
