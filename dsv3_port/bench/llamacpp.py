@@ -121,7 +121,8 @@ class LlamaPeer:
     ) -> None:
         if logits not in (0, 1):
             raise PortError(f"{NAME}: logits of the last position or of all, not of {logits}")
-        self.form, self.model, self.batch, self.logits = form, model, batch, logits
+        self.form, self.model, self.logits = form, model, logits
+        self.batch, self.capacity = batch, capacity
         self.device, self.config, self.library = torch.device("cpu"), model.config, model.library
         self.length = 0
         self.inputs: dict[int, _Input] = {}  # length -> a batch of that shape
@@ -161,6 +162,11 @@ class LlamaPeer:
         batch, count = ids.shape
         if batch != self.batch:
             raise PortError(f"{self.form.name}: made for batch {self.batch}, given {batch}")
+        if self.length + count > self.capacity:  # it would end this process
+            raise PortError(
+                f"{self.form.name}: {self.length} positions are cached, {count} more pass its "
+                f"capacity of {self.capacity}"
+            )
         if count not in self.inputs:
             self.inputs[count] = _Input(self.library, batch, count, self.logits)
         at = self.inputs[count]

@@ -220,6 +220,7 @@ def real():
 
 
 def largest(ours, theirs):
+    assert ours.shape == theirs.shape
     return float((ours - theirs).abs().max() / ours.abs().max())
 
 
@@ -246,7 +247,7 @@ def test_its_logits_are_ours(real, tmp_path, name):
     """float32 throughout: a prompt of two sequences, all positions; then steps, and steps again
     after the cache was rewound."""
     folder = synthetic_checkpoint(VARIANTS[name], cache_dir=tmp_path)
-    model = load_model(folder, PortPlan.full(), "cpu", torch.float32)
+    model = load_model(folder, PortPlan.upstream(), "cpu", torch.float32)  # logits of all positions
     ids = random_ids(model, (2, 80), 3)
     with torch.no_grad():
         whole = model(ids)
@@ -277,8 +278,12 @@ def test_what_it_refuses_is_told(real, folder, tmp_path):
         peer = LlamaPeer(LlamaForm("F32", False), weights, 1, 8)
         with pytest.raises(PortError, match="made for batch 1, given 2"):
             peer.forward(torch.zeros(2, 1, dtype=torch.long))
-        with pytest.raises(PortError, match=r"llama_decode of \[1, 257\] returned"):
-            peer.forward(torch.zeros(1, 257, dtype=torch.long))
+        with pytest.raises(
+            PortError, match="0 positions are cached, 9 more pass its capacity of 8"
+        ):
+            peer.forward(torch.zeros(1, 9, dtype=torch.long))
+        with pytest.raises(PortError, match=r"llama_decode of \[1, 1\] returned -1: \S"):
+            peer.forward(torch.tensor([[CONFIG.vocab_size]]))
         peer.close()
         with pytest.raises(PortError, match="last position or of all"):
             LlamaPeer(LlamaForm("F32", False), weights, 1, 8, logits=3)
