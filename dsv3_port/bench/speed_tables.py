@@ -72,7 +72,7 @@ def llama_rows(found: Sequence[Bench]) -> list[Row]:
         nearest = min(d for name, d in case.differences.items() if name.startswith(LLAMA))
         times = [seconds_text(results.get(name).median) for name in (ours, best)]
         factor = str(results.ratio(best, ours))
-        rows.append((_what(case), *times, factor, best.removeprefix(LLAMA), f"{nearest:.1e}"))
+        rows.append((what_of(case), *times, factor, best.removeprefix(LLAMA), f"{nearest:.1e}"))
     return rows
 
 
