@@ -273,6 +273,16 @@ def test_both_paths_and_all_caches_on_the_embedded_model(real, dtype):
             assert found.results.differences["llama.cpp, f32 cache"] < 1e-5
 
 
+def test_threads_are_torchs_and_no_file_stays(real, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    torch.set_num_threads(3)
+    with llamacpp.llama_model(folder, torch.float32) as weights:
+        assert not list(tmp_path.iterdir())
+        peer = LlamaPeer(LlamaForm("F16", True), weights, 1, 8)
+        assert real.llama_n_threads(peer.pointer) == real.llama_n_threads_batch(peer.pointer) == 3
+        peer.close()
+
+
 def test_what_it_refuses_is_told(real, folder, tmp_path):
     with llamacpp.llama_model(folder, torch.float32) as weights:
         peer = LlamaPeer(LlamaForm("F32", False), weights, 1, 8)
