@@ -55,7 +55,7 @@ class PagedStep:
     table: Tensor  # [B, blocks of a sequence] int32
     # valid keys of each sequence, the new ones with them: numbers of the host, or [B]
     lengths: Sequence[int] | Tensor
-    block_size: int
+    positions: Tensor  # [B, S] of the new rows, negative for padding
 
 
 def slot_mapping(table: Tensor, positions: Tensor, block_size: int) -> Tensor:
@@ -64,6 +64,11 @@ def slot_mapping(table: Tensor, positions: Tensor, block_size: int) -> Tensor:
     block = positions.clamp(min=0) // block_size
     slot = positions + (table.gather(1, block) - block) * block_size
     return torch.where(positions < 0, -1, slot).flatten()
+
+
+def _ends(positions: Tensor) -> Tensor:
+    """positions [B, S] -> valid keys of each sequence after them [B]."""
+    return (positions[:, -1:].flatten() + 1).clamp(min=0)
 
 
 class PagedCache(Cache):
@@ -147,10 +152,8 @@ class PagedCache(Cache):
         """For a step at positions [B, S] of the sequences, negative for padding.
         on_device: lengths as a tensor, for a graph that cannot take numbers."""
         index = slot_mapping(self.table, positions, self.block_size)
-        lengths: Sequence[int] | Tensor = self.kv_lengths
-        if on_device:
-            lengths = (positions[:, -1:].flatten() + 1).clamp(min=0)
-        return PagedStep(index, self.table, lengths, self.block_size)
+        lengths = _ends(positions) if on_device else self.kv_lengths
+        return PagedStep(index, self.table, lengths, positions)
 
     def update(self, layer: int, *new: Tensor) -> list[Tensor]:
         """new [B, 1, S, width] each, written at `slot` as they are; the blocks."""
@@ -215,7 +218,7 @@ class PagedCache(Cache):
     def gathered(self, layer: int, step: PagedStep) -> list[Tensor]:
         """Each stored tensor in the order of the sequences [B, heads, room, width]; 0
         behind their lengths, whatever lies there."""
-        lengths = torch.as_tensor(step.lengths, device=self.device).view(-1, 1, 1, 1)
+        lengths = _ends(step.positions).view(-1, 1, 1, 1)
         there = torch.arange(self.room, device=self.device).view(-1, 1) < lengths
         found = [b[step.table.long()].flatten(1, 2) for b in self.buffers[layer]]
         return [torch.where(there, x.transpose(1, 2), 0) for x in found]

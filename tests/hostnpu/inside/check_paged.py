@@ -166,6 +166,28 @@ def test_chunks_of_a_prompt_absorbed(mode: str) -> None:
     assert float((got - want).abs().max() / want.abs().max()) <= 1e-5
 
 
+@pytest.mark.parametrize("mode", ["captured", "npugraph_ex"])
+def test_chunks_of_a_prompt_expanded(mode: str) -> None:
+    """Chunks gather the blocks with lengths of the device: catches host numbers frozen in the graph of
+    a chunk, which the second and third one share."""
+    ids, mask = (x.npu() for x in text())
+    plain, model = load(), load(mode)
+    caches = [m.new_cache(2, PROMPT) for m in (plain, model)]
+    want = plain(ids[:, :PROMPT].contiguous(), mask, caches[0]).cpu()
+    got = model.prefill(ids[:, :PROMPT], mask, caches[1], 4).cpu()
+    assert float((got - want).abs().max() / want.abs().max()) <= 1e-5
+
+
+def test_npugraph_ex_captures_no_more_once_lengths_are_symbols() -> None:
+    model = load("npugraph_ex")
+    ids, _ = (x.npu() for x in text())
+    cache, captured = model.new_cache(2, PROMPT + STEPS_MADE), []
+    for part in ids.split([PROMPT, *[1] * STEPS_MADE], 1):
+        model(part.contiguous(), cache=cache)
+        captured.append(counts()[0])
+    assert captured[3] == captured[-1], captured
+
+
 @pytest.mark.parametrize("mode", ["eager", "captured", "npugraph_ex"])
 def test_text(mode: str) -> None:
     tokenizer, prompts = load_tokenizer(TINY), ["Once upon a time", "7 plus 5 is"]
