@@ -132,7 +132,8 @@ def test_strict_gate(fixed, prefill, block) -> None:
 
 
 def test_strict_gate_under_stress(fixed) -> None:
-    first, second = stressed(fixed), paged(stressed(fixed))
+    first, second = stressed(fixed), stressed(paged(fixed))
+    assert second.paging == NAN
     assert strict_gate(first, second)
 
 
