@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.utils import counters
 
 from dsv3_port import PortPlan, generate, load_model, load_tokenizer, ops
 from dsv3_port.check.gate import stressed, strict_gate
+from dsv3_port.engine.graph import compile_steps
 from dsv3_port.engine.loading import with_plan
 from dsv3_port.errors import PortError
 from dsv3_port.model import paged_cache
@@ -292,6 +294,19 @@ def test_sixteen_bits(dtype) -> None:
         float((follow(m, ids, mask, prompt)[0] - exact).abs().mean()) for m in (base, paged(base))
     ]
     assert errors[1] <= 2 * errors[0]
+
+
+def test_compiled_by_inductor() -> None:
+    """Lengths as a tensor, padding's slots without a mask as index; one graph for all cached steps."""
+    torch._dynamo.reset()
+    ids, mask, prompt = ragged(2)
+    want = follow(random_model(FULL), ids, mask, prompt)[0]
+    model = random_model(PAGED)
+    model.paging = NAN
+    compile_steps(model, "ge")
+    before = counters["stats"]["unique_graphs"]
+    assert relative(follow(model, ids, mask, prompt)[0], want) <= 1e-5
+    assert counters["stats"]["unique_graphs"] - before == 2
 
 
 # ---- blocks --------------------------------------------------------------------------------------
