@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_type_hints
 
 from .errors import PortError
-from .steps import STEPS, step
+from .steps import PRODUCTION, STEPS, step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class PortPlan:
     group_mask: Literal["scatter", "one_hot"] = "scatter"
     group_mask_value: float = -math.inf
     mlp: Literal["split", "merged"] = "split"
-    cache: Literal["growing", "fixed"] = "growing"
+    cache: Literal["growing", "fixed", "paged"] = "growing"  # paged: of Part II, with its attention
     rope: Literal["per_layer", "per_step"] = "per_layer"
     norm: Literal["separate", "add_rms_norm"] = "separate"
     lm_head: Literal["all", "last"] = "all"
@@ -44,6 +44,11 @@ class PortPlan:
                     f"PortPlan.{name} is {getattr(self, name)!r}; it can be "
                     + " or ".join(repr(a) for a in allowed)
                 )
+        if self.cache == "paged" and self.attention != "low_rank":
+            raise PortError(
+                "PortPlan.cache 'paged' holds latent rows: it needs attention 'low_rank' (step "
+                f"{step('mla_low_rank').id!r})"
+            )
 
     @classmethod
     def upstream(cls) -> PortPlan:
@@ -57,10 +62,18 @@ class PortPlan:
         return cls.with_steps(*(s.id for s in STEPS if s.field != "graph"))
 
     @classmethod
+    def production(cls) -> PortPlan:
+        """The full port with every step of Part II, run eagerly."""
+        return cls.full().plus(*(s.id for s in PRODUCTION))
+
+    @classmethod
     def upto(cls, step_id: str) -> PortPlan:
-        """The ladder's rung at `step_id`: this step and all before it."""
-        last = STEPS.index(step(step_id))
-        return cls.with_steps(*(s.id for s in STEPS[: last + 1]))
+        """The ladder's rung at `step_id`: this step and all before it. Part II's stand behind the
+        full port: no graph mode is on."""
+        last = step(step_id)
+        if last in PRODUCTION:
+            return cls.full().plus(*(s.id for s in PRODUCTION[: PRODUCTION.index(last) + 1]))
+        return cls.with_steps(*(s.id for s in STEPS[: STEPS.index(last) + 1]))
 
     @classmethod
     def with_steps(cls, *step_ids: str) -> PortPlan:
@@ -79,7 +92,11 @@ class PortPlan:
     @property
     def step_ids(self) -> tuple[str, ...]:
         """The steps that are on, in ladder order."""
-        return tuple(s.id for s in STEPS if getattr(self, s.field) == s.ported)
+        on = [s for s in (*STEPS, *PRODUCTION) if getattr(self, s.field) == s.ported]
+        beneath = {s.field: s.upstream for s in on if s in PRODUCTION}
+        return tuple(
+            s.id for s in (*STEPS, *PRODUCTION) if s in on or beneath.get(s.field) == s.ported
+        )
 
 
 # field -> what it can be, the default first

@@ -3,6 +3,9 @@
 Notebooks, tests, plots, README's table and the progress map are all read from STEPS; nothing else
 lists the steps. A step is a swap: it sets one field of PortPlan (plan.py), and `build(config, plan)`
 assembles the named forms.
+
+PRODUCTION is Part II: what production ports do behind the full port. Its steps go on from a ported
+form (`upstream` is that form), and nothing of Part I reads them: `PortPlan.full()` has none on.
 """
 
 from __future__ import annotations
@@ -199,12 +202,32 @@ STEPS: tuple[Step, ...] = (
 )
 
 
+PRODUCTION: tuple[Step, ...] = (
+    Step(
+        id="paged_cache",
+        number="9",
+        title="Paged cache and fused attention",
+        title_zh="分页 KV cache 与融合注意力",
+        notebook="",  # none yet
+        field="cache",
+        upstream="fixed",
+        ported="paged",
+        before="model.attention:LowRankAttention",
+        after="model.paged_attention:PagedAttention",
+        stays_equal="logits and greedy tokens",
+        saves="cache memory: blocks of what a sequence has, not of what it may have; one operator for norm, "
+        "rotation and cache write, one for the attention, which reads the valid keys only",
+    ),
+)
+
+
 def step(step_id: str) -> Step:
     """The step with this id; its number ("6.1") works too."""
-    for s in STEPS:
+    known = (*STEPS, *PRODUCTION)
+    for s in known:
         if step_id in (s.id, s.number):
             return s
-    raise PortError(f"unknown step {step_id!r}; the steps are " + ", ".join(s.id for s in STEPS))
+    raise PortError(f"unknown step {step_id!r}; the steps are " + ", ".join(s.id for s in known))
 
 
 def progress_map(here: str = "") -> str:
@@ -217,7 +240,7 @@ def progress_map(here: str = "") -> str:
     return "\n".join(rows)
 
 
-_TITLES = {s.id: f"{s.number} {s.title}" for s in STEPS}
+_TITLES = {s.id: f"{s.number} {s.title}" for s in (*STEPS, *PRODUCTION)}
 
 
 def title_of(variant: str) -> str:

@@ -14,7 +14,7 @@ import torch
 
 from ..config import DeepseekV3Config
 from ..errors import PortError
-from ..model.cache import FixedCache
+from ..model.cache import GrowingCache
 from ..model.decoder import build
 from ..plan import PortPlan
 from .step_counter import CountedRank, StepCounter, Work, counting
@@ -82,7 +82,7 @@ def step_work(
     model = build(short, plan, CountedRank(0, world_size, counter=counter), "meta", dtype)
     cache = model.new_cache(batch, context)
     past = context - tokens
-    if past and not isinstance(cache, FixedCache):
+    if past and isinstance(cache, GrowingCache):
         cache.buffers = [
             [
                 torch.empty(batch, heads, past, width, device="meta", dtype=dtype)

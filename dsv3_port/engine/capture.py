@@ -28,6 +28,7 @@ from torch.utils._pytree import tree_leaves
 from ..errors import PortError
 from ..model.cache import Cache
 from ..model.decoder import DeepseekV3
+from ..model.paged_cache import PagedCache
 
 Step = Callable[[Tensor, Tensor, "Cache | None", bool], Tensor]
 GRAPHS = {"cuda": "CUDAGraph", "npu": "NPUGraph"}  # device -> its class in torch.cuda, torch.npu
@@ -79,6 +80,8 @@ class CapturedStep:
         # one pool for all: their results in between are never needed at the same time
         self.pool = self.runtime.graph_pool_handle()
         self.places = list(_places(model))
+        # torch_npu's graphs can take new host numbers for their fused attentions
+        self.updates = kind == "npu" and model.plan.cache == "paged"
         # a graph goes with its cache, whose memory it holds the addresses of
         self.of_cache: weakref.WeakKeyDictionary[Cache, dict[Any, Graph]] = (
             weakref.WeakKeyDictionary()
@@ -102,6 +105,9 @@ class CapturedStep:
         if cache is None:
             graph.pad.copy_(pad)
         graph.graph.replay()
+        if isinstance(cache, PagedCache) and self.updates:
+            # host numbers of the captured attentions: a replay waits for them
+            graph.graph.update(cpu_update_input=[{"actual_seq_kvlen": cache.kv_lengths}])
         return graph.logits.clone() if self.clone_output else graph.logits
 
     def capture(self, input_ids: Tensor, pad: Tensor, cache: Cache | None, first: bool) -> Graph:
@@ -150,7 +156,11 @@ class CapturedStep:
         try:
             with (
                 self.runtime.graph(
-                    graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"
+                    graph,
+                    pool=self.pool,
+                    stream=self.stream,
+                    capture_error_mode="thread_local",
+                    **({"auto_dispatch_capture": True} if self.updates else {}),
                 ),
                 seen if self.eager else nullcontext(),
             ):
@@ -170,6 +180,8 @@ class CapturedStep:
         if cache is not None:
             found += [pad.data_ptr(), cache.slot.data_ptr()]
             found += [buffer.data_ptr() for layer in cache.buffers for buffer in layer]
+            if isinstance(cache, PagedCache):
+                found.append(cache.table.data_ptr())
         return found
 
     def name_of(self, number: int, cache: Cache | None) -> str:
@@ -180,6 +192,8 @@ class CapturedStep:
         if number < 2:
             return ("the cache's padding", "the cache's slot")[number]
         layer, buffer = divmod(number - 2, len(cache.widths))
+        if layer == len(cache.buffers):
+            return "the cache's block table"
         return f"buffer {buffer} of the cache's layer {layer}"
 
     def _moved(self, before: list[int], pad: Tensor, cache: Cache | None) -> str:

@@ -133,7 +133,7 @@ def warm_up(model: DeepseekV3, caches: Caches, prefill_chunk: int = 0) -> float:
     for row in range(caches.batch.batch):
         caches.one.reset()
         model.prefill(ids, torch.ones_like(ids), caches.one, prefill_chunk)
-        _adopt(caches.batch, caches.one, row)
+        caches.batch.adopt(caches.one, row)
     for _ in range(min(2, caches.batch.max_length - caches.batch.length)):
         model(ids[:, :1].expand(caches.batch.batch, 1).contiguous(), cache=caches.batch).argmax(
             -1
@@ -165,7 +165,7 @@ def _prefill(
         streamer.add(chosen, row)
         seconds.append(time.perf_counter() - start)
         tokens.append(token)
-        _adopt(caches.batch, caches.one, row)
+        caches.batch.adopt(caches.one, row)
     return torch.cat(tokens), seconds
 
 
@@ -179,22 +179,15 @@ def _decode(
 ) -> list[float]:
     """Steps of all rows until each has ended, `most` of them; the seconds of each."""
     steps: list[float] = []
+    ended: set[int] = set()
     while len(steps) < most and not streamer.done:
         start = time.perf_counter()
+        for row in set(streamer.rows_ended) - ended:
+            cache.end(row)
+            ended.add(row)
         token, chosen = sample.drawn(model(token.unsqueeze(1), cache=cache)[:, -1])
         streamer.add(chosen)
         steps.append(time.perf_counter() - start)
+    for row in range(cache.batch):
+        cache.end(row)
     return steps
-
-
-def _adopt(cache: Cache, one: Cache, row: int) -> None:
-    """Copy a prefilled sequence into its row of the batch's cache."""
-    if cache.length == 0:  # the growing form has no room before it is given something to hold
-        for layer, buffers in enumerate(one.buffers):
-            cache.update(layer, *(b.new_zeros(cache.batch, *b.shape[1:]) for b in buffers))
-        cache.slot.fill_(one.length)
-        cache.advance(one.length)
-    cache.pad[row] = one.pad[0]
-    for mine, its in zip(cache.buffers, one.buffers, strict=True):
-        for target, source in zip(mine, its, strict=True):
-            target[row, :, : one.length].copy_(source[0])

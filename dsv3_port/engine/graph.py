@@ -133,6 +133,8 @@ def compile_steps(
                 else "on cpu and cuda it can be ge or aclgraph, on cuda captured or compiled-captured"
             )
         )
+    # a paged cache's lengths: host numbers in a capture on npu, which updates them; else a tensor
+    model.device_lengths = kind != "npu" or model.made == "ge"
     return model
 
 
@@ -147,7 +149,9 @@ def _by_torchair(
         # else epsilons and scales become inputs on the host, which torchair 2.13.0 cannot copy
         torch._dynamo.config.specialize_float = True
     settings = backend_options(chosen, options)
-    compiled = compile_for_npu(model.forward_step, chosen, settings, dynamic)
+    # a paged cache's lengths become symbols when they change; all other sizes stay what they are
+    sizes = None if model.plan.cache == "paged" and chosen != "ge" and not dynamic else dynamic
+    compiled = compile_for_npu(model.forward_step, chosen, settings, sizes)
     return compiled, "ge" if chosen == "ge" else "aclgraph"
 
 

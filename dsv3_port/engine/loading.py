@@ -84,4 +84,5 @@ def with_plan(model: DeepseekV3, plan: PortPlan, **sizes: Any) -> DeepseekV3:
         )
     twin = build(config, plan, model.parallel, model.device, model.dtype, model.gmm)
     twin.load_state_dict(model.state_dict(), assign=True)
+    twin.paging = model.paging
     return twin

@@ -21,6 +21,10 @@ class TextStreamer:
     def done(self) -> bool:
         return all(self.ended)
 
+    @property
+    def rows_ended(self) -> list[int]:
+        return [row for row, ended in enumerate(self.ended) if ended]
+
     def add(self, tokens: list[int], first_row: int = 0) -> None:
         for row, token in enumerate(tokens, first_row):
             if self.ended[row]:

@@ -4,6 +4,7 @@ only file below hostnpu's that imports it."""
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -117,7 +118,7 @@ def backend_options(backend: str, changes: dict[str, Any] | None = None) -> dict
 
 
 def compile_for_npu(
-    function: Callable[..., Any], backend: str, options: dict[str, Any], dynamic: bool
+    function: Callable[..., Any], backend: str, options: dict[str, Any], dynamic: bool | None
 ) -> Callable[..., Any]:
     if backend == "npugraph_ex":
         return torch.compile(
@@ -125,6 +126,8 @@ def compile_for_npu(
         )
     import torchair
 
+    # registers the form with lengths as tensors, which otherwise its first call does
+    importlib.import_module("torchair.ops._npu_fused_infer_attention_score_v2")
     compiler = torchair.get_npu_backend(compiler_config=compiler_config(backend, options))
     return torch.compile(function, backend=compiler, fullgraph=True, dynamic=dynamic)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import PortError
-from . import ge_npu, ge_ops  # noqa: F401  # they fill the table
+from . import ge_npu, ge_ops, ge_paged  # noqa: F401  # they fill the table
 from .ge import INPUTS, Edge, Graph, Node
 from .ge_cost import Record, record
 from .ge_table import OPERATORS, GraphError
@@ -109,8 +109,9 @@ def run(graph: Graph, inputs: Sequence[Tensor], records: bool = False) -> Run:
         for number, result in enumerate(results):
             if (node.name, number) in last:
                 values.put((node.name, number), result)
-        if node.type in INPUTS or node.type in OPERATORS and OPERATORS[node.type].writes:
-            references.add((node.name, 0))
+        written = OPERATORS[node.type].writes if node.type in OPERATORS else ()
+        for number in range(1 if node.type in INPUTS else len(written)):
+            references.add((node.name, number))
         del fed, results
         for edge in {e for e in node.inputs if e and last[e] == i}:
             values.drop(edge)
@@ -122,12 +123,13 @@ def _before_writing(
     node: Node, fed: list[Tensor | None], values: _Values, references: set[Edge]
 ) -> None:
     operator = OPERATORS.get(node.type)
-    if operator is None or operator.writes is None or operator.writes not in node.names:
-        return
-    place = node.names.index(operator.writes)
-    written, edge = fed[place], node.inputs[place]
-    if written is not None and edge is not None:
-        values.keep_apart(written, references | {edge})
+    for name in operator.writes if operator is not None else ():
+        if name not in node.names:
+            continue
+        place = node.names.index(name)
+        written, edge = fed[place], node.inputs[place]
+        if written is not None and edge is not None:
+            values.keep_apart(written, references | {edge})
 
 
 def _execute(node: Node, fed: list[Tensor | None], inputs: Sequence[Tensor]) -> list[Tensor]:

@@ -36,7 +36,7 @@ class Operator:
     attributes: dict[str, Any]
     only: dict[str, Any]
     free: tuple[str, ...]
-    writes: str | None
+    writes: tuple[str, ...]
 
     def settings(self, given: dict[str, Any]) -> dict[str, Any]:
         """The function's attributes for a node that has the `given` ones; GraphError for one that
@@ -78,13 +78,18 @@ def operator(
     inputs: names in order, "?" behind an optional one, "*" behind a list (x0, x1, ...). attributes:
         name=default, `...`
     where there is none. only: attributes that may have just this value, and do not reach the
-    function. free: those that say how to run it and not what comes out. writes: the input that it
-    changes in place and returns.
+    function. free: those that say how to run it and not what comes out. writes: the inputs
+    that it changes in place and returns first, in their order.
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         OPERATORS[name] = Operator(
-            function, tuple(inputs.split()), attributes, only or {}, free, writes
+            function,
+            tuple(inputs.split()),
+            attributes,
+            only or {},
+            free,
+            tuple((writes or "").split()),
         )
         return function
 

@@ -10,6 +10,7 @@ FX graph cannot show.
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 import threading
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 
 from ..errors import PortError
-from . import ge, ge_run, kernels, tape
+from . import ge, ge_run, kernels, operators, registry, tape
 
 ENGINE_VARIABLE = "DSV3_GE_ENGINE"
 ENGINES = ("fx", "interpret")
@@ -158,6 +159,7 @@ def install_engine() -> None:
     native.check_cann_compat = _any_cann
     native.export = _export
     _backend.TorchNpuGraph = HostGraph
+    _install_attention()
     original = fx2ge.GeConcreteGraph.__call__
 
     @functools.wraps(original)
@@ -169,6 +171,14 @@ def install_engine() -> None:
             _current.call = before
 
     fx2ge.GeConcreteGraph.__call__ = call
+
+
+def _install_attention() -> None:
+    """A kernel behind torchair.ops.npu_fused_infer_attention_score_v2, which has none: GE alone runs
+    it, and here an FX graph may."""
+    importlib.import_module("torchair.ops._npu_fused_infer_attention_score_v2")
+    op = torch.ops.air.npu_fused_infer_attention_score_v2.default
+    registry.register(op, kernels.Kernel(op, operators.attention_by_tensor))
 
 
 def install() -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..ops import OPERATORS
+from ..ops.attention_layouts import LAYOUTS, from_bnsd, to_bnsd
 from ..ops.checks import device_rules
 from . import autograd, autograd_npu, fusion_attention
 from .kernels import Kernel
@@ -75,6 +76,43 @@ def _attention_out(name: str) -> Callable[..., Any]:
     return call
 
 
+def attention_by_tensor(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    """torchair's own form of the fused attention, which takes its lengths as tensors and exists in
+    GE graphs only: for the engine that runs the FX graph."""
+    for name in ("actual_seq_qlen", "actual_seq_kvlen"):
+        if kwargs.get(name) is not None:
+            kwargs[name] = kwargs[name].tolist()
+    result: tuple[Tensor, Tensor] = checked(ATTENTION[1])(*args, **kwargs)
+    return result
+
+
+def _attention_outputs(
+    query: Tensor,
+    value: Tensor,
+    *,
+    input_layout: str = "BSH",
+    num_query_heads: int = 1,
+    num_key_value_heads: int = 0,
+    return_softmax_lse: bool = False,
+    query_rope: Tensor | None = None,
+    block_table: Tensor | None = None,
+    **others: Any,
+) -> tuple[Tensor, Tensor]:
+    """The results of the fused attention, empty: torch_npu's graphs put them where a task update
+    finds them. Absorbed MLA, whose value is as wide as its query."""
+    if query_rope is None or any(v is not None for v in others.values()):
+        raise NotImplementedError(
+            "the host stand-in captures the fused attention with rope inputs and without scales only"
+        )
+    source, target = LAYOUTS[input_layout]
+    if source in ("BNSD", "BSND", "BSH") and not return_softmax_lse:
+        wide = to_bnsd(query, source, num_query_heads)
+        return from_bnsd(torch.empty_like(wide), target), torch.empty(0)
+    raise NotImplementedError(
+        f"the host stand-in captures the fused attention without lse and packed layouts, not {input_layout}"
+    )
+
+
 def _attention_workspace(*args: Any, **kwargs: Any) -> Tensor:
     return torch.empty(16, dtype=torch.uint8)
 
@@ -95,6 +133,7 @@ ADAPTED: dict[str, Callable[..., Any]] = {
     "npu_grouped_matmul.List": _grouped_matmul_list,
     **{f"{name}.out": _attention_out(name) for name in ATTENTION},
     **{f"_{name}_get_max_workspace": _attention_workspace for name in ATTENTION},
+    f"_{ATTENTION[1]}_infer_output": _attention_outputs,
     "_npu_dtype_cast": _dtype_cast,
     "_npu_moe_token_unpermute": _token_unpermute,
     "npu_dtype_cast": _dtype_cast,

@@ -13,6 +13,7 @@ from .cache import Cache
 from .context import BuildContext
 from .linear import ColumnParallelLinear, Linear, RowParallelLinear
 from .norm import make_latent_norm
+from .paged_cache import PagedStep
 from .rope import ROPE, RotaryEmbedding
 
 
@@ -28,6 +29,7 @@ class StepInputs:
     first: bool  # nothing was cached before: attention needs the new keys only
     cos: Tensor | None = None  # [B, 1, S, Dr]; None: every layer makes its own
     sin: Tensor | None = None
+    paged: PagedStep | None = None  # of a paged cache
 
 
 class LatentProjections(nn.Module):
@@ -61,11 +63,11 @@ class LatentProjections(nn.Module):
         )
         self.turn = ROPE[ctx.plan.rope]
 
-    def project(
+    def queries(
         self, hidden: Tensor, inputs: StepInputs
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """hidden [B, S, H] -> q_nope [B, N, S, Dn], q_rope [B, N, S, Dr], latent [B, 1,
-        S, R], k_rope [B, 1, S, Dr]."""
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """hidden [B, S, H] -> q_nope [B, N, S, Dn], q_rope [B, N, S, Dr], each token's
+        row [B, 1, S, R + Dr] as projected, and cos, sin [B, 1, S, Dr]."""
         c = self.config
         if c.q_lora_rank is None:
             q = self.q_proj(hidden)
@@ -74,11 +76,21 @@ class LatentProjections(nn.Module):
         q = q.unflatten(-1, (self.heads, c.qk_head_dim)).transpose(1, 2)
         q_nope, q_rope = q.split([c.qk_nope_head_dim, c.qk_rope_head_dim], -1)
         row = self.kv_a_proj_with_mqa(hidden).unsqueeze(1)
-        latent, k_rope = row.split([c.kv_lora_rank, c.qk_rope_head_dim], -1)
         cos, sin = inputs.cos, inputs.sin
         if self.rotary_emb is not None:
             cos, sin = self.rotary_emb(inputs.positions, hidden.dtype)
+        assert cos is not None and sin is not None
         q_rope = self.turn(q_rope, cos, sin, c.rope_interleave)
+        return q_nope, q_rope, row, cos, sin
+
+    def project(
+        self, hidden: Tensor, inputs: StepInputs
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """hidden [B, S, H] -> q_nope [B, N, S, Dn], q_rope [B, N, S, Dr], latent [B, 1,
+        S, R], k_rope [B, 1, S, Dr]."""
+        c = self.config
+        q_nope, q_rope, row, cos, sin = self.queries(hidden, inputs)
+        latent, k_rope = row.split([c.kv_lora_rank, c.qk_rope_head_dim], -1)
         return (
             q_nope,
             q_rope,
@@ -173,16 +185,20 @@ class LowRankAttention(LatentProjections):
             (all_rows,) = cache.update(layer, rows)
             if not inputs.first:
                 rows = all_rows
+        return self.output(self.over_rows(q_nope, q_rope, rows, inputs))
+
+    def over_rows(
+        self, q_nope: Tensor, q_rope: Tensor, rows: Tensor, inputs: StepInputs
+    ) -> Tensor:
+        """Queries [B, N, S, *] over rows [B, 1, L, R + Dr] -> [B, N, S, Dv]."""
         if inputs.mask is None:
             k_nope, k_rope, v = self.keys_values(rows)
-            heads_out = ops.causal_attention(
+            return ops.causal_attention(
                 (q_nope, q_rope), (k_nope, k_rope), v, inputs.pad, self.scale
             )
-        elif hidden.shape[1] == 1 or self.prefill == "absorbed":
-            heads_out = self.absorbed(q_nope, q_rope, rows, inputs.mask)
-        else:
-            heads_out = self.expanded(q_nope, q_rope, rows, inputs.mask)
-        return self.output(heads_out)
+        if q_nope.shape[2] == 1 or self.prefill == "absorbed":
+            return self.absorbed(q_nope, q_rope, rows, inputs.mask)
+        return self.expanded(q_nope, q_rope, rows, inputs.mask)
 
     def absorbed(
         self, q_nope: Tensor, q_rope: Tensor, rows: Tensor, mask: Tensor

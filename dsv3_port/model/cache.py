@@ -68,6 +68,24 @@ class Cache:
     def advance(self, new: int) -> None:
         self.length += new
 
+    def end(self, row: int) -> None:
+        """A sequence is done: a form that keeps room for each gives it to others."""
+
+    def adopt(self, one: Cache, row: int) -> None:
+        """Copy a sequence prefilled in a cache of its own into this row."""
+        if (
+            self.length == 0
+        ):  # the growing form has no room before it is given something
+            for layer, buffers in enumerate(one.buffers):
+                new = (b.new_zeros(self.batch, *b.shape[1:]) for b in buffers)
+                self.update(layer, *new)
+            self.slot.fill_(one.length)
+            self.advance(one.length)
+        self.pad[row] = one.pad[0]
+        for mine, its in zip(self.buffers, one.buffers, strict=True):
+            for target, source in zip(mine, its, strict=True):
+                target[row, :, : one.length].copy_(source[0])
+
     @property
     def nbytes(self) -> int:
         """Bytes that the stored tensors take now."""
@@ -182,9 +200,3 @@ class FixedCache(Cache):
         it is overwritten."""
         self.length = length
         self.slot.fill_(length)
-
-
-CACHE: dict[str, type[GrowingCache] | type[FixedCache]] = {
-    "growing": GrowingCache,
-    "fixed": FixedCache,
-}

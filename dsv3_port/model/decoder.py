@@ -8,8 +8,6 @@ What a learner writes goes in by attributes of one model: `visible`, `write`, `k
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
@@ -19,29 +17,17 @@ from ..errors import PortError
 from ..ops.providers import GroupedMatmul, by_torch_npu
 from ..parallel import SINGLE, TensorParallel
 from ..plan import PortPlan
-from .attention import ATTENTION, StepInputs
-from .cache import CACHE, Cache, FixedCache, Write, write_at_slot
+from .attention import StepInputs
+from .cache import Cache, FixedCache, Write, write_at_slot
 from .context import BuildContext
 from .experts import MoE
 from .linear import LM_HEAD, ParallelLMHead, VocabParallelEmbedding
 from .mlp import make_mlp
 from .norm import make_norm
+from .paged_attention import make_attention
+from .paged_cache import CACHE, PagedCache, Paging
 from .rope import RotaryEmbedding
-
-Visible = Callable[[Tensor, int, int, Tensor], Tensor]
-
-
-def _sees(query: Tensor, keys: int, pad: Tensor) -> Tensor:
-    """Positions query [B, S] -> which of `keys` positions each sees, bool [B, S, L]."""
-    key = torch.arange(keys, device=query.device)
-    return (key <= query.unsqueeze(-1)) & (key >= pad.view(-1, 1, 1))
-
-
-def visible_keys(slot: Tensor, new: int, keys: int, pad: Tensor) -> Tensor:
-    """Which of `keys` positions each of `new` queries sees, the first of them at slot
-    [B]: those up to its own, without the pad [B] left ones. bool [B, S, L]."""
-    query = torch.arange(new, device=slot.device) + slot.unsqueeze(1)
-    return _sees(query, keys, pad)
+from .visible import Visible, added, compressed_causal, sees
 
 
 class DecoderLayer(nn.Module):
@@ -57,7 +43,7 @@ class DecoderLayer(nn.Module):
         c = ctx.config
         self.layer = layer
         self.input_layernorm = make_norm(ctx, c.hidden_size)
-        self.self_attn = ATTENTION[ctx.plan.attention](ctx)
+        self.self_attn = make_attention(ctx)
         self.post_attention_layernorm = make_norm(ctx, c.hidden_size)
         self.mlp = MoE(ctx) if c.is_moe(layer) else make_mlp(ctx, c.intermediate_size)
 
@@ -120,6 +106,8 @@ class DeepseekV3(nn.Module):
             and ctx.plan.prefill_attention == "expanded"
             and ops.prompt_without_mask(torch.device(ctx.device).type)
         )
+        self.paging = Paging()  # of the paged caches that `new_cache` makes
+        self.device_lengths = False  # a graph that cannot take a paged cache's numbers
         # engine/graph.py puts a compiled or captured one here, and says which
         self.run_step, self.made = self.forward_step, "eager"
 
@@ -134,14 +122,10 @@ class DeepseekV3(nn.Module):
     def new_cache(self, batch_size: int, max_length: int) -> Cache:
         """An empty cache of this plan's form, for `batch_size` sequences of at most
         `max_length` positions."""
-        cache = CACHE[self.plan.cache](
-            self.config.num_hidden_layers,
-            self.model.cache_widths,
-            batch_size,
-            max_length,
-            self.device,
-            self.dtype,
-        )
+        c, form = self.config, CACHE[self.plan.cache]
+        extra = (self.paging,) if form is PagedCache else ()
+        sizes = c.num_hidden_layers, self.model.cache_widths, batch_size, max_length
+        cache = form(*sizes, self.device, self.dtype, *extra)
         cache.write = self.write
         return cache
 
@@ -163,9 +147,9 @@ class DeepseekV3(nn.Module):
         pad = self._check(input_ids, attention_mask, cache, first)
         if cache is None:
             return self.run_step(input_ids, pad, None, True)
-        cache.require_capacity(input_ids.shape[1])
         if first:
             cache.pad.copy_(pad)
+        cache.require_capacity(input_ids.shape[1])
         return self._advance(input_ids, cache, first)
 
     @torch.no_grad()
@@ -191,8 +175,8 @@ class DeepseekV3(nn.Module):
                 f"prefill: the cache holds {cache.length} positions already"
             )
         pad = self._check(input_ids, attention_mask, cache, True)
-        cache.require_capacity(length)
         cache.pad.copy_(pad)
+        cache.require_capacity(length)
         eager = self.run_step == self.forward_step
         start = 0
         for end in range(length % chunk or chunk, length + 1, chunk):
@@ -204,6 +188,8 @@ class DeepseekV3(nn.Module):
         return logits
 
     def _advance(self, input_ids: Tensor, cache: Cache, first: bool) -> Tensor:
+        if isinstance(cache, PagedCache):
+            cache.expect(input_ids.shape[1])
         logits = self.run_step(input_ids, cache.pad, cache, first)
         cache.advance(input_ids.shape[1])
         return logits
@@ -236,18 +222,27 @@ class DeepseekV3(nn.Module):
         inputs = StepInputs((query - pad.unsqueeze(1)).clamp(min=0), None, pad, first)
         if self.rotary_emb is not None:
             inputs.cos, inputs.sin = self.rotary_emb(inputs.positions, self.dtype)
+        if isinstance(cache, PagedCache):
+            query = query - pad.unsqueeze(1)  # rows of the blocks: padding has none
+            as_tensor = self.device_lengths and ops.lengths_may_be_a_tensor(pad)
+            inputs.paged = cache.step(query, as_tensor)
+            if new == 1:
+                return inputs
+            if self.plan.prefill_attention == "absorbed":
+                inputs.mask = compressed_causal(device)
+                return inputs
+            if not first:
+                inputs.mask = added(sees(query, cache.room, torch.zeros_like(pad)))
+                return inputs
+            query = query + pad.unsqueeze(1)
         if first and new > 1 and self.visible is None and self.fused_prefill:
             return inputs
         if self.visible is None:
-            visible = _sees(query, keys, pad)
+            visible = sees(query, keys, pad)
         else:
             slot = torch.zeros_like(pad) if cache is None or first else cache.slot
             visible = self.visible(slot, new, keys, pad)
-        # the lowest number and not -inf: a padding query sees nothing, and its softmax
-        # must not be NaN
-        inputs.mask = torch.where(
-            visible, 0.0, torch.finfo(torch.float32).min
-        ).unsqueeze(1)
+        inputs.mask = added(visible)
         return inputs
 
     def _check(

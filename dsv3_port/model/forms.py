@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from .attention import ATTENTION
-from .cache import CACHE
 from .experts import EXPERTS
 from .gate import GROUP_MASK
 from .linear import LM_HEAD
 from .mlp import MLP
 from .norm import NORM
+from .paged_cache import CACHE
 from .rope import ROPE
 
 FORMS: dict[str, Mapping[str, Callable[..., Any]]] = {

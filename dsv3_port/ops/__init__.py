@@ -3,6 +3,7 @@ operator's check and meaning side by side (`table` says what each is). `products
 that are no NPU operator of their own, and says which form of them runs on which device."""
 
 from .activation import npu_silu, npu_silu_, npu_swiglu
+from .block_attention import lengths_may_be_a_tensor, paged_attention, write_slots
 from .cache import (
     npu_kv_rmsnorm_rope_cache,
     npu_scatter_nd_update,
@@ -13,6 +14,10 @@ from .cache import (
 from .fused_attention import npu_fused_infer_attention_score
 from .fused_attention_v2 import npu_fused_infer_attention_score_v2
 from .grouped_matmul import npu_grouped_matmul
+from .kv_cache_v2 import (
+    npu_kv_rmsnorm_rope_cache_v2,
+    npu_kv_rmsnorm_rope_cache_v2_functional,
+)
 from .matmul import npu_transpose_batchmatmul
 from .memory import npu_format_cast, npu_prefetch
 from .mindspeed import npu_gmm, npu_gmm_v2
@@ -49,6 +54,7 @@ __all__ = [
     "attention",
     "causal_attention",
     "head_matmul",
+    "lengths_may_be_a_tensor",
     "linear",
     "npu_add_rms_norm",
     "npu_add_rms_norm_cast",
@@ -64,6 +70,8 @@ __all__ = [
     "npu_grouped_matmul",
     "npu_interleave_rope",
     "npu_kv_rmsnorm_rope_cache",
+    "npu_kv_rmsnorm_rope_cache_v2",
+    "npu_kv_rmsnorm_rope_cache_v2_functional",
     "npu_moe_compute_expert_tokens",
     "npu_moe_finalize_routing",
     "npu_moe_gating_top_k",
@@ -86,8 +94,10 @@ __all__ = [
     "npu_swiglu",
     "npu_trans_quant_param",
     "npu_transpose_batchmatmul",
+    "paged_attention",
     "scatter_update",
     "scatter_update_",
     "prompt_without_mask",
     "shared_scores",
+    "write_slots",
 ]

@@ -141,8 +141,11 @@ def _refuse_packed(call: Call) -> None:
         raise bad(call.op, "key", call.key, wanted)
 
 
-def run(call: Call) -> tuple[Tensor, Tensor]:
-    """softmax(scale * (Q K^T + Q_rope K_rope^T) + pse_shift, masked) V, and its lse."""
+def run(call: Call, kv_tensor: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """softmax(scale * (Q K^T + Q_rope K_rope^T) + pse_shift, masked) V, and its lse.
+
+    kv_tensor [B]: valid keys in place of the call's own numbers, which only bound them then.
+    """
     if call.layout not in LAYOUTS or call.sparse_mode not in (0, 1, 2, 3, 4):
         raise NotImplementedError(
             f"{call.op}: input_layout {call.layout!r} with sparse_mode {call.sparse_mode} has no "
@@ -162,6 +165,8 @@ def run(call: Call) -> tuple[Tensor, Tensor]:
     q = rows(call.query, call.heads, call.q_lengths)
     q_len = _lengths(q_lengths, q.shape[0], q.shape[2], q.device)
     kv_len = _lengths(kv_lengths, q.shape[0], None, q.device)
+    if kv_tensor is not None:
+        kv_len = kv_tensor[:, None, None, None]
     used = None
     if call.block_table is None:
 

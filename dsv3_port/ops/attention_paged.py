@@ -85,7 +85,7 @@ def used_blocks(call: Call, lengths: Tensor) -> Tensor:
     """The table's used part [B, blocks]; entries behind a sequence's last block are 0, whatever they
     were. lengths [B]."""
     assert call.block_table is not None
-    longest = max((int(n) for n in call.kv_lengths or (0,)), default=0)
+    longest = max([0, *(call.kv_lengths or ())])
     table = call.block_table[:, : -(-longest // call.block_size)]
     first = torch.arange(table.shape[1], device=table.device) * call.block_size
     used = torch.where(first < lengths[:, None], table, 0).long()

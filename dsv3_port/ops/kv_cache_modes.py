@@ -65,15 +65,32 @@ def write(
         cache[where, 0, index.long()] = stored[:, 0]
         return
     blocks, block = cache.shape[:2]
-    where = slots(cache_mode, index, batch, length, block)
-    kept = where >= 0
-    where, flat = where[kept], stored.flatten(0, 2)[kept]
+    where, flat = slots(cache_mode, index, batch, length, block), stored.flatten(0, 2)
     if "NZ" not in cache_mode:
-        cache.view(-1, width)[where] = flat
+        rows = cache.view(-1, width)
+        where, flat = _written(where, flat, rows[0])
+        rows[where] = flat
         return
     part = 32 if cache.dtype == torch.int8 else 16  # channels that lie side by side
     tiles = cache.view(blocks, width // part, block, part)
+    where, flat = _written(where, flat, tiles[0, :, 0].flatten())
     tiles[where // block, :, where % block] = flat.unflatten(-1, (-1, part))
+
+
+def _written(where: Tensor, rows: Tensor, slot_0: Tensor) -> tuple[Tensor, Tensor]:
+    """The slots and rows that are written, without the negative slots.
+
+    Compiled or on a device no shape may depend on values: a negative slot then repeats the first
+    row that is written, and where there is none, what lies in slot 0.
+    """
+    kept = where >= 0
+    if where.device.type == "cpu" and not torch.compiler.is_compiling():
+        return where[kept], rows[kept]
+    first = kept.int().argmax(0, keepdim=True)
+    there = kept.any()
+    spare = torch.where(there, rows.index_select(0, first), slot_0)
+    where = torch.where(kept, where, torch.where(there, where.index_select(0, first), 0))
+    return where, torch.where(kept.unsqueeze(-1), rows, spare)
 
 
 def pages(batch: int, length: int, block: int) -> int:

@@ -27,6 +27,7 @@ MODELS = (
     "check_model.py",
     "check_npu_graphs.py",
 )
+PAGED = ("check_paged.py",)
 GRAPHS = ("check_graphs.py",)  # as long as the rest together: another worker can take it
 
 
@@ -55,7 +56,12 @@ def check(*files: str, **environment: str) -> None:
 
 
 def test_every_file_is_run() -> None:
-    assert {file.name for file in INSIDE.glob("check_*.py")} == {*OPERATORS, *MODELS, *GRAPHS}
+    assert {file.name for file in INSIDE.glob("check_*.py")} == {
+        *OPERATORS,
+        *MODELS,
+        *PAGED,
+        *GRAPHS,
+    }
 
 
 @needs_torch_npu
@@ -66,6 +72,11 @@ def test_operators() -> None:
 @needs_torch_npu
 def test_models() -> None:
     check(*MODELS)
+
+
+@needs_torch_npu
+def test_paged() -> None:
+    check(*PAGED)
 
 
 @needs_torch_npu

@@ -16,7 +16,8 @@ from dsv3_port.bench.models import with_plan
 from dsv3_port.count.operators import count_ops
 from dsv3_port.engine.graph import compile_steps
 from dsv3_port.model.cache import write_at_slot
-from dsv3_port.model.decoder import DeepseekV3, visible_keys
+from dsv3_port.model.decoder import DeepseekV3
+from dsv3_port.model.visible import visible_keys
 from dsv3_port.parallel import TensorParallel, parts_side_by_side
 from tests.random_models import CONFIG, random_model
 

@@ -1,0 +1,144 @@
+"""What GE's operators of the paged cache mean: the cache's update, the fused attention with lengths
+as tensors, the batched matmul with permutations, and padding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional
+
+from .ge_table import GraphError, Results, ints, operator
+from .operators import checked
+
+
+@operator(
+    "KvRmsNormRopeCache",
+    "kv gamma cos sin index k_cache ckv_cache k_rope_scale? c_kv_scale? k_rope_offset? "
+    "c_kv_offset? v?",
+    writes="k_cache ckv_cache",
+    epsilon=1e-5,
+    cache_mode="Norm",
+    is_output_kv=False,
+)
+def kv_rms_norm_rope_cache(*given: Any, **attributes: Any) -> Results:
+    """Outputs k_cache and ckv_cache are the inputs of these names, written in place."""
+    *tensors, k_scale, c_scale, k_offset, c_offset, v = given
+    return list(
+        checked("npu_kv_rmsnorm_rope_cache")(
+            *tensors,
+            k_rope_scale=k_scale,
+            c_kv_scale=c_scale,
+            k_rope_offset=k_offset,
+            c_kv_offset=c_offset,
+            v=v,
+            **attributes,
+        )
+    )
+
+
+@operator(
+    "TransposeBatchMatMul",
+    "x1 x2 bias? scale?",
+    free=("enable_hf32",),
+    perm_x1=[],
+    perm_x2=[],
+    perm_y=[],
+    batch_split_factor=1,
+)
+def transpose_batch_matmul(
+    x1: Tensor, x2: Tensor, bias: Tensor | None, scale: Tensor | None, **attributes: Any
+) -> Tensor:
+    given = {name: value if value != [] else None for name, value in attributes.items()}
+    return checked("npu_transpose_batchmatmul")(x1, x2, bias=bias, scale=scale, **given)
+
+
+@operator(
+    "PadV3",
+    "x paddings constant_values?",
+    {"mode": "constant", "paddings_contiguous": True},
+)
+def pad(x: Tensor, paddings: Tensor, value: Tensor | None) -> Tensor:
+    """paddings: before and after each dimension, the first dimension's first."""
+    pairs = paddings.reshape(-1, 2).flip(0)
+    return functional.pad(x, ints(pairs), value=0 if value is None else value.item())
+
+
+# between the lengths and the rope inputs, in the definition's order
+_FIRST = (
+    "dequant_scale1? quant_scale1? dequant_scale2? quant_scale2? quant_offset2? antiquant_scale? "
+    "antiquant_offset? block_table? query_padding_size? kv_padding_size? key_antiquant_scale? "
+    "key_antiquant_offset? value_antiquant_scale? value_antiquant_offset? key_shared_prefix? "
+    "value_shared_prefix? actual_shared_prefix_len?"
+).split()
+_LAST = (
+    "key_rope_antiquant_scale? dequant_scale_query? learnable_sink? q_start_idx? kv_start_idx?"
+).split()
+_TABLE = _FIRST.index("block_table?")
+
+
+@operator(
+    "FusedInferAttentionScore",
+    " ".join(
+        (
+            *("query", "key*", "value*", "pse_shift?", "atten_mask?"),
+            *("actual_seq_lengths?", "actual_seq_lengths_kv?"),
+            *(*_FIRST, "query_rope?", "key_rope?", *_LAST),
+        )
+    ),
+    {
+        "antiquant_mode": 0,
+        "key_antiquant_mode": 0,
+        "value_antiquant_mode": 0,
+        "query_quant_mode": 0,
+        "pse_type": 0,
+        "out_dtype": 0,
+    },
+    num_heads=...,
+    scale=1.0,
+    pre_tokens=2147483647,
+    next_tokens=2147483647,
+    input_layout="BSH",
+    num_key_value_heads=0,
+    sparse_mode=0,
+    inner_precise=0,
+    block_size=0,
+    softmax_lse_flag=False,
+)
+def fused_infer_attention_score(
+    query: Tensor,
+    key: list[Tensor],
+    value: list[Tensor],
+    pse_shift: Tensor | None,
+    atten_mask: Tensor | None,
+    q_lengths: Tensor | None,
+    kv_lengths: Tensor | None,
+    *others: Tensor | None,
+    num_heads: int,
+    scale: float,
+    softmax_lse_flag: bool,
+    **attributes: Any,
+) -> Results:
+    """Without scales, sinks and shared prefixes. Lengths are read when the graph runs."""
+    first, (query_rope, key_rope), last = others[:17], others[17:19], others[19:]
+    used = [x for i, x in enumerate((*first, *last)) if i != _TABLE and x is not None]
+    if used or len(key) != 1 or len(value) != 1:
+        raise GraphError("scales, sinks, shared prefixes and lists of keys are not known here")
+    return list(
+        checked("npu_fused_infer_attention_score_v2")(
+            query,
+            key[0],
+            value[0],
+            query_rope=query_rope,
+            key_rope=key_rope,
+            pse_shift=pse_shift,
+            atten_mask=atten_mask,
+            actual_seq_qlen=None if q_lengths is None else ints(q_lengths),
+            actual_seq_kvlen=None if kv_lengths is None else ints(kv_lengths),
+            block_table=first[_TABLE],
+            num_query_heads=num_heads,
+            softmax_scale=scale,
+            return_softmax_lse=softmax_lse_flag,
+            **attributes,
+        )
+    )

@@ -1,0 +1,68 @@
+"""What the paged cache's operators do beyond Part I's: the declared form of the cache's update, and
+writes whose shapes depend on no value."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from dsv3_port import ops
+from tests.ops.meanings import reference
+
+SLOTS = {
+    "some": [5, -1, 0, 14, -1, 7],
+    "the first is none": [-1, 3, 2, 9, 8, 1],
+    "none": [-1] * 6,
+    "all": [5, 4, 3, 2, 1, 0],
+}
+
+
+def given(seed: int = 0) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(
+        torch.randn(shape, generator=generator)
+        for shape in ((2, 1, 3, 576), (512,), (2, 1, 3, 64), (2, 1, 3, 64))
+    )
+
+
+def caches() -> list[Tensor]:
+    return [torch.randn(3, 16, 1, n, generator=torch.Generator().manual_seed(n)) for n in (64, 512)]
+
+
+@pytest.mark.parametrize("mode", ["PA", "PA_NZ"])
+@pytest.mark.parametrize("slots", SLOTS)
+def test_the_second_form_is_the_first(mode: str, slots: str) -> None:
+    index, first, second, kept = torch.tensor(SLOTS[slots]), caches(), caches(), caches()
+    options = {"cache_mode": mode, "is_output_kv": True, "epsilon": 1e-6}
+    want = ops.npu_kv_rmsnorm_rope_cache(*given(), index, *first, **options)
+    got = ops.npu_kv_rmsnorm_rope_cache_v2(*given(), index, *second, **options)
+    copies = ops.npu_kv_rmsnorm_rope_cache_v2_functional(*given(), index, *kept, **options)
+    for a, b, c in zip((*want[2:], *first), (*got, *second), copies, strict=True):
+        assert torch.equal(a, b) and torch.equal(a, c)
+    assert all(torch.equal(a, b) for a, b in zip(kept, caches(), strict=True))
+
+
+@pytest.mark.parametrize("mode", ["PA", "PA_NZ"])
+@pytest.mark.parametrize("slots", SLOTS)
+def test_a_traced_write_is_the_same_and_has_one_shape(mode: str, slots: str) -> None:
+    """fullgraph: a mask as index would be refused; catches padding that overwrites slot 0."""
+    index, eager, traced = torch.tensor(SLOTS[slots]), caches(), caches()
+    tensors, meaning = given(), reference.npu_kv_rmsnorm_rope_cache_v2
+
+    def write(*held: Tensor) -> tuple[Tensor, ...]:
+        result: tuple[Tensor, ...] = meaning(*tensors, index, *held, cache_mode=mode)
+        return result
+
+    write(*eager)
+    torch._dynamo.reset()
+    torch.compile(write, backend="eager", fullgraph=True)(*traced)
+    for a, b in zip(eager, traced, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_dtypes_of_the_caches_have_no_meaning_here() -> None:
+    with pytest.raises(NotImplementedError, match="k_cache_dtype has no reference"):
+        ops.npu_kv_rmsnorm_rope_cache_v2(
+            *given(), torch.arange(6), *caches(), cache_mode="PA", k_cache_dtype=1
+        )
