@@ -13,7 +13,7 @@ from dsv3_port.count.captured import first_layers
 from dsv3_port.count.operators import count_ops
 from dsv3_port.engine.graph import compile_steps, graph_blockers
 from dsv3_port.errors import PortError
-from dsv3_port.model.decoder import visible_keys
+from dsv3_port.model.visible import visible_keys
 from dsv3_port.plan import PortPlan
 
 from ..random_models import CONFIG, random_model

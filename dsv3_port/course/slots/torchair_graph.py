@@ -125,7 +125,7 @@ SLOTS = (
         difficulty=2,
         stub=STUB,
         solution=SOLUTION,
-        finished="model.decoder:visible_keys",
+        finished="model.visible:visible_keys",
         hints=(
             "Number the queries and the keys by their places, both as tensors on the device of slot, and "
             "compare. Nothing needs to be known on the host but the two sizes that you are given.",

@@ -121,7 +121,8 @@ def test_ge_graphs_are_interpreted_here() -> None:
 def test_plans_hold_every_pair_of_forms() -> None:
     for first, second in combinations(FREE, 2):
         found = {(getattr(p, first), getattr(p, second)) for p in PLANS}
-        assert found == set(product(CHOICES[first], CHOICES[second]))
+        # a third form, "plain" prefill, is the first one's operators on an NPU
+        assert found == set(product(CHOICES[first][:2], CHOICES[second][:2]))
 
 
 @pytest.mark.parametrize("row", range(6))
