@@ -122,11 +122,12 @@ def load_weights(
         disable=None if progress else True,
         leave=False,
     )
+    own = model.dtype  # of a module found by name: looked up once, not for every tensor
     with torch.no_grad():
         for source, uses in bar:
             if source in packed:
                 continue
-            dtype = torch.float32 if any(t.keep_float32 for t, _ in uses) else model.dtype
+            dtype = torch.float32 if any(t.keep_float32 for t, _ in uses) else own
             value = checkpoint.read(source, dtype)
             for target, piece in uses:
                 if cut is None or piece.length == piece.source_shape[piece.dim]:
