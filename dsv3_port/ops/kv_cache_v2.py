@@ -15,21 +15,6 @@ from .cache import npu_kv_rmsnorm_rope_cache as _first_form
 from .table import OPERATORS, operator
 from .wide import unsupported
 
-CHECK = "npu_kv_rmsnorm_rope_cache"
-
-
-def check_kv_rmsnorm_rope_cache_v2(
-    kv: Tensor,
-    gamma: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    index: Tensor,
-    k_cache: Tensor,
-    ckv_cache: Tensor,
-    **other: Any,
-) -> None:
-    check_kv_rmsnorm_rope_cache(kv, gamma, cos, sin, index, k_cache, ckv_cache, **other)
-
 
 def _run(*tensors: Tensor, **given: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     unsupported(
@@ -42,7 +27,7 @@ def _run(*tensors: Tensor, **given: Any) -> tuple[Tensor, Tensor, Tensor, Tensor
     return result
 
 
-@operator(check_kv_rmsnorm_rope_cache_v2)
+@operator(check_kv_rmsnorm_rope_cache)
 def npu_kv_rmsnorm_rope_cache_v2(
     kv: Tensor,
     gamma: Tensor,
@@ -67,7 +52,7 @@ def npu_kv_rmsnorm_rope_cache_v2(
     return _run(**locals())[2:]
 
 
-@operator(check_kv_rmsnorm_rope_cache_v2)
+@operator(check_kv_rmsnorm_rope_cache)
 def npu_kv_rmsnorm_rope_cache_v2_functional(
     kv: Tensor,
     gamma: Tensor,
