@@ -56,6 +56,7 @@ MEMBERS = {
     "plots.npu_step": "npu_step",
     "plots.parameters": "parameter_picture",
     "plots.rank_lines": "rank_lines",
+    "plots.prompts": "prompt_curves",
     "plots.ranks": "step_split traffic_plot",
     "plots.ratios": "ratio_chart",
     "plots.routing_steps": "routing_steps",

@@ -1,5 +1,5 @@
 """The whole speed matrix, part by part: `python ci/bench/speed.py --part
-{graphs,ladder,peer,limit,scaling,imports}`.
+{graphs,ladder,peer,limit,scaling,prompts,imports}`.
 
 graphs   the full port's step eager, captured, compiled, and both, beside the device's bound of the same run
 ladder   every step, cumulative and alone, eager and compiled, with operators, KV-cache bytes and peak memory counted
@@ -7,6 +7,8 @@ peer     the full port beside transformers in each of its configurations, after 
          llama.cpp in each of its own (--with llama.cpp)
 limit    compiled decode beside the memory's bandwidth, prefill beside the matmul's rate, measured in the same run
 scaling  decode over context, batch and experts per token, prefill over length, with the fitted exponents
+prompts  prefill of 512 to 16,384 tokens: with the scores in memory where they fit, whole, and by chunks; time and
+         the most memory held at one time
 imports  start of a process: torch, the package beyond it, `dsv3-port --help`
 
 Without further arguments a part runs all its cases (minutes each; --list prints them with their
@@ -53,7 +55,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--part",
         required=True,
-        choices=("graphs", "ladder", "peer", "limit", "scaling", "imports"),
+        choices=("graphs", "ladder", "peer", "limit", "scaling", "prompts", "imports"),
     )
     parser.add_argument(
         "--profile",
@@ -153,6 +155,19 @@ def cases(args: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Case]]]:
         common["graph"] = args.graph
     for profile in args.profile or PROFILES:
         for dtype in args.dtype or (("float32", "bfloat16") if on_cpu else ("bfloat16",)):
+            if args.part == "prompts":
+                lengths = (args.size,) if args.size else parts.LENGTHS
+                at = {
+                    "dtype": dtype,
+                    "lengths": lengths,
+                    "device": str(where),
+                    "rounds": args.rounds,
+                }
+                yield (
+                    f"{profile}-{dtype}-prefill-over-prompts",
+                    partial(parts.prompts_case, layer(profile), profile, **at),
+                )
+                continue
             if args.part == "scaling":
                 for curve in [args.curve] if args.curve else CURVES:
                     phase = "prefill" if curve == "tokens" else "decode"

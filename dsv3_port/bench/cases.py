@@ -26,7 +26,7 @@ from ..files import write_atomic
 from .machine import Host, device_info, this_host
 from .records import Record, Results, iso_date
 
-Part = Literal["graphs", "ladder", "peer", "limit", "scaling", "imports"]
+Part = Literal["graphs", "ladder", "peer", "limit", "scaling", "prompts", "imports"]
 FASTEST = 1e14  # bytes a second: no device's memory comes near
 FULL = "last_token_head"
 GRAPHS = {

@@ -62,6 +62,14 @@ def checkpoint_of(profile: str | Path) -> tuple[str, Path]:
     return profile, synthetic_checkpoint(profile)
 
 
+def free_bytes(device: torch.device) -> int:
+    """Memory that nobody uses: an accelerator's own, or the machine's."""
+    if device.type == "cpu":
+        return int(psutil.virtual_memory().available)
+    free, _ = torch.get_device_module(device.type).mem_get_info(device)
+    return int(free)
+
+
 def check_memory(
     config: DeepseekV3Config, plans: Mapping[str, PortPlan], dtype: torch.dtype
 ) -> None:

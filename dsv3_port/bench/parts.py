@@ -24,6 +24,8 @@ from .measure import measure
 from .models import checkpoint_of, ladder_plans
 from .parts_graphs import graphs_case as graphs_case
 from .parts_peer import peer_case as peer_case
+from .parts_prompts import LENGTHS as LENGTHS
+from .parts_prompts import prompts_case as prompts_case
 from .records import FAIR, UPSTREAM, Results
 from .sweep import sweep
 

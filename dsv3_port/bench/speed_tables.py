@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from ..errors import PortError
 from ..markdown import cell, table
 from .cases import FULL, GRAPHS, Bench, Case
+from .prompt_table import PROMPT_HEADS, prompt_rows
 from .records import FAIR, UPSTREAM, Results
 from .results_table import seconds_text
 
@@ -246,6 +247,7 @@ def markdown(found: Sequence[Bench]) -> str:
             ("against the machine's limit", "time", "work", "rate in the same run", "reached"),
             limit_rows(found),
         ),
+        (PROMPT_HEADS, prompt_rows(found)),
         (("cost against work", "range", "fitted exponents of time"), exponent_rows(found)),
         (("start of a process", "time", "beyond torch"), start_rows(found)),
     ):

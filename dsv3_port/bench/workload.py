@@ -54,8 +54,8 @@ class Workload:
     """A call of each model: in decode one cached step behind `size` positions, in prefill a prompt
     of `size` tokens. Before it a fresh input is taken and the cache rewound (`prepare`).
 
-    models: ours, transformers' (which computes all logits, as ours do), a Peer or a LlamaPeer. capacity: of the
-    caches, default just enough. filled: for decode, random positions lie in the caches.
+    models: ours, transformers' (which computes all logits, as ours do), an Ours, a Peer or a LlamaPeer.
+    capacity: of the caches, default just enough. filled: for decode, random positions lie in the caches.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Workload:
         for name, model in models.items():
             if isinstance(model, DeepseekV3):
                 self.runs[name] = Ours(model, batch, capacity)
-            elif isinstance(model, Peer | LlamaPeer):
+            elif isinstance(model, Ours | Peer | LlamaPeer):
                 self.runs[name] = model
             else:
                 self.runs[name] = Peer(PeerForm(name), model, capacity, logits=0)
