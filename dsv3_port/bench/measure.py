@@ -30,6 +30,9 @@ from .records import Record, Results
 # otherwise
 SHORT = 1e-3
 Prepare = Callable[[str, int], None]
+# the last run of this process, if it was busy at its end: then waiting does not help, and the next
+# one is not repeated
+_stays_busy: list[str] = []
 
 
 class _Variant:
@@ -91,7 +94,8 @@ def measure(
     alike. The first variant is timed twice a round (`Record.again`): bench.outcome takes the noise
     floor from that pair.
 
-    A run on a busy machine is repeated once; what is busy then is marked, and gives no verdict.
+    A run on a busy machine is repeated once, unless the repetition before this one was busy as well;
+    what is busy then is marked, and gives no verdict.
     prepare(name, n) runs untimed before the n-th call of a variant (a fresh token, a rewound
     cache).
     min_seconds: shortest sample; calls below 1 ms are repeated to 1 ms in any case.
@@ -117,12 +121,13 @@ def measure(
         for v in timed:
             v.warm_up(warmup, min_seconds)
             bar.update()
-        for _ in range(2):
+        for _ in range(1 if _stays_busy else 2):
             share = _sampled(timed, rounds, bar)
             busy = share > BUSY_SHARE or _unsure(timed[0])
             if not busy:
                 break
             bar.reset()
+    _stays_busy[:] = [label] if busy else []
     if share > BUSY_SHARE:
         warnings.warn(
             f"other processes used {share:.0%} of this machine during {label or 'the measurement'}: "

@@ -29,6 +29,11 @@ from tests.random_models import random_model
 pytestmark = pytest.mark.filterwarnings("ignore:other processes used")
 
 
+@pytest.fixture(autouse=True)
+def nothing_measured_before(monkeypatch):
+    monkeypatch.setattr(sys.modules[measure.__module__], "_stays_busy", [])
+
+
 def record(name="a", samples=(1.0, 2.0, 3.0), **fields) -> Record:
     values = {
         "device": "cpu",
@@ -242,6 +247,13 @@ def test_a_run_that_cannot_tell_the_same_code_apart_is_repeated_once_and_marked(
     call = _clock(monkeypatch, lambda n: 0.010)
     results = measure({"a": call, "b": call}, rounds=4, progress=False)
     assert made == [4, 4] and results.busy  # once more, and no third time
+    measure({"a": call, "b": call}, rounds=4, progress=False)
+    assert made == [4, 4, 4]  # a machine that stays busy is not waited for
+    monkeypatch.setattr(sys.modules[measure.__module__], "_unsure", lambda base: False)
+    assert not measure({"a": call}, rounds=4, progress=False).busy
+    monkeypatch.setattr(sys.modules[measure.__module__], "_unsure", jumpy)
+    measure({"a": call, "b": call}, rounds=4, progress=False)
+    assert len(made) == 5  # quiet in between: repeated again
     assert "the same code twice differs by 25%" in results.table()
     assert outcome(results, "a", "b").word == BUSY
 
