@@ -353,9 +353,9 @@ def _many_lines(nb):
 
 
 SLOT = {
-    _no_judge: "0 code cells tagged 'judge'",
-    _two_slots: "2 code cells tagged 'yours'",
-    _judge_first: "part 'yours' comes after 'judge'",
+    _no_judge: "tagged yours: each slot",
+    _two_slots: "tagged yours, yours, judge: each slot",
+    _judge_first: "tagged judge, yours: each slot",
     _cells_of_a_slot: "at most 26",
     _lines_of_a_slot: "13 lines, at most 12",
     _many_words: "words and",
@@ -369,6 +369,17 @@ def test_a_notebook_with_a_slot_is_short_and_has_one_of_each(damage):
     damage(nb)
     lines = rules.check_notebook(nb, "02_mla_low_rank")
     assert any(SLOT[damage] in line for line in lines), lines
+
+
+def test_a_second_slot_has_its_own_judge_and_is_the_exercise():
+    nb = good()
+    at = nb["cells"].index(find(nb, "judge")) + 1
+    pair = [cell("yours", "code", "x = 1", "x-yours-2"), cell("judge", "code", "x", "x-judge-2")]
+    nb["cells"][at:at] = pair
+    nb["cells"] = [c for c in nb["cells"] if not rules.MORE & set(c["metadata"]["tags"])]
+    assert rules.check_notebook(nb, "02_mla_low_rank") == []
+    nb["cells"].remove(pair[1])
+    assert rules.check_notebook(nb, "02_mla_low_rank")
 
 
 def test_more_stands_behind_the_recap_and_is_not_counted():
