@@ -287,8 +287,8 @@ def check_contents(nb: dict[str, Any], folder: Path = ROOT / "notebooks") -> Ite
             yield cell, f"names a path of one machine: {match_path[0]}"
 
 
-def check_card(nb: dict[str, Any]) -> Iterator[Finding]:
-    for text in cards.problems(nb["cells"]):
+def check_card(nb: dict[str, Any], name: str) -> Iterator[Finding]:
+    for text in cards.problems(nb["cells"], name):
         yield next(c for c in nb["cells"] if "card" in tags(c)), text
 
 
@@ -310,7 +310,7 @@ def check_notebook(nb: dict[str, Any], name: str, folder: Path = ROOT / "noteboo
         *check_slot(nb, name),
         *check_failures(nb),
         *check_contents(nb, folder),
-        *check_card(nb),
+        *check_card(nb, name),
         *check_claims(nb["cells"]),
     ]
     return [
