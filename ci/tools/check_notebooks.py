@@ -56,7 +56,7 @@ FRAME = (
     "imports",
     "recap",
 )  # enough where no step is taken
-SLOT = ("yours", "judge")  # where the learner's function is written and judged; once each
+SLOT = ("yours", "judge")  # where the learner's function is written and judged; as many each
 APPENDIX = tuple(part for part in FRAME if part != "objectives")  # for reference: a1_… to a6_…
 EXTRA_TAGS = {"cited", "hide-input", "raises-exception", "slow"}
 FIRST, LAST = ("00_start_here",), ("09_many_cards", "10_results", "11_faults")
@@ -170,17 +170,24 @@ def check_size(nb: dict[str, Any]) -> Iterator[Finding]:
                 yield cell, f"line {number} has {len(line)} characters, at most {MAX_WIDTH}"
 
 
+def in_cells(nb: dict[str, Any], tag: str) -> int:
+    return sum(tag in tags(c) for c in code_cells(nb["cells"]))
+
+
 def has_slot(nb: dict[str, Any]) -> bool:
-    return any(tag in tags(c) for c in nb["cells"] for tag in SLOT)
+    return any(in_cells(nb, tag) for tag in SLOT)
 
 
 def check_slot(nb: dict[str, Any], name: str) -> Iterator[Finding]:
-    """A notebook with a slot: one cell for it and one judge; one idea, so few cells and words."""
+    """A notebook with slots: one cell for each and one judge; one idea, so few cells and words."""
     if not has_slot(nb):
         return
-    for tag in SLOT:
-        if (count := sum(tag in tags(c) for c in code_cells(nb["cells"]))) != 1:
-            yield None, f"{count} code cells tagged {tag!r}, exactly one is needed"
+    marks = [t for c in code_cells(nb["cells"]) for t in tags(c) if t in SLOT]
+    if marks != list(SLOT) * marks.count("yours"):
+        yield (
+            None,
+            f"code cells tagged {', '.join(marks)}: each slot is one 'yours', then one 'judge'",
+        )
     counted = [c for c in nb["cells"] if not MORE & set(tags(c))]
     if len(counted) > SLOT_CELLS:
         yield None, f"{len(counted)} cells without exercises, at most {SLOT_CELLS}"
@@ -246,6 +253,7 @@ def check_anatomy(nb: dict[str, Any], required: Sequence[str] = ANATOMY) -> Iter
         if ANATOMY.index(after) < ANATOMY.index(before) and (before, after) not in (
             ("solution", "exercise"),
             ("recap", "exercise"),
+            ("judge", "yours"),
         ):
             yield None, f"part {after!r} comes after {before!r}; the order is fixed"
     exercises, solutions = runs.count("exercise"), runs.count("solution")
@@ -279,8 +287,8 @@ def check_contents(nb: dict[str, Any], folder: Path = ROOT / "notebooks") -> Ite
             yield cell, f"names a path of one machine: {match_path[0]}"
 
 
-def check_card(nb: dict[str, Any]) -> Iterator[Finding]:
-    for text in cards.problems(nb["cells"]):
+def check_card(nb: dict[str, Any], name: str) -> Iterator[Finding]:
+    for text in cards.problems(nb["cells"], name):
         yield next(c for c in nb["cells"] if "card" in tags(c)), text
 
 
@@ -290,6 +298,8 @@ def check_notebook(nb: dict[str, Any], name: str, folder: Path = ROOT / "noteboo
     required = APPENDIX if re.match(r"a\d_", name) else required
     if not has_slot(nb):
         required = [part for part in required if part not in SLOT]
+    if in_cells(nb, "yours") > 1:  # the second one is its exercise
+        required = [part for part in required if part not in MORE]
     found: list[Finding] = [
         *check_format(nb),
         *check_stripped(nb),
@@ -300,7 +310,7 @@ def check_notebook(nb: dict[str, Any], name: str, folder: Path = ROOT / "noteboo
         *check_slot(nb, name),
         *check_failures(nb),
         *check_contents(nb, folder),
-        *check_card(nb),
+        *check_card(nb, name),
         *check_claims(nb["cells"]),
     ]
     return [

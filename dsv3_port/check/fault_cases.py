@@ -67,7 +67,7 @@ HUNT: dict[int, Case] = {
         tools={
             "layer": (
                 "a prompt and one cached step agree, so take more of them: compare_models(…, cached=4). "
-                "Parts layer 0 already, all layers share the cause.",
+                "If layer 0 parts already, all layers share the cause.",
                 "提示与第一个缓存步都一致：用 cached=4 再比较。",
             ),
             "part": (

@@ -9,11 +9,12 @@ stays in `yours/SLOT.py`, whatever is tried later. Nothing is sent anywhere.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from filelock import FileLock
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -23,7 +24,8 @@ from ..engine.loading import with_plan
 from ..errors import PortError
 from ..files import read_json, write_atomic, write_json
 from ..model.decoder import DeepseekV3
-from .slots import Slot
+from .slots import Function, Slot
+from .verdicts import STATES
 from .written import load_function
 
 FILE, FOLDER = "progress.json", "yours"
@@ -101,42 +103,105 @@ def _write(path: Path, rows: Mapping[str, Tried]) -> None:
 
 @dataclass(frozen=True)
 class Assembled:
-    """One model with all of a learner's functions in it. `yours`: slots whose function runs in
-    `model`; `finished`: slots whose finished code does, with the reason."""
+    """One model with a learner's functions in it. `yours`: slots whose function runs in `model`;
+    `finished`: slots whose finished code does, with the reason; `rows`: (slot, whose code runs, calls
+    of the learner's function, verdict in its notebook)."""
 
     model: DeepseekV3
     yours: tuple[str, ...]
     finished: Mapping[str, str]
+    rows: tuple[tuple[str, str, str, str], ...]
 
     def __str__(self) -> str:
         total = len(self.yours) + len(self.finished)
         return f"{len(self.yours)} of {total} functions are yours"
 
 
-def assemble(folder: str | Path, base: DeepseekV3, slots: Mapping[str, Slot]) -> Assembled:
-    """The functions kept in `folder` in one twin of `base` (its weights are shared). Together they are
-    judged once more by the strict gate: PortError if the whole differs from the finished model."""
-    rows = read_progress(Path(folder) / FILE)
-    used, finished = {}, {}
+def assemble(
+    folder: str | Path, base: DeepseekV3, slots: Mapping[str, Slot], steps_only: bool = False
+) -> Assembled:
+    """The functions kept in `folder` in one twin of `base`. Together they are judged once more by the
+    strict gate, and their calls are counted: PortError if the whole differs from the finished model,
+    or if one of them is never called. What cuts, packs or gathers runs for two ranks in this one
+    process, as its judge has it. steps_only: without those, for a model whose steps are timed."""
+    progress = read_progress(Path(folder) / FILE)
+    used: dict[str, Function] = {}
+    finished: dict[str, str] = {}
     for name, slot in slots.items():
         file = Path(folder) / FOLDER / f"{name}.py"
-        if not (name in rows and rows[name].built and file.is_file()):
+        if not (name in progress and progress[name].built and file.is_file()):
             finished[name] = "not written yet"
-        elif slot.make is not None:
-            finished[name] = "judged in a model of its own, which other weights or ranks need"
+        elif steps_only and slot.make is not None:
+            finished[name] = "no part of one process's steps"
         else:
-            used[name] = load_function(
-                file.read_text(encoding="utf-8"), slot.name, f"<{FOLDER}/{file.name}>"
-            )
+            text = file.read_text(encoding="utf-8")
+            used[name] = load_function(text, slot.name, f"<{FOLDER}/{file.name}>")
     needs = {k: v for name in used for k, v in slots[name].needs.items()}
-    plan = base.plan.replace(graph="eager", **needs)
-    twin = with_plan(base, plan)
-    for name, function in used.items():
-        slots[name].attach(twin, function)
-    if used and not (verdict := strict_gate(with_plan(base, plan), twin)):
+    start = with_plan(base, base.plan.replace(graph="eager", **needs))
+    calls = _judged_together(start, used, slots) if used else {}
+    rows = tuple(
+        (
+            name,
+            "yours" if name in used else f"finished: {finished[name]}",
+            f"{calls[name]} {slot.moment}".strip() if name in used else "–",
+            _verdict(progress.get(name)),
+        )
+        for name, slot in slots.items()
+    )
+    return Assembled(_together(start, used, slots), tuple(used), finished, rows)
+
+
+def _together(
+    start: DeepseekV3, used: Mapping[str, Function], slots: Mapping[str, Slot]
+) -> DeepseekV3:
+    """Other weights and ranks first: making a twin drops what is attached."""
+    twin = with_plan(start, start.plan)
+    for name in (n for n in used if slots[n].make is not None):
+        make = slots[name].make
+        assert make is not None
+        twin = make(twin, used[name])
+    for name in (n for n in used if slots[n].make is None):
+        slots[name].attach(twin, used[name])
+    return twin
+
+
+def _judged_together(
+    start: DeepseekV3, used: Mapping[str, Function], slots: Mapping[str, Slot]
+) -> dict[str, int]:
+    """Slot -> calls of its function; PortError where the whole is not the finished model."""
+    calls = dict.fromkeys(used, 0)
+
+    def counted(name: str) -> Function:
+        @functools.wraps(used[name])
+        def call(*args: Any, **kwargs: Any) -> Any:
+            calls[name] += 1
+            return used[name](*args, **kwargs)
+
+        return call
+
+    try:
+        verdict = strict_gate(start, _together(start, {n: counted(n) for n in used}, slots))
+    except Exception as error:  # the learner's code may raise anything
+        raise PortError(
+            f"your functions ({', '.join(used)}) together: {type(error).__name__}: {error}; judge each "
+            "of them again in its notebook"
+        ) from error
+    if not verdict:
         moment, row = verdict.first or ("", None)
         raise PortError(
             f"{', '.join(used)}: each was right by itself, together they part at {moment}, stage "
             f"{row.stage if row else '?'}; judge each of them again in its notebook"
         )
-    return Assembled(twin, tuple(used), finished)
+    if idle := [name for name, n in calls.items() if not n]:
+        raise PortError(f"the model made of your functions never calls {', '.join(idle)}")
+    return calls
+
+
+def _verdict(row: Tried | None) -> str:
+    """The last one; a function that was right stays so, whatever was tried later."""
+    if row is None or not row.tries:
+        return "–"
+    state = STATES[row.state]
+    if row.built and not state.runs:
+        return f"{STATES['right'].mark} right; tried since: {state.word}"
+    return f"{state.mark} {state.word}"

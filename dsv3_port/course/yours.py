@@ -192,12 +192,14 @@ def fit(yours: Yours, base: DeepseekV3, seconds: float = 30.0) -> Fitted:
     return Fitted(yours.slot, verdict, model, trial.twin, finished, yours.written, yours.filled)
 
 
-def your_model(base: DeepseekV3) -> kept.Assembled:
+def your_model(base: DeepseekV3, steps_only: bool = False) -> kept.Assembled:
     """Every function of this learner's that is right, in one twin of `base`; the rest is the finished
-    code, by name. PortError outside a notebook (`start` says where the functions are kept)."""
+    code, by name. steps_only: for a model whose steps are timed, without the functions that run while
+    weights are loaded or between ranks. PortError outside a notebook (`start` says where the functions
+    are kept)."""
     if (here := session.current()) is None:
         raise PortError("your_model: call start(...) first, it says where your functions are kept")
-    return kept.assemble(here.results.parent, base, slots())
+    return kept.assemble(here.results.parent, base, slots(), steps_only)
 
 
 _asked: dict[str, int] = {}

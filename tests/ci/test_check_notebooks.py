@@ -78,29 +78,65 @@ def test_sources_as_lists_of_lines():
 
 CARD = """| | |
 |---|---|
-| Reading 阅读 | 3 minutes, by word count |
+| Reading 阅读 | 3 minutes, estimated |
 | Exercises 练习 | none |
-| Run 运行 | about 30 seconds, measured on two CPU cores |
+| Run 运行 | 30 seconds, measured on two CPU cores, alone (2026-11-28) |
 | Difficulty 难度 | ●○○ |
 | Prerequisites 前置 | 00 |
 | Tiers 设备 | cpu |"""
 
 
+def recorded(folder):
+    """A run of one notebook, as `--record` writes it."""
+    said = {"where": "two CPU cores, alone", "date": "2026-11-28"}
+    file = folder / "run_seconds.json"
+    file.write_text(json.dumps({**said, "seconds": {"02_mla_low_rank": 30}}))
+    return file
+
+
 @pytest.mark.parametrize(
     ("change", "finding"),
     [
-        (("3 minutes", "30 minutes"), "30 minutes of reading, the word count 3"),
-        ((", by word count", ""), "by word count"),
-        ((", measured on two CPU cores", ""), "measured"),
+        (("3 minutes", "30 minutes"), "30 minutes of reading, the text has"),
+        ((", estimated", ""), "are estimated"),
+        (("30 seconds", "20 seconds"), "Run is '20 seconds"),
+        (("| Run", "| Build 动手 | 9 minutes |\n| Run"), "Build is '9 minutes', not None"),
         (("| Difficulty", "| Difficult"), "no row 'Difficulty'"),
         (("", ""), ""),
     ],
 )
-def test_cards_are_held_to_the_text(change, finding):
+def test_cards_are_held_to_the_text_and_the_record(change, finding, tmp_path, monkeypatch):
+    monkeypatch.setattr(rules.cards, "SECONDS", recorded(tmp_path))
     nb = good()
     find(nb, "card")["source"] = CARD.replace(*change)
     found = rules.check_notebook(nb, "02_mla_low_rank")
     assert len(found) == bool(finding) and all(finding in line for line in found), found
+
+
+def test_rows_are_written_and_a_run_is_recorded(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(rules.cards, "SECONDS", recorded(tmp_path))
+    monkeypatch.setattr(rules.cards, "__file__", str(tmp_path / "ci" / "tools" / "cards.py"))
+    nb, file = good(), tmp_path / "notebooks" / "02_mla_low_rank.ipynb"
+    card = find(nb, "card")
+    card["source"] = CARD.replace("30 seconds", "1 second").replace(
+        "| Run", "| Build 动手 | |\n| Run"
+    )
+    find(nb, "yours")["source"] = '@slot("02.absorbed")\ndef absorbed(): ...'
+    file.parent.mkdir()
+    file.write_text(json.dumps(nb))
+    assert rules.cards.main([]) == 0 and "02_mla_low_rank" in capsys.readouterr().out
+    rows = rules.cards.rows_of(json.loads(file.read_text())["cells"])
+    assert rows["Run"].startswith("30 seconds, measured on two CPU cores, alone")
+    assert rows["Build"] == "25 minutes planned, no class has timed it: reckon with 38"
+    assert rules.check_file(file) == []
+    run, runs = {"name": "02_mla_low_rank", "status": "ok", "seconds": 41.2}, tmp_path / "runs.json"
+    runs.write_text(json.dumps([run]))
+    assert rules.cards.main(["--record", str(runs), "one core"]) == 0
+    rows = rules.cards.rows_of(json.loads(file.read_text())["cells"])
+    assert rows["Run"].startswith("41 seconds, measured on one core (20")
+    runs.write_text(json.dumps([{**run, "status": "failed"}]))
+    with pytest.raises(SystemExit, match="no run of 02_mla_low_rank"):
+        rules.cards.main(["--record", str(runs), "one core"])
 
 
 def test_cards_are_held_to_a_run(tmp_path):
@@ -353,9 +389,9 @@ def _many_lines(nb):
 
 
 SLOT = {
-    _no_judge: "0 code cells tagged 'judge'",
-    _two_slots: "2 code cells tagged 'yours'",
-    _judge_first: "part 'yours' comes after 'judge'",
+    _no_judge: "tagged yours: each slot",
+    _two_slots: "tagged yours, yours, judge: each slot",
+    _judge_first: "tagged judge, yours: each slot",
     _cells_of_a_slot: "at most 26",
     _lines_of_a_slot: "13 lines, at most 12",
     _many_words: "words and",
@@ -369,6 +405,17 @@ def test_a_notebook_with_a_slot_is_short_and_has_one_of_each(damage):
     damage(nb)
     lines = rules.check_notebook(nb, "02_mla_low_rank")
     assert any(SLOT[damage] in line for line in lines), lines
+
+
+def test_a_second_slot_has_its_own_judge_and_is_the_exercise():
+    nb = good()
+    at = nb["cells"].index(find(nb, "judge")) + 1
+    pair = [cell("yours", "code", "x = 1", "x-yours-2"), cell("judge", "code", "x", "x-judge-2")]
+    nb["cells"][at:at] = pair
+    nb["cells"] = [c for c in nb["cells"] if not rules.MORE & set(c["metadata"]["tags"])]
+    assert rules.check_notebook(nb, "02_mla_low_rank") == []
+    nb["cells"].remove(pair[1])
+    assert rules.check_notebook(nb, "02_mla_low_rank")
 
 
 def test_more_stands_behind_the_recap_and_is_not_counted():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import types
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from dsv3_port.course.yours import catalogue, fit, read, slots, your_model
 from dsv3_port.paths import tiny
 
 SLOTS = slots()
-TOGETHER = {i: s for i, s in SLOTS.items() if s.make is None}
+IN_STEPS = {i: s for i, s in SLOTS.items() if s.make is None}
 
 
 @pytest.fixture(scope="module")
@@ -54,13 +55,61 @@ def test_another_file_is_refused_by_name(tmp_path, text, says):
 
 
 def test_all_solutions_together_are_one_model(tmp_path, base):
-    for slot in TOGETHER.values():
+    for slot in SLOTS.values():
         note(tmp_path, slot, "right", slot.solution)
     whole = assemble(tmp_path, base, SLOTS)
-    assert set(whole.yours) == set(TOGETHER) and set(whole.finished) == set(SLOTS) - set(TOGETHER)
-    assert str(whole) == f"{len(TOGETHER)} of {len(SLOTS)} functions are yours"
+    assert set(whole.yours) == set(SLOTS) and not whole.finished
+    assert str(whole) == f"{len(SLOTS)} of {len(SLOTS)} functions are yours"
     ids = torch.arange(3, 19).unsqueeze(0)
     assert torch.allclose(whole.model(ids), base(ids), atol=1e-4)
+    assert all(int(calls.split()[0]) > 0 for _, _, calls, _ in whole.rows)
+    assert {(whose, verdict) for _, whose, _, verdict in whole.rows} == {("yours", "✔ right")}
+
+
+def test_what_no_step_runs_is_not_timed_as_the_learners(tmp_path, base):
+    """Loading and gathering are no part of one process's steps: a bar must not praise them."""
+    for slot in SLOTS.values():
+        note(tmp_path, slot, "right", slot.solution)
+    whole = assemble(tmp_path, base, SLOTS, steps_only=True)
+    assert set(whole.yours) == set(IN_STEPS) and set(whole.finished) == set(SLOTS) - set(IN_STEPS)
+    said = {name: (whose, calls) for name, whose, calls, _ in whole.rows}
+    assert said["05.pack"] == ("finished: no part of one process's steps", "–")
+    for name in IN_STEPS:
+        (tmp_path / "yours" / f"{name}.py").unlink()
+    assert not assemble(tmp_path, base, SLOTS, steps_only=True).yours
+
+
+@pytest.mark.parametrize("name", ["05.pack", "09.arrange"])
+def test_a_kept_function_of_weights_or_ranks_is_judged_again(tmp_path, base, name):
+    slot = SLOTS[name]
+    note(
+        tmp_path, slot, "right", next(w.source for w in slot.wrong.values() if w.seen_by == "model")
+    )
+    with pytest.raises(PortError, match=f"{name}: .* together they part at"):
+        assemble(tmp_path, base, SLOTS)
+
+
+def test_what_raises_by_now_is_told(tmp_path, base):
+    note(tmp_path, SLOTS["01.cut"], "right", SLOTS["01.cut"].solution.replace("narrow", "carve"))
+    with pytest.raises(PortError, match=r"01\.cut.* together: .*carve"):
+        assemble(tmp_path, base, SLOTS)
+
+
+def test_a_function_that_nothing_calls_is_no_praise(tmp_path, base):
+    slot = replace(SLOTS["00.last"], attach=lambda twin, function: None)
+    note(tmp_path, slot, "right", slot.solution)
+    with pytest.raises(PortError, match=r"never calls 00\.last"):
+        assemble(tmp_path, base, {**SLOTS, slot.id: slot})
+
+
+def test_a_later_try_is_said_beside_the_kept_one(tmp_path, base):
+    slot = SLOTS["00.last"]
+    note(tmp_path, slot, "right", slot.solution)
+    note(tmp_path, slot, "late", "def last(hidden): ...")
+    note(tmp_path, SLOTS["02.absorbed"], "wrong", "def absorbed(): ...")
+    verdicts = {name: verdict for name, _, _, verdict in assemble(tmp_path, base, SLOTS).rows}
+    assert verdicts["00.last"] == "✔ right; tried since: did not come back"
+    assert verdicts["02.absorbed"] == "✘ not the same" and verdicts["03.moe_infer_normal"] == "–"
 
 
 def test_what_was_never_right_is_the_finished_code(tmp_path, base):

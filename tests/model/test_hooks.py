@@ -71,7 +71,13 @@ def keep(model: DeepseekV3) -> None:
     model.keep = lambda hidden: hidden[:, :1]
 
 
-HOOKS = (absorbed, turn, route, group_mask, write, visible, keep)
+def add_norm(model: DeepseekV3) -> None:
+    norm = model.model.layers[-1].post_attention_layernorm
+    inner = norm.add_norm
+    norm.add_norm = lambda residual, *args: inner(0.5 * residual, *args)
+
+
+HOOKS = (absorbed, turn, route, group_mask, write, visible, keep, add_norm)
 
 
 @pytest.mark.parametrize("attach", HOOKS, ids=lambda f: f.__name__)
