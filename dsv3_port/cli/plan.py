@@ -12,7 +12,7 @@ from tabulate import tabulate
 
 from ..config import PRESETS, DeepseekV3Config
 from ..errors import PortError
-from ..steps import STEPS
+from ..steps import PRODUCTION, STEPS
 from .words import PLAN_HELP, check_positive, long_dtype, parse_gib, parse_ints, parse_plan
 
 if TYPE_CHECKING:
@@ -72,7 +72,10 @@ def arguments(p: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     if args.steps:
-        listed = [(s.number, s.id, f"{s.title} · {s.title_zh}", s.notebook, s.saves) for s in STEPS]
+        listed = [
+            (s.number, s.id, f"{s.title} · {s.title_zh}", s.notebook, s.saves)
+            for s in (*STEPS, *PRODUCTION)
+        ]
         head = ("", "step", "title", "notebook", "saves on an NPU")
         print(tabulate(listed, head, disable_numparse=True))
         return 0

@@ -15,15 +15,20 @@ from ..steps import step
 
 DEVICE_HELP = "auto, cpu, cuda, npu or host-npu"
 DTYPE_HELP = "float32, bfloat16 or float16 (default: float32 on cpu, else bfloat16)"
-PLAN_HELP = "full, upstream, upto:STEP, or step ids separated by commas (`dsv3-port plan --steps` lists them)"
+PLAN_HELP = (
+    "full, production (full and Part II's steps), upstream, upto:STEP, or step ids separated by commas "
+    "(`dsv3-port plan --steps` lists them)"
+)
 WORKLOAD = ("context", "batch", "prefill", "rounds")
 SHORT_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "fp8": "float8_e4m3fn"}
 
 
 def parse_plan(text: str) -> PortPlan:
-    """`full`, `upstream`, `upto:ID` (a rung of the ladder) or step ids separated by commas."""
+    """`full`, `production`, `upstream`, `upto:ID` (a rung of the ladder) or step ids separated by commas."""
     if text == "full":
         return PortPlan.full()
+    if text == "production":
+        return PortPlan.production()
     if text == "upstream":
         return PortPlan.upstream()
     if text.startswith("upto:"):

@@ -19,8 +19,10 @@ from .. import hostnpu
 from ..config import DeepseekV3Config
 from ..errors import PortError
 from ..model.decoder import DeepseekV3
+from ..model.paged_cache import Paging
 from ..parallel import SINGLE, TensorParallel
 from ..plan import PortPlan
+from ..steps import step
 from ..weights.layout import targets
 from ..weights.sharding.manifest import check_fits, is_sharded, read_manifest
 from .agreement import inputs_agree, tokens_agree
@@ -117,6 +119,11 @@ def check_job(job: Job) -> Job:
         raise PortError(f"{folder}: no such folder; --model-dir (MODEL_DIR) is a checkpoint folder")
     plan = job.plan.replace(graph=s.graph)
     job.sampling  # noqa: B018  # raises
+    if plan.cache != "paged" and s.origin.get("block_size", "").startswith("flag"):
+        raise PortError(
+            f"--block-size is of the paged cache, and this plan's cache is {plan.cache!r}: add --plan "
+            f"production, or the step {step('paged_cache').id!r}"
+        )
     if is_sharded(folder):
         manifest = read_manifest(folder)
         if "world_size" not in s.origin and s.world_size != manifest["world_size"]:
@@ -158,6 +165,7 @@ def run_rank(parallel: TensorParallel, job: Job, card: int | None = None) -> Job
         gmm=s.gmm_provider,
         generation=job.generation,
     )
+    model.paging = Paging(s.block_size)
     parallel.all_reduce(
         torch.zeros(1, device=model.device)
     )  # a rank that cannot load is known before rank 0 speaks
@@ -261,4 +269,5 @@ def _inputs(job: Job) -> dict[str, Any]:
         "batch_size": s.batch_size,
         "max_new_tokens": s.max_new_tokens,
         "input_max_len": s.input_max_len,
+        "block_size": s.block_size,
     }

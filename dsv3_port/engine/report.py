@@ -35,8 +35,6 @@ class RankMemory:
 
 def rank_memory(model: DeepseekV3, batch: int, length: int) -> RankMemory:
     """This rank's, after a run with `batch` sequences of at most `length` positions."""
-    one = model.new_cache(1, 1)
-    one.fill_random(1)
     kind = model.device.type
     device = 0 if kind == "cpu" else torch.get_device_module(kind).max_memory_allocated()
     return RankMemory(
@@ -45,7 +43,7 @@ def rank_memory(model: DeepseekV3, batch: int, length: int) -> RankMemory:
         os.getpid(),
         str(model.device),
         sum(p.nbytes for p in model.parameters()),
-        one.nbytes * batch * length,
+        model.new_cache(1, 1).nbytes_for(batch, length),
         peak_process(),
         device,
     )

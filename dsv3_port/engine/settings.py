@@ -26,6 +26,8 @@ class Setting:
     meaning: str
     choices: tuple[Any, ...] = ()
     at_least: int | None = None
+    at_most: int | None = None
+    multiple_of: int = 1
     in_sample: bool = True  # Ascend's sample has a variable of this name
 
     @property
@@ -39,7 +41,15 @@ class Setting:
             return ", ".join("unset" if c == "" else str(c) for c in self.choices)
         if self.kind is str:
             return "text"
+        if self.at_most is not None:
+            return f"multiple of {self.multiple_of} in {self.at_least}..{self.at_most}"
         return "whole number" + (f", {self.at_least} or more" if self.at_least is not None else "")
+
+    def takes(self, value: Any) -> bool:
+        """Whether a value of the right kind can be; PortError's words are Settings'."""
+        least = value if self.at_least is None else self.at_least
+        most = value if self.at_most is None else self.at_most
+        return bool(least <= value <= most and value % self.multiple_of == 0)
 
 
 def setting(variable: str, default: Any, meaning: str, *choices: Any, **more: Any) -> Any:
@@ -94,6 +104,15 @@ class Settings:
         at_least=0,
         in_sample=False,
     )
+    block_size: int = setting(
+        "BLOCK_SIZE",
+        128,
+        "positions of a block of the paged cache (`--plan production`)",
+        at_least=16,
+        at_most=1024,
+        multiple_of=16,
+        in_sample=False,
+    )
     exe_mode: str = setting(
         "EXE_MODE", "eager", "operator by operator, or compiled graphs", "eager", "dynamo"
     )
@@ -134,8 +153,9 @@ class Settings:
                 raise PortError(
                     f"{row.variable} is {value!r}; it can be {', '.join(repr(c) for c in row.choices)}"
                 )
-            if row.at_least is not None and value < row.at_least:
-                raise PortError(f"{row.variable} must be {row.at_least} or more, not {value}")
+            if row.kind is int and not row.takes(value):
+                wanted = row.values.removeprefix("whole number, ").replace("multiple", "a multiple")
+                raise PortError(f"{row.variable} must be {wanted}, not {value}")
         if not 0 <= self.master_port < 2**16:
             raise PortError(f"MASTER_PORT must be within 0..65535, not {self.master_port}")
         if self.local_rank < 0 or not 0 <= self.rank_id < self.world_size and self.is_rank:

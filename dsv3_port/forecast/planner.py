@@ -16,6 +16,7 @@ from functools import lru_cache
 
 from ..config import DeepseekV3Config
 from ..errors import PortError
+from ..model.paged_cache import Paging
 from ..parallel import SINGLE, TensorParallel
 from ..plan import PortPlan
 from ..weights.layout import Target, targets
@@ -144,6 +145,9 @@ def forecast(
             "forecast: hbm_gib, batch and seq_len must be positive and reserve a share below 1"
         )
     plan = plan or PortPlan.full()
+    if plan.cache == "paged":  # whole blocks
+        block = Paging().block_size
+        seq_len = -(-seq_len // block) * block
     return [
         _forecast(config, plan, world, dtype, hbm_gib, batch * seq_len, reserve)
         for dtype in dtypes
@@ -164,8 +168,9 @@ def _forecast(
     try:
         weights = weight_bytes(config, plan, world, dtype)
         latent, expanded = (
-            positions * kv_bytes_per_token(config, plan.replace(attention=form), dtype, world)
+            positions * kv_bytes_per_token(config, either, dtype, world)
             for form in ("low_rank", "expanded")
+            for either in [plan.replace(attention=form, cache="fixed")]  # a paged one has one form
         )
     except PortError as error:
         divide = world_sizes(config)

@@ -16,7 +16,7 @@ from ..count.step_work import step_work
 from ..engine.graph import graph_blockers
 from ..errors import PortError
 from ..plan import PortPlan
-from ..steps import STEPS
+from ..steps import PRODUCTION, STEPS
 from .compose import Composed, compose
 from .kernel_model import KernelModel
 from .planner import Forecast, cannot_cut, forecast, smallest_world, world_sizes
@@ -92,6 +92,11 @@ def layouts(
     of times that.
     """
     plan = plan or PortPlan.full()
+    if beyond := [s.id for s in PRODUCTION if s.id in plan.step_ids]:
+        raise PortError(
+            f"what-if: step {beyond[0]!r} is of Part II, and no table has its kernels' times: choose a plan of "
+            "Part I, such as full"
+        )
     found = []
     for world in worlds:
         memory = forecast(config, (world,), hbm_gib, batch=batch, seq_len=context, plan=plan)[0]

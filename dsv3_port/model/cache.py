@@ -91,6 +91,15 @@ class Cache:
         """Bytes that the stored tensors take now."""
         return sum(t.nbytes for layer in self.buffers for t in layer)
 
+    def nbytes_for(self, batch: int, length: int) -> int:
+        """Bytes that a cache of this form holds for `batch` sequences of `length`
+        positions."""
+        row = sum(heads * width for heads, width in self.widths) * self.layers
+        return self.positions_for(batch, length) * row * self.dtype.itemsize
+
+    def positions_for(self, batch: int, length: int) -> int:
+        return batch * length
+
     def fill_random(self, length: int, seed: int = 0) -> None:
         """Pretend that `length` positions were processed; for timing only."""
         self.reset()

@@ -107,6 +107,10 @@ class PagedCache(Cache):
         """Blocks that sequences hold now."""
         return sum(map(len, self.owned))
 
+    def positions_for(self, batch: int, length: int) -> int:
+        """In whole blocks, and the one that belongs to nobody."""
+        return (batch * -(-length // self.block_size) + 1) * self.block_size
+
     def reset(self) -> None:
         if not self.buffers:
             shape = (self.blocks + 1, self.block_size)

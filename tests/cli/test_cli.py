@@ -111,6 +111,14 @@ BAD = {
         "3 ranks",
     ),
     "mode": (["infer", "--model-dir", TINY, "--exe-mode", "fast"], "EXE_MODE"),
+    "block size": (
+        ["infer", "--model-dir", TINY, "--plan", "production", "--block-size", "24"],
+        "BLOCK_SIZE must be a multiple of 16 in 16..1024, not 24",
+    ),
+    "blocks without pages": (
+        ["infer", "--model-dir", TINY, "--block-size", "16"],
+        "this plan's cache is 'fixed': add --plan production",
+    ),
     "processes": (["infer", "--model-dir", TINY, "--world-size", "3"], "over 3 ranks"),
     "prompts": (["infer", "--model-dir", TINY, "--prompts", "nowhere.json"], "nowhere.json"),
     "batch": (["bench", "--batch", "0"], "--batch must be 1 or more"),
@@ -176,6 +184,8 @@ def test_a_torch_that_cannot_be_imported_is_told(monkeypatch, capsys):
 def test_plan_words():
     assert parse_plan("full") == PortPlan.full()
     assert parse_plan("upstream") == PortPlan.upstream()
+    assert parse_plan("production") == PortPlan.production()
+    assert parse_plan("upto:9") == PortPlan.full().plus("paged_cache")
     assert parse_plan("upto:gmm_routing") == PortPlan.upto("gmm_routing")
     assert parse_plan("mla_low_rank, 6.1").step_ids == ("mla_low_rank", "fixed_kv_cache")
     with pytest.raises(PortError, match="unknown step ''"):
@@ -215,6 +225,17 @@ def test_plan_prints_a_table_and_json(capsys):
     assert json.loads(capsys.readouterr().out)[0]["fits"] is True
 
 
+def test_plan_counts_a_paged_cache_in_whole_blocks(capsys):
+    sizes = {}
+    for plan, length in (("full", 4097), ("full", 4224), ("production", 4097)):
+        words = ("--plan", plan, "--seq-len", str(length), "--world-size", "32", "--json")
+        assert run("plan", *words) == 0
+        (row,) = json.loads(capsys.readouterr().out)
+        sizes[plan, length] = row["kv_latent_bytes"], row["total_bytes"], row["fits"]
+    assert sizes["production", 4097] == sizes["full", 4224] > sizes["full", 4097]
+    assert sizes["full", 4224][2] is True
+
+
 def test_plan_what_if_suggests_only_what_divides_and_fits(capsys):
     assert run("plan", "--what-if", "--world-size", "7,8,32") == 0
     text = capsys.readouterr().out
@@ -234,6 +255,7 @@ def test_plan_what_if_suggests_only_what_divides_and_fits(capsys):
     [
         (("--what-if", "--world-size", "7"), "no layout is possible"),
         (("--forecast", "a3", "--world-size", "7"), "cannot be cut over 7 ranks"),
+        (("--what-if", "--plan", "production"), "no table has its kernels' times"),
         (("--what-if", "--cards", "0"), "--cards must be 1 or more"),
         (("--what-if", "--kernels", "nowhere.csv"), "nowhere.csv: not readable"),
     ],
@@ -294,12 +316,14 @@ def test_plan_forecasts_times(capsys):
 
 
 def test_steps_are_those_of_the_registry(capsys):
-    from dsv3_port import STEPS
+    from dsv3_port.steps import PRODUCTION, STEPS
 
     assert run("plan", "--steps") == 0
     assert all(
         s.id in line
-        for s, line in zip(STEPS, capsys.readouterr().out.splitlines()[2:], strict=True)
+        for s, line in zip(
+            (*STEPS, *PRODUCTION), capsys.readouterr().out.splitlines()[2:], strict=True
+        )
     )
 
 

@@ -102,6 +102,11 @@ def ran(halves, prompts) -> dict[str, JobReport]:
     jobs = {
         f"{world} ranks": job(TINY, prompts, world_size=world, batch_size=3) for world in (2, 4, 8)
     }
+    paged = {"plan": PortPlan.production(), "block_size": 16, "batch_size": 3}
+    jobs |= {
+        "paged": job(TINY, prompts, world_size=2, **paged),
+        "paged, split folder": job(halves, prompts, **paged),
+    }
     jobs |= {"drawn": job(halves, prompts, **drawn), "drawn again": job(halves, prompts, **drawn)}
     return run_ranks(
         several, 8, {name: check_job(each) for name, each in jobs.items()}, timeout_seconds=120
@@ -123,6 +128,28 @@ def test_ranks_give_the_text_of_transformers(world, prompts, oracle, request):
     assert (
         report.tokens_per_second > 0 and report.seconds_first > 0 and report.seconds_per_token > 0
     )
+
+
+@pytest.mark.parametrize("name", ["1 rank", "paged", "paged, split folder"])
+def test_a_paged_cache_gives_the_same_text(name, prompts, oracle, request):
+    """In blocks of 16, so that sequences cross into new ones; the report counts blocks."""
+    if name == "1 rank":
+        own = job(TINY, prompts, plan=PortPlan.production(), block_size=16, batch_size=3)
+        report = run_job(own)
+    else:
+        report = request.getfixturevalue("ran")[name]
+    longest = max(g.prompt_tokens for g in report.generations) + COUNT
+    assert tokens(report) == oracle and longest > 16
+    blocks = 3 * -(-longest // 16) + 1  # and the one that belongs to nobody
+    row = DeepseekV3Config.from_pretrained(TINY).num_hidden_layers * (512 + 64) * 4
+    assert {r.cache for r in report.ranks} == {blocks * 16 * row}
+
+
+def test_a_block_size_needs_a_paged_cache(monkeypatch):
+    with pytest.raises(PortError, match="--block-size is of the paged cache.*--plan production"):
+        check_job(job(TINY, ["a"], block_size=32))
+    monkeypatch.setenv("BLOCK_SIZE", "32")  # of a shell in which both plans are run
+    check_job(Job(Settings.from_env_and_flags({"model_dir": str(TINY)}), ("a",), PLAN))
 
 
 def test_a_split_folder_needs_no_world_size(halves, prompts, oracle, tmp_path):

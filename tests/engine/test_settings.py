@@ -10,6 +10,7 @@ import pytest
 
 from dsv3_port import PortError, cli, paths
 from dsv3_port.engine.settings import TABLE, Settings
+from dsv3_port.model.paged_cache import Paging
 
 
 def test_table_and_dataclass_hold_the_same_fields_and_defaults():
@@ -31,7 +32,7 @@ def test_the_command_names_every_setting(capsys):
 
 def test_which_names_are_not_of_the_old_sample():
     own = [r.variable for r in TABLE if not r.in_sample]
-    assert own == ["PREFILL_CHUNK", "GMM_PROVIDER", "JOB_TIMEOUT"]
+    assert own == ["PREFILL_CHUNK", "BLOCK_SIZE", "GMM_PROVIDER", "JOB_TIMEOUT"]
 
 
 def test_defaults_are_those_of_the_old_sample():
@@ -68,13 +69,25 @@ def test_flag_wins_over_environment():
 def test_every_setting_is_read_from_its_variable_and_its_flag():
     other = {int: "1", str: "x"}
     for row in TABLE:
-        text = str(row.choices[-1]) if row.choices else other[row.kind]
+        text = str(row.choices[-1] if row.choices else row.at_most or other[row.kind])
         base = {"WORLD_SIZE": "4"} if row.field in ("rank_id", "local_rank") else {}
         by_variable = Settings.from_env_and_flags({}, base | {row.variable: text})
         by_flag = Settings.from_env_and_flags({row.field: text}, base)
         assert getattr(by_variable, row.field) == getattr(by_flag, row.field) == row.kind(text)
         assert by_variable.origin[row.field] == f"environment {row.variable}"
         assert by_flag.origin[row.field] == "flag --" + row.field.replace("_", "-")
+
+
+def test_every_block_size_of_the_setting_is_one_of_the_cache():
+    (row,) = (r for r in TABLE if r.variable == "BLOCK_SIZE")
+    for size in (0, 8, 16, 24, 128, 1024, 1040):
+        try:
+            Paging(size)
+        except PortError:
+            assert not row.takes(size)
+        else:
+            assert row.takes(size)
+    assert row.default == Paging().block_size
 
 
 def test_rows_say_where_each_value_came_from():
@@ -106,6 +119,9 @@ def test_hccl_settings_given_as_flags_reach_the_environment(monkeypatch):
     [
         ({"BATCH_SIZE": "two"}, "BATCH_SIZE is 'two'; a whole number"),
         ({"BATCH_SIZE": "0"}, "BATCH_SIZE must be 1 or more"),
+        ({"BLOCK_SIZE": "24"}, r"BLOCK_SIZE must be a multiple of 16 in 16\.\.1024, not 24"),
+        ({"BLOCK_SIZE": "2048"}, "BLOCK_SIZE must be a multiple of 16"),
+        ({"BLOCK_SIZE": "0"}, "BLOCK_SIZE must be a multiple of 16"),
         ({"JOB_TIMEOUT": "0"}, "JOB_TIMEOUT must be 1 or more"),
         ({"EXE_MODE": "fast"}, "EXE_MODE is 'fast'; it can be 'eager', 'dynamo'"),
         ({"MASTER_PORT": "70000"}, "MASTER_PORT must be within 0..65535"),
