@@ -1,23 +1,25 @@
 """The vendor's operator tests over the host NPU, from a checkout that the user names: nothing of it is
 kept or copied.
 
-One process a file, because a test may leave torch_npu in another state; results as JUnit's XML, which
-every pytest writes. A test that cannot pass on any device, or proves nothing, is in
-vendor_broken.json by name, with the reason.
+One process a file, because a test may leave torch_npu in another state: forks of one that has
+imported everything (vendor_server.py). Results are JUnit's XML, which every pytest writes. A test
+that cannot pass on any device, or proves nothing, is in vendor_broken.json by name, with the reason.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from xml.etree import ElementTree
@@ -30,22 +32,23 @@ from .vendor_child import HIDDEN, LIFT, LIMIT
 
 BROKEN = Path(__file__).with_name("vendor_broken.json")
 PACKAGES = ("pytest", "expecttest")  # torch_npu.testing imports the second
-SEVERAL_CARDS = (
-    "skipIfUnsupportMultiNPU"  # such a test starts children, which never enable anything
-)
+# such a file starts children, which never enable anything
+SEVERAL_CARDS = ("skipIfUnsupportMultiNPU", "multiprocessing")
 OUTCOMES = ("passed", "refused", "broken", "failed", "skipped", "left out")
+LINE = re.compile(r"([\w./ ]+\.py:\d+): ", re.MULTILINE)
 NO_KERNEL = "the host stand-in has no kernel"
 
 
 @dataclass(frozen=True)
 class Result:
-    """One test, or one file that gave none. outcome: one of OUTCOMES."""
+    """One test, or one file that gave none. outcome: one of OUTCOMES; at: the line that failed."""
 
     file: str
     test: str
     outcome: str
     reason: str
     hidden: bool = False
+    at: str = ""
 
 
 def broken(file: str, test: str, known: dict[str, str]) -> str:
@@ -65,18 +68,19 @@ def read(report: Path, file: str, known: dict[str, str]) -> list[Result]:
     found = []
     for case in ElementTree.parse(report).getroot().iter("testcase"):
         test = case.get("name", "")
-        outcome, reason = "passed", ""
+        outcome, reason, at = "passed", "", ""
         for child in case:
             if child.tag in ("failure", "error", "skipped"):
                 outcome = "skipped" if child.tag == "skipped" else "failed"
                 text = child.get("message") or child.text or ""
                 reason = " ".join(text.split())[:200]
+                at = (LINE.findall(child.text or "") or [""])[-1]
                 if NO_KERNEL in text or NO_KERNEL in (child.text or ""):
                     outcome = "refused"
         why = broken(file, test, known)
         if why and outcome == "failed":
             outcome, reason = "broken", why
-        found.append(Result(file, test, outcome, reason, HIDDEN in test))
+        found.append(Result(file, test, outcome, reason, HIDDEN in test, at))
     return found
 
 
@@ -93,46 +97,75 @@ def files(checkout: Path, folder: str, only: str) -> list[Path]:
     return chosen
 
 
-def one(
-    file: Path, lifted: bool, only: str, limits: tuple[int, int], known: dict[str, str]
-) -> list[Result]:
-    """Run one file in a process of its own. limits: seconds for a test and for the file."""
-    if SEVERAL_CARDS in file.read_text(encoding="utf-8"):
+Server = Callable[[list[str], Path, int], int | None]
+
+
+@contextlib.contextmanager
+def server(lifted: bool, limit: int) -> Iterator[Server]:
+    """A function that runs pytest with arguments in a new process, its output in a file, at most so
+    many seconds, and returns the exit code, or None where that was too long. limit: seconds a test."""
+    env = {**os.environ, LIMIT: str(limit), LIFT: "1" if lifted else ""}
+    env |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "dsv3_port.hostnpu.vendor_server"]
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env=env,
+        )
+
+        def run(arguments: list[str], output: Path, seconds: int) -> int | None:
+            assert process.stdin and process.stdout
+            job = {"arguments": arguments, "output": str(output), "limit": seconds}
+            with contextlib.suppress(BrokenPipeError):
+                print(json.dumps(job), file=process.stdin, flush=True)
+            line = process.stdout.readline()
+            if not line:
+                errors.seek(0)
+                raise PortError(f"the process of the tests ended: {errors.read()[-500:].strip()}")
+            code: int | None = json.loads(line)
+            return code
+
+        try:
+            yield run
+        finally:
+            process.stdin.close() if process.stdin else None
+            process.wait()
+
+
+def one(file: Path, run: Server, only: str, limit: int, known: dict[str, str]) -> list[Result]:
+    """Run one file in a process of its own. limit: seconds for the file."""
+    source = file.read_text(encoding="utf-8")
+    if all(word in source for word in SEVERAL_CARDS):
         return [Result(file.name, "", "left out", "needs several cards in child processes")]
     with tempfile.TemporaryDirectory() as work:
-        report = Path(work) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "--noconftest", "-c", os.devnull]
-        command += ["--rootdir", str(file.parent), "-p", "no:cacheprovider"]
-        command += ["-p", "dsv3_port.hostnpu.vendor_child", f"--junitxml={report}", str(file)]
+        report, output = Path(work) / "report.xml", Path(work) / "output"
+        arguments = ["-q", "--noconftest", "-c", os.devnull, "--rootdir", str(file.parent)]
+        arguments += ["-p", "no:cacheprovider", "-p", "dsv3_port.hostnpu.vendor_child"]
+        arguments += [f"--junitxml={report}", str(file)]
         if only and only not in file.name:
-            command += ["-k", only]
-        env = {
-            **os.environ,
-            LIMIT: str(limits[0]),
-            LIFT: "1" if lifted else "",
-            "OMP_NUM_THREADS": "1",
-        }
-        env["PYTHONDONTWRITEBYTECODE"] = "1"
-        try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, env=env, timeout=limits[1]
-            )
-        except subprocess.TimeoutExpired:
-            return [Result(file.name, "", "failed", f"the file took longer than {limits[1]} s")]
+            arguments += ["-k", only]
+        code = run(arguments, output, limit)
+        if code is None:
+            return [Result(file.name, "", "failed", f"the file took longer than {limit} s")]
         if not report.is_file():
-            last = " ".join((done.stdout + done.stderr).split())[-200:]
-            return [
-                Result(file.name, "", "failed", f"the process ended with {done.returncode}: {last}")
-            ]
+            said = output.read_text(encoding="utf-8", errors="replace") if output.exists() else ""
+            reason = f"the process ended with {code}: {' '.join(said.split())[-200:]}"
+            return [Result(file.name, "", "failed", reason)]
         return read(report, file.name, known)
 
 
 def results(
     chosen: list[Path], lifted: bool, only: str, limits: tuple[int, int]
 ) -> Iterator[tuple[Path, list[Result]]]:
+    """Each file with its tests. limits: seconds for a test and for a file."""
     known = known_broken()
-    for file in chosen:
-        yield file, one(file, lifted, only, limits, known)
+    with server(lifted, limits[0]) as run:
+        for file in chosen:
+            yield file, one(file, run, only, limits[1], known)
 
 
 def table(found: list[Result]) -> str:

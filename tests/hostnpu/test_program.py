@@ -130,7 +130,7 @@ def test_vendor_tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file.write_text(VENDOR, encoding="utf-8")
     known = {"test_npu_sum.py::test_known": "it says so itself"}
     monkeypatch.setattr(vendor_tests, "known_broken", lambda: known)
-    shipped = vendor_tests.one(file, False, "", (60, 300), known)
+    shipped = next(vendor_tests.results([file], False, "", (60, 300)))[1]
     assert outcomes(shipped) == {
         "test_sum": "passed",
         "test_old": "skipped",

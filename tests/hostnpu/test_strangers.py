@@ -51,7 +51,7 @@ print("equal")
 
 
 @needs_torch_npu
-@pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
+@pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)} (extra programs)")
 def test_lora_training_is_the_cpus(tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text(PROGRAM, encoding="utf-8")
     command = [sys.executable, "-m", "dsv3_port", "hostnpu", "run", str(tmp_path / "train.py")]
