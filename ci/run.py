@@ -3,7 +3,7 @@
 tutorial  executes every notebook and builds the pages (arguments of `dsv3-port tutorial`)
 test      passes the tests (arguments of pytest)
 lab       opens JupyterLab on the notebooks (arguments of jupyter lab)
-check     lint, types, spelling, rules of the notebooks, tables of the README
+check     lint, types, spelling, rules of the notebooks, Chinese twins, tables of the README
 setup     only makes the environment
 matrix    both commands in a clean clone for each Python and build of torch, as a table (`matrix --help`)
 
@@ -55,6 +55,7 @@ def run_checks(python: str) -> int:
         ("types", ["-m", "mypy"]),
         ("spelling", ["-m", "codespell_lib"]),
         ("notebooks", ["ci/tools/check_notebooks.py"]),
+        ("twins", ["ci/tools/twins.py"]),
         ("README tables", ["ci/tools/readme.py", "--check"]),
     )
     failed = []

@@ -337,23 +337,6 @@ def check_names(found: Sequence[str], expected: Sequence[str]) -> list[str]:
     ]
 
 
-def check_translations(folder: Path) -> list[str]:
-    """Code cells of notebooks/LANGUAGE/NAME.ipynb are those of notebooks/NAME.ipynb."""
-    from dsv3_port.course.translations import differences
-
-    lines = []
-    for file in sorted(folder.glob("*-*/[0-9][0-9]_*.ipynb")):
-        original = folder / file.name
-        both = [
-            json.loads(f.read_text(encoding="utf-8"))["cells"]
-            for f in (original, file)
-            if f.is_file()
-        ]
-        wrong = differences(*both) if len(both) == 2 else ["there is no such notebook to translate"]
-        lines += [f"{file.parent.name}/{file.stem}: {text}" for text in wrong]
-    return lines
-
-
 def main(argv: Sequence[str]) -> int:
     argv = list(argv)
     lines = []
@@ -363,9 +346,7 @@ def main(argv: Sequence[str]) -> int:
         lines += cards.against_runs(ROOT / "notebooks", Path(runs))
     files = [Path(word) for word in argv] or sorted((ROOT / "notebooks").glob("*.ipynb"))
     if not argv:
-        lines += check_names([f.stem for f in files], expected_names()) + check_translations(
-            ROOT / "notebooks"
-        )
+        lines += check_names([f.stem for f in files], expected_names())
         core = [name for name in expected_names() if name not in APPENDICES]
         lines += check_decks(ROOT / "notebooks", core)
     for file in files:

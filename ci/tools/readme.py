@@ -1,4 +1,5 @@
-"""Write the tables of README, docs/ and the instructor guide from the code that they describe.
+"""Write the tables of README, docs/ and the instructor guide from the code that they describe, and
+those of their Chinese twins.
 
 `--check` only compares (exit code 1 if they differ).
 """
@@ -8,6 +9,10 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from twin_files import relinked, twin_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -178,12 +183,12 @@ TABLES = {
     "versions": versions_table,
     "signatures": signatures_table,
     "layers": layers_table,
-    "steps-zh": steps_table_zh,
     "exercises": exercises_table,
     "slots": slots_table,
     "speed": speed_tables,
     "rungs": rungs_table,
 }
+CHINESE = {"steps": steps_table_zh}  # what a twin has instead
 FILES = {
     "README.md": ("steps",),
     "docs/architecture.md": ("layers",),
@@ -191,27 +196,34 @@ FILES = {
     "docs/host-npu.md": ("hostnpu-refused", "hostnpu-rules"),
     "docs/speed.md": ("rungs", "speed"),
     "docs/versions.md": ("versions", "signatures"),
-    "README.zh-CN.md": ("steps-zh",),
     "notebooks/workshop/instructor.md": ("slots", "exercises"),
     "docs/npu-kernels.md": ("npu-points", "npu-gaps", "npu-fits", "npu-decode", "npu-prefill"),
 }
 
 
 def filled(text: str, file: str) -> str:
-    """The file's text with every marked table as the code has it now."""
-    for name in FILES[file]:
+    """The text of a file, or of its twin, with every marked table as the code has it now."""
+    original = next((f for f in FILES if file == _twin(f)), file)
+    for name in FILES[original]:
         pattern = rf"(<!-- {name}:begin[^>]*-->\n).*?(<!-- {name}:end -->)"
         found = re.search(pattern, text, flags=re.DOTALL)
         if found is None:
             raise SystemExit(f"{file}: the marks {name}:begin and {name}:end are missing")
-        text = f"{text[: found.start()]}{found[1]}{TABLES[name]()}\n{found[2]}{text[found.end() :]}"
+        table = (TABLES | (CHINESE if file != original else {}))[name]()
+        if file != original:
+            table = relinked(table, (ROOT / original).parent, ROOT / file, ROOT)
+        text = f"{text[: found.start()]}{found[1]}{table}\n{found[2]}{text[found.end() :]}"
     return text
+
+
+def _twin(file: str) -> str:
+    return twin_of(ROOT / file).relative_to(ROOT).as_posix()
 
 
 def main(argv: list[str]) -> int:
     sys.path.insert(0, str(ROOT))
     code = 0
-    for name in FILES:
+    for name in [*FILES, *(t for f in FILES if (ROOT / (t := _twin(f))).is_file())]:
         file = ROOT / name
         text = file.read_text(encoding="utf-8")
         new = filled(text, name)

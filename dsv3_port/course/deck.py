@@ -19,6 +19,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from .sections import without_marks
+
 _FIGURE = re.compile(r"^(cell|code|build|gallery):([\w.-]+?)(?::(\d+))?$")
 _FENCE = re.compile(r"^```\w*\n(.*?)^```", re.DOTALL | re.MULTILINE)
 SLIDES, TITLE, WORDS, CODE, WIDTH = (9, 12), 8, 30, 8, 54
@@ -45,7 +47,8 @@ def deck_of(notebooks_dir: Path, name: str) -> Path:
 
 
 def read_deck(text: str) -> list[Slide]:
-    return [_slide(part) for part in re.split(r"^---\s*$", text, flags=re.MULTILINE)]
+    shown = without_marks(text)
+    return [_slide(part) for part in re.split(r"^---\s*$", shown, flags=re.MULTILINE)]
 
 
 def _slide(part: str) -> Slide:

@@ -229,7 +229,7 @@ def write_pages(
     made = [write_page(nb, file.stem, pages_dir, file.parent, **around, others=links)]
     return made + [
         write_page(
-            translated(nb, path),
+            translated(nb, path, file),
             f"{file.stem}.{language}",
             pages_dir,
             file.parent,

@@ -53,7 +53,9 @@ def test_the_chinese_readme_is_its_twin():
     def shape(text: str) -> tuple[list[str], list[str], list[str]]:
         prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
         marks = re.findall(r"^(#+) ", prose, re.MULTILINE)
-        links = [m for m in re.findall(r"\]\(([^)]+)\)", text) if "README" not in m]
+        links = [
+            m.replace("zh-CN/", "") for m in re.findall(r"\]\(([^)]+)\)", text) if "README" not in m
+        ]
         commands = re.findall(r"^(python3 \S+ \w+)", text, re.MULTILINE)
         return marks, sorted(links), commands
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
+from copy import deepcopy
 
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from dsv3_port.course.pages import write_pages
-from dsv3_port.course.translations import translated
+from dsv3_port.course.translations import differences, fingerprint, is_text, stale, translated
 from dsv3_port.errors import PortError
-
-CI = Path(__file__).parents[2] / "ci" / "tools"
 
 
 def notebook(text: str, code: str, outputs=()) -> nbformat.NotebookNode:
@@ -51,21 +48,65 @@ def test_both_languages_become_pages_that_point_at_each_other(folder):
     assert '<a href="00_a.html">English</a>' in chinese
 
 
-def test_other_code_is_refused_and_found_by_the_check(folder):
-    spec = importlib.util.spec_from_file_location("check_notebooks", CI / "check_notebooks.py")
-    rules = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(rules)
-    assert rules.check_translations(folder) == []
-    file = folder / "zh-CN" / "00_a.ipynb"
-    nbformat.write(notebook("# 你好", "print(2)"), file)
+def test_other_code_is_refused(folder):
+    original, twin = folder / "00_a.ipynb", folder / "zh-CN" / "00_a.ipynb"
+    nbformat.write(notebook("# 你好", "print(2)"), twin)
     with pytest.raises(PortError, match="cell code: its code differs"):
-        translated(executed(), file)
-    assert rules.check_translations(folder) == [
-        "zh-CN/00_a: cell code: its code differs from the original's"
+        translated(executed(), twin, original)
+    nbformat.write(new_notebook(cells=[new_markdown_cell("# 你好", id="text")]), twin)
+    with pytest.raises(PortError, match="cell code: missing"):
+        translated(executed(), twin, original)
+
+
+def stub(docstring: str, body: str = "...") -> nbformat.NotebookNode:
+    text = f'@slot("00.last")\ndef last(hidden):\n    """{docstring}"""\n    {body}'
+    return new_code_cell(text, id="own", metadata={"tags": ["yours"]})
+
+
+def test_the_learners_cell_may_say_its_task_in_chinese_and_no_other():
+    own, chinese = stub("what it needs"), stub("它需要什么")
+    assert differences([own], [chinese]) == [] and is_text(own)
+    assert stale([own], [chinese]) == ["own"]
+    chinese.metadata["dsv3"] = {"source": fingerprint(own.source)}
+    assert stale([own], [chinese]) == []
+    assert differences([own], [stub("它需要什么", "return hidden")]) == [
+        "cell own: its code differs from the original's"
     ]
-    nbformat.write(new_notebook(cells=[new_markdown_cell("# 你好", id="text")]), file)
-    assert rules.check_translations(folder) == [
-        "zh-CN/00_a: its cells are not those of the original, from code on"
+    for cell in (own, chinese):
+        cell.metadata["tags"] = ["judge"]
+    assert differences([own], [chinese]) and not is_text(own)
+
+
+def test_what_a_learner_wrote_stays_in_the_page_of_the_twin(tmp_path):
+    (tmp_path / "zh-CN").mkdir()
+    original, twin = tmp_path / "00_a.ipynb", tmp_path / "zh-CN" / "00_a.ipynb"
+    english, chinese = (
+        new_notebook(cells=[stub(text)]) for text in ("what it needs", "它需要什么")
+    )
+    nbformat.write(english, original)
+    nbformat.write(chinese, twin)
+    assert "它需要什么" in translated(english, twin, original).cells[0].source
+    filled = deepcopy(english)
+    filled.cells[0] = stub("what it needs", "return hidden")
+    assert translated(filled, twin, original).cells[0].source == filled.cells[0].source
+
+
+def test_every_cell_that_is_out_of_step_is_named():
+    def cells(**texts: str) -> list[nbformat.NotebookNode]:
+        return [new_markdown_cell(text, id=name) for name, text in texts.items()]
+
+    ours = cells(one="a", two="b", three="c")
+    assert differences(ours, cells(one="一", three="三", four="四")) == [
+        "cell two: missing",
+        "cell four: the original has no such cell",
     ]
-    (folder / "00_a.ipynb").unlink()
-    assert "no such notebook" in rules.check_translations(folder)[0]
+    assert differences(ours, cells(two="二", one="一", three="三")) == [
+        "cell one: stands at another place than in the original"
+    ]
+    moved = cells(one="一", two="二", three="三")
+    moved[1] = new_code_cell("二", id="two")
+    moved[2].metadata["tags"] = ["recap"]
+    assert differences(ours, moved) == [
+        "cell two: its kind differs from the original's",
+        "cell three: its list of tags differs from the original's",
+    ]
