@@ -35,6 +35,7 @@ class PortPlan:
     rope: Literal["per_layer", "per_step"] = "per_layer"
     norm: Literal["separate", "add_rms_norm"] = "separate"
     lm_head: Literal["all", "last"] = "all"
+    mtp: bool = False  # of Part II: the layer that drafts tokens is built, and its weights are read
     graph: Literal["eager", "ge", "aclgraph"] = "eager"  # an execution mode, see engine/graph.py
 
     def __post_init__(self) -> None:

@@ -218,6 +218,21 @@ PRODUCTION: tuple[Step, ...] = (
         saves="cache memory: blocks of what a sequence has, not of what it may have; one operator for norm, "
         "rotation and cache write, one for the attention, which reads the valid keys only",
     ),
+    Step(
+        id="mtp",
+        number="10",
+        title="Multi-token prediction (MTP)",
+        title_zh="多 token 预测",
+        notebook="",  # none yet
+        field="mtp",
+        upstream=False,
+        ported=True,
+        before="engine.generate:decode",
+        after="engine.speculative:decode",
+        stays_equal="greedy tokens; with a temperature, the distribution of every token",
+        saves="decode steps: one whose draft is accepted gives two tokens; one layer more is computed, and "
+        "kept in memory",
+    ),
 )
 
 

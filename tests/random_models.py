@@ -38,7 +38,7 @@ def random_sources(config: DeepseekV3Config = CONFIG, seed: int = 0) -> dict[str
     return {
         name: torch.randn(shape, generator=generator) * 0.2
         + (1.0 if len(shape) == 1 and "bias" not in name else 0)
-        for name, shape in source_shapes(config).items()
+        for name, shape in source_shapes(config, mtp=True).items()
     }
 
 

@@ -11,7 +11,7 @@ import pytest
 from dsv3_port import STEPS, PortError, PortPlan
 from dsv3_port.model.forms import FORMS
 from dsv3_port.plan import CHOICES
-from dsv3_port.steps import progress_map, step
+from dsv3_port.steps import PRODUCTION, progress_map, step
 
 ROOT = Path(__file__).parents[1]
 
@@ -41,7 +41,9 @@ def test_steps_and_the_choices_of_a_plan_agree():
     assert all(getattr(PortPlan(), name) == values[0] for name, values in CHOICES.items())
     for s in STEPS:
         assert s.upstream == CHOICES[s.field][0] and s.ported in CHOICES[s.field][1:]
-    own = {s.field for s in STEPS} | {
+    for s in PRODUCTION:
+        assert s.upstream in CHOICES[s.field] and s.ported in CHOICES[s.field][1:]
+    own = {s.field for s in (*STEPS, *PRODUCTION)} | {
         "prefill_attention",
         "npu_routing_kernel",
         "group_mask_value",

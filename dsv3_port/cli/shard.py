@@ -13,6 +13,11 @@ def arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--output-path", required=True, help="folder for the rank folders")
     p.add_argument("--world-size", type=int, required=True, help="number of ranks")
     p.add_argument("--plan", default="full", help=PLAN_HELP)
+    p.add_argument(
+        "--mtp",
+        action="store_true",
+        help="keep the multi-token prediction layer too, for infer's --num-speculative-tokens",
+    )
     p.add_argument("--dtype", default="bf16", help="bf16, fp16 or fp32 (default: %(default)s)")
     p.add_argument(
         "--ranks", help="write these only, as in 0-7 or 0,3: several machines share one job"
@@ -44,11 +49,12 @@ def run(args: argparse.Namespace) -> int:
     check_positive(args, "world_size")
     from ..weights.sharding import shard_checkpoint
 
+    plan = parse_plan(args.plan)
     report = shard_checkpoint(
         args.model_path,
         args.output_path,
         args.world_size,
-        plan=parse_plan(args.plan),
+        plan=plan.plus("mtp") if args.mtp else plan,
         dtype=args.dtype,
         ranks=parse_ints(args.ranks, "--ranks") if args.ranks else None,
         jobs=args.jobs,

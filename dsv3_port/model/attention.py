@@ -30,6 +30,7 @@ class StepInputs:
     cos: Tensor | None = None  # [B, 1, S, Dr]; None: every layer makes its own
     sin: Tensor | None = None
     paged: PagedStep | None = None  # of a paged cache
+    verify: bool = False  # decode of a token and its draft: two queries, as one is
 
 
 class LatentProjections(nn.Module):
@@ -196,7 +197,7 @@ class LowRankAttention(LatentProjections):
             return ops.causal_attention(
                 (q_nope, q_rope), (k_nope, k_rope), v, inputs.pad, self.scale
             )
-        if q_nope.shape[2] == 1 or self.prefill == "absorbed":
+        if q_nope.shape[2] == 1 or self.prefill == "absorbed" or inputs.verify:
             return self.absorbed(q_nope, q_rope, rows, inputs.mask)
         return self.expanded(q_nope, q_rope, rows, inputs.mask)
 

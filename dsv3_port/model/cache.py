@@ -52,6 +52,7 @@ class Cache:
         )
         self.device, self.dtype = torch.device(device), dtype
         self.length = 0
+        self.behind = [0] * batch  # positions that a row has less than `length`
         self.slot = torch.zeros(batch, dtype=torch.int64, device=device)
         self.pad = torch.zeros(batch, dtype=torch.int64, device=device)
         self.buffers: list[list[Tensor]] = []
@@ -67,6 +68,21 @@ class Cache:
 
     def advance(self, new: int) -> None:
         self.length += new
+
+    def retract(self, counts: list[int]) -> None:
+        """Row b gives its last counts[b] positions back, and its next ones take their
+        place; `length` is then the longest row's."""
+        held = [self.length - b - n for b, n in zip(self.behind, counts, strict=True)]
+        if min(held) < 0:
+            row = held.index(min(held))
+            raise PortError(
+                f"row {row} of the cache holds {held[row] + counts[row]} positions, and {counts[row]} "
+                "cannot be given back"
+            )
+        self.length = max(held)
+        self.behind = [self.length - n for n in held]
+        if any(counts):
+            self.slot.sub_(torch.tensor(counts, device=self.device))
 
     def end(self, row: int) -> None:
         """A sequence is done: a form that keeps room for each gives it to others."""
@@ -128,7 +144,15 @@ class Cache:
         return self
 
     def rewind(self, length: int) -> None:
-        raise NotImplementedError
+        """Forget all but the first `length` positions."""
+        shortest = self.length - max(self.behind)
+        if any(self.behind) and length > shortest:
+            raise PortError(
+                f"rewind to {length} positions: a row of the cache holds {shortest}"
+            )
+        self.behind = [0] * self.batch
+        self.length = length
+        self.slot.fill_(length)
 
 
 class GrowingCache(Cache):
@@ -156,12 +180,16 @@ class GrowingCache(Cache):
         return self.buffers[layer]
 
     def rewind(self, length: int) -> None:
-        """Forget all but the first `length` positions."""
+        super().rewind(length)
         self.buffers = [
             [t[:, :, :length].contiguous() for t in layer] for layer in self.buffers
         ]
-        self.length = length
-        self.slot.fill_(length)
+
+    def retract(self, counts: list[int]) -> None:
+        raise PortError(
+            "rows of a growing cache cannot be cut one by one, as drafts that were refused need it: take "
+            "cache 'fixed' (step 'fixed_kv_cache') or 'paged'"
+        )
 
 
 class FixedCache(Cache):
@@ -184,7 +212,7 @@ class FixedCache(Cache):
                 ]
                 for _ in range(self.layers)
             ]
-        self.rewind(0)
+        self.rewind(0)  # what lies behind a row's end is masked until it is overwritten
 
     def update(self, layer: int, *new: Tensor) -> list[Tensor]:
         """new [B, heads, S, width] each -> the whole buffers [B, heads, max_length,
@@ -203,9 +231,3 @@ class FixedCache(Cache):
         part.max_length = length
         part.buffers = [[t[:, :, :length] for t in layer] for layer in self.buffers]
         return part
-
-    def rewind(self, length: int) -> None:
-        """Forget all but the first `length` positions; what lies behind is masked until
-        it is overwritten."""
-        self.length = length
-        self.slot.fill_(length)

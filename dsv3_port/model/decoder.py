@@ -9,6 +9,8 @@ its own.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -21,44 +23,14 @@ from ..plan import PortPlan
 from .attention import StepInputs
 from .cache import Cache, FixedCache, Write, write_at_slot
 from .context import BuildContext
-from .experts import MoE
+from .inputs import left_padding
+from .layer import DecoderLayer
 from .linear import LM_HEAD, ParallelLMHead, VocabParallelEmbedding
-from .mlp import make_mlp
+from .mtp import VERIFIED, MultiTokenPrediction
 from .norm import make_norm
-from .paged_attention import make_attention
 from .paged_cache import CACHE, PagedCache, Paging
 from .rope import RotaryEmbedding
 from .visible import Visible, added, compressed_causal, sees
-
-
-class DecoderLayer(nn.Module):
-    """(delta, residual) -> (delta, residual), each [B, S, H]; the stream after a layer
-    is their sum.
-
-    The addition is left to the next norm, so that the ported form can do both in one
-    operator.
-    """
-
-    def __init__(self, ctx: BuildContext, layer: int) -> None:
-        super().__init__()
-        c = ctx.config
-        self.layer = layer
-        self.input_layernorm = make_norm(ctx, c.hidden_size)
-        self.self_attn = make_attention(ctx)
-        self.post_attention_layernorm = make_norm(ctx, c.hidden_size)
-        self.mlp = MoE(ctx) if c.is_moe(layer) else make_mlp(ctx, c.intermediate_size)
-
-    def forward(
-        self,
-        delta: Tensor,
-        residual: Tensor | None,
-        inputs: StepInputs,
-        cache: Cache | None,
-    ) -> tuple[Tensor, Tensor]:
-        hidden, residual = self.input_layernorm(delta, residual)
-        hidden = self.self_attn(hidden, inputs, cache, self.layer)
-        hidden, residual = self.post_attention_layernorm(hidden, residual)
-        return self.mlp(hidden), residual
 
 
 class Decoder(nn.Module):
@@ -92,6 +64,7 @@ class DeepseekV3(nn.Module):
         self.gmm = ctx.gmm
         self.model = Decoder(ctx)
         self.lm_head = ParallelLMHead(ctx)
+        self.mtp = MultiTokenPrediction(ctx) if ctx.plan.mtp else None
         self.rotary_emb = (
             RotaryEmbedding(ctx.config, ctx.device)
             if ctx.plan.rope == "per_step"
@@ -111,6 +84,7 @@ class DeepseekV3(nn.Module):
         self.device_lengths = False  # a graph that cannot take a paged cache's numbers
         # engine/graph.py puts a compiled or captured one here, and says which
         self.run_step, self.made = self.forward_step, "eager"
+        self.run_verify, self.run_draft = self.verify_step, self.draft_step
 
     @property
     def device(self) -> torch.device:
@@ -125,7 +99,8 @@ class DeepseekV3(nn.Module):
         `max_length` positions."""
         c, form = self.config, CACHE[self.plan.cache]
         extra = (self.paging,) if form is PagedCache else ()
-        sizes = c.num_hidden_layers, self.model.cache_widths, batch_size, max_length
+        layers = c.num_hidden_layers + (self.mtp is not None)
+        sizes = layers, self.model.cache_widths, batch_size, max_length
         cache = form(*sizes, self.device, self.dtype, *extra)
         cache.write = self.write
         return cache
@@ -145,7 +120,7 @@ class DeepseekV3(nn.Module):
         `new_cache`; without one nothing is remembered.
         """
         first = cache is None or cache.length == 0
-        pad = self._check(input_ids, attention_mask, cache, first)
+        pad = left_padding(input_ids, attention_mask, cache, first)
         if cache is None:
             return self.run_step(input_ids, pad, None, True)
         if first:
@@ -168,25 +143,37 @@ class DeepseekV3(nn.Module):
         The first chunk is the remainder: a graph meets two shapes. Without a graph a
         chunk reads the filled part of the cache, in a graph all of it.
         """
-        length = input_ids.shape[1]
-        if not 0 < chunk < length:
+        if not 0 < chunk < input_ids.shape[1]:
             return self(input_ids, attention_mask, cache)
+        for ids, part, first in self.chunks(input_ids, attention_mask, cache, chunk):
+            logits = self._advance(ids, part, first)
+        return logits
+
+    def chunks(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        cache: Cache,
+        chunk: int = 0,
+    ) -> Iterator[tuple[Tensor, Cache, bool]]:
+        """What `prefill` computes at once: (ids, the filled part of the cache, whether it
+        is the first)."""
         if cache.length:
             raise PortError(
                 f"prefill: the cache holds {cache.length} positions already"
             )
-        pad = self._check(input_ids, attention_mask, cache, True)
-        cache.pad.copy_(pad)
+        length = input_ids.shape[1]
+        chunk = chunk if 0 < chunk < length else length
+        cache.pad.copy_(left_padding(input_ids, attention_mask, cache, True))
         cache.require_capacity(length)
         eager = self.run_step == self.forward_step
         start = 0
         for end in range(length % chunk or chunk, length + 1, chunk):
             part = cache.narrow(end) if eager else cache
-            logits = self._advance(input_ids[:, start:end], part, start == 0)
+            yield input_ids[:, start:end], part, start == 0
             if part is not cache:
                 cache.advance(end - start)
             start = end
-        return logits
 
     def _advance(self, input_ids: Tensor, cache: Cache, first: bool) -> Tensor:
         if isinstance(cache, PagedCache):
@@ -206,6 +193,28 @@ class DeepseekV3(nn.Module):
             cache.slot.add_(input_ids.shape[1])
         return self.lm_head(self.keep(hidden))
 
+    def verify_step(
+        self, input_ids: Tensor, pad: Tensor, cache: Cache, first: bool
+    ) -> tuple[Tensor, Tensor]:
+        """As `forward_step`, where tokens are drafted: the logits (of both positions of a
+        verify step), and what `draft_step` needs, the states behind the final norm
+        [B, S, H]. `draft_step` ends the step: it advances the slot."""
+        inputs = self._step_inputs(input_ids, pad, cache, first)
+        hidden = self.model(input_ids, inputs, cache)
+        return self.lm_head(hidden if inputs.verify else self.keep(hidden)), hidden
+
+    def draft_step(
+        self, next_ids: Tensor, pad: Tensor, cache: Cache, first: bool, hidden: Tensor
+    ) -> Tensor:
+        """The positions of `verify_step`, hidden [B, S, H], with each one's next token [B,
+        S] -> logits of the token after it, by the MTP layer."""
+        inputs = self._step_inputs(next_ids, pad, cache, first)
+        assert self.mtp is not None
+        embedded = self.model.embed_tokens(next_ids)
+        state = self.mtp.draft(embedded, hidden, inputs, cache)
+        cache.slot.add_(next_ids.shape[1])
+        return self.lm_head(state if inputs.verify else self.keep(state))
+
     def _step_inputs(
         self, input_ids: Tensor, pad: Tensor, cache: Cache | None, first: bool
     ) -> StepInputs:
@@ -218,9 +227,10 @@ class DeepseekV3(nn.Module):
             keys = (
                 cache.max_length
                 if isinstance(cache, FixedCache)
-                else cache.buffers[0][0].shape[2] + new
+                else cache.buffers[-1][0].shape[2] + new
             )
         inputs = StepInputs((query - pad.unsqueeze(1)).clamp(min=0), None, pad, first)
+        inputs.verify = self.mtp is not None and not first and new == VERIFIED
         if self.rotary_emb is not None:
             inputs.cos, inputs.sin = self.rotary_emb(inputs.positions, self.dtype)
         if isinstance(cache, PagedCache):
@@ -229,7 +239,7 @@ class DeepseekV3(nn.Module):
             inputs.paged = cache.step(query, as_tensor)
             if new == 1:
                 return inputs
-            if self.plan.prefill_attention == "absorbed":
+            if self.plan.prefill_attention == "absorbed" or inputs.verify:
                 inputs.mask = compressed_causal(device)
                 return inputs
             if not first:
@@ -245,37 +255,6 @@ class DeepseekV3(nn.Module):
             visible = self.visible(slot, new, keys, pad)
         inputs.mask = added(visible)
         return inputs
-
-    def _check(
-        self, input_ids: Tensor, mask: Tensor | None, cache: Cache | None, first: bool
-    ) -> Tensor:
-        if input_ids.dim() != 2 or input_ids.shape[1] == 0:
-            raise PortError(
-                f"input_ids must be [batch, sequence] with one token at least, not {list(input_ids.shape)}"
-            )
-        if cache is not None and cache.batch != input_ids.shape[0]:
-            raise PortError(
-                f"the cache was made for batch size {cache.batch}, input_ids has {input_ids.shape[0]}"
-            )
-        if mask is None:
-            return torch.zeros(
-                input_ids.shape[0], dtype=torch.int64, device=input_ids.device
-            )
-        if not first:
-            raise PortError(
-                "attention_mask belongs to the first call: the cache remembers the padding"
-            )
-        if mask.shape != input_ids.shape:
-            raise PortError(
-                f"attention_mask is {list(mask.shape)}, input_ids {list(input_ids.shape)}"
-            )
-        real = mask.to(torch.bool)
-        if not bool(real[:, -1:].all() & (real[:, 1:] >= real[:, :-1]).all()):
-            raise PortError(
-                "attention_mask: padding must stand left of the tokens (padding_side='left'), "
-                "and every row needs a token"
-            )
-        return (~real).sum(1)
 
 
 def build(

@@ -57,7 +57,8 @@ class PagedAttention(LowRankAttention):
         assert isinstance(cache, PagedCache) and inputs.paged is not None
         q_nope, q_rope, row, cos, sin = self.queries(hidden, inputs)
         k_rope, latent = self.write(row, cos, sin, inputs.paged, cache.buffers[layer])
-        if hidden.shape[1] == 1 or self.prefill == "absorbed":
+        few = hidden.shape[1] == 1 or inputs.verify
+        if few or self.prefill == "absorbed":
             return self.fused(q_nope, q_rope, inputs, cache.buffers[layer])
         if not inputs.first:
             k_rope, latent = cache.gathered(layer, inputs.paged)

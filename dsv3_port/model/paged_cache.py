@@ -171,11 +171,17 @@ class PagedCache(Cache):
     def rewind(self, length: int) -> None:
         """Forget all but the first `length` positions; blocks behind them are given
         back."""
+        super().rewind(length)
         for row in range(self.batch):
             self._give(row, self._blocks(row, length))
         self._show()
-        self.length = length
-        self.slot.fill_(length)
+
+    def retract(self, counts: list[int]) -> None:
+        """As Cache.retract; blocks behind a row's end are given back."""
+        super().retract(counts)
+        back = [self._give(r, self._blocks(r, self.length)) for r in range(self.batch)]
+        if any(back):
+            self._show()
 
     def end(self, row: int) -> None:
         """A sequence is done: its blocks are given back, nothing of it is written or
@@ -231,8 +237,9 @@ class PagedCache(Cache):
         ops.write_slots(rows, self.buffers[layer], index)
 
     def _held(self, row: int, length: int) -> int:
-        """Positions of a row's sequence among the first `length`, padding left out."""
-        return max(0, length - self.pads[row])
+        """Positions of a row's sequence when the longest row has `length`, padding left
+        out."""
+        return max(0, length - self.behind[row] - self.pads[row])
 
     def _blocks(self, row: int, length: int) -> int:
         return -(-self._held(row, length) // self.block_size)
@@ -252,8 +259,8 @@ class PagedCache(Cache):
         if missing:
             self._show()
 
-    def _give(self, row: int, keep: int) -> None:
-        """All blocks of a row but its first `keep` are free again."""
+    def _give(self, row: int, keep: int) -> bool:
+        """All blocks of a row but its first `keep` are free again; whether there were any."""
         back = self.owned[row][keep:]
         del self.owned[row][keep:]
         self.free += reversed(back)
@@ -261,6 +268,7 @@ class PagedCache(Cache):
             for buffers in self.buffers:
                 for buffer in buffers:
                     buffer[back] = self.paging.poison
+        return bool(back)
 
     def _show(self) -> None:
         """The table as the device sees it, where it always was."""

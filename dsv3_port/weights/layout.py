@@ -113,25 +113,13 @@ def targets(
         source=head,
         what="vocab_size",
     )
+    if plan.mtp:
+        yield from rules.mtp(config.num_hidden_layers)
 
 
-def left_out(config: DeepseekV3Config, name: str) -> str | None:
-    """Why a published tensor is deliberately not part of the model, or None if it should have been
-    used."""
-    parts = name.split(".")
-    if parts[:2] == ["model", "layers"] and len(parts) > 2 and parts[2].isdigit():
-        layer = int(parts[2])
-        if (
-            config.num_hidden_layers
-            <= layer
-            < config.num_hidden_layers + config.num_nextn_predict_layers
-        ):
-            return "multi-token prediction (MTP) layer"
-        if parts[3:] == ["self_attn", "rotary_emb", "inv_freq"]:
-            return "computed from the config"
-    if config.tie_word_embeddings and name == "lm_head.weight":
-        return "tied to the embedding"
-    return None
+def of_mtp(name: str) -> bool:
+    """Whether a target belongs to the MTP layer."""
+    return name.startswith("mtp.")
 
 
 class _Rules:
@@ -181,6 +169,19 @@ class _Rules:
             yield from self.moe(f"{at}.mlp")
         else:
             yield from self.mlp(f"{at}.mlp", self.c.intermediate_size, "dense")
+
+    def mtp(self, number: int) -> Iterator[Target]:
+        """The first layer behind the last: `mtp.` in the model; embedding and head are shared."""
+        at, hidden = f"model.layers.{number}", self.c.hidden_size
+        own = [
+            self.vector(f"{at}.enorm.weight", hidden, "norm"),
+            self.vector(f"{at}.hnorm.weight", hidden, "norm"),
+            self.matrix(f"{at}.eh_proj.weight", (hidden, 2 * hidden), None, "mtp"),
+            *self.layer(at, self.c.is_moe(number)),
+            self.vector(f"{at}.shared_head.norm.weight", hidden, "norm"),
+        ]
+        for target in own:
+            yield replace(target, name=target.name.replace(at, "mtp", 1))
 
     def attention(self, at: str) -> Iterator[Target]:
         c = self.c
@@ -292,8 +293,8 @@ def _moved(piece: Piece, at: tuple[int, ...], offset: int) -> Piece:
     return replace(piece, at=at, offset=offset)
 
 
-def source_shapes(config: DeepseekV3Config) -> dict[str, tuple[int, ...]]:
-    """Published name -> shape of every tensor the model uses, from the config alone."""
-    return {
-        p.source: p.source_shape for t in targets(config, PortPlan.upstream()) for p in t.pieces
-    }
+def source_shapes(config: DeepseekV3Config, mtp: bool = False) -> dict[str, tuple[int, ...]]:
+    """Published name -> shape of every tensor the model uses, from the config alone; with `mtp`
+    those of its MTP layer too."""
+    plan = PortPlan(mtp=mtp)
+    return {p.source: p.source_shape for t in targets(config, plan) for p in t.pieces}

@@ -15,7 +15,8 @@ from ..model.decoder import DeepseekV3
 from ..parallel import TensorParallel
 from .checkpoint import Checkpoint
 from .fp8 import FP8, kept_plain, stored_as_fp8
-from .layout import Piece, Target, left_out, targets
+from .layout import Piece, Target, targets
+from .left_out import left_out
 
 # cut(weight, axis, unit, rank, world) -> this rank's part of a published matrix
 Cut = Callable[[Tensor, int, int, int, int], Tensor]
@@ -40,13 +41,20 @@ def check_sources(
     out."""
     names = set(checkpoint.names)
     missing = sorted(set(table) - names)
+    config = checkpoint.config.replace(num_nextn_predict_layers=_mtp_layers(checkpoint))
+    ahead = f"model.layers.{config.num_hidden_layers}."
+    mtp = f"{ahead}eh_proj.weight" in table
+    if mtp and f"{ahead}eh_proj.weight" in missing and all(m.startswith(ahead) for m in missing):
+        raise PortError(
+            f"{checkpoint.path}: has no multi-token prediction (MTP) layer ({ahead}eh_proj.weight is "
+            "missing): take a checkpoint with it, or leave the step 'mtp' (NUM_SPECULATIVE_TOKENS) out"
+        )
     if missing:
         raise PortError(
             f"{checkpoint.path}: {len(missing)} tensors that the config calls for are missing, first "
             f"{missing[0]}"
         )
-    config = checkpoint.config.replace(num_nextn_predict_layers=_mtp_layers(checkpoint))
-    unused = sorted(n for n in names - set(table) if left_out(config, n) is None)
+    unused = sorted(n for n in names - set(table) if left_out(config, n, mtp) is None)
     if unused:
         raise PortError(
             f"{checkpoint.path}: {len(unused)} tensors have no place in the model, first {unused[0]}; is "
@@ -76,6 +84,8 @@ def _mtp_layers(checkpoint: Checkpoint) -> int:
 def _check_dtype(checkpoint: Checkpoint, name: str) -> None:
     """FP8 where config.json promises FP8 blocks, and only there."""
     config, stored = checkpoint.config, checkpoint.stored_dtype(name)
+    if name.endswith(".eh_proj.weight") and config.fp8:
+        return  # published in BF16; with scales where somebody quantised it too (Checkpoint._check)
     promised = config.fp8 and stored_as_fp8(name) and not kept_plain(config, name)
     if (stored == FP8) != promised:
         said = "promises FP8 blocks there" if promised else "says nothing of FP8 blocks there"

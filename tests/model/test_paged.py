@@ -30,7 +30,7 @@ from dsv3_port.model.visible import compressed_causal
 from tests.random_models import CONFIG, fill, random_model, random_sources
 
 TINY = Path(__file__).parents[2] / "data" / "tiny-dsv3"
-FULL, PAGED = PortPlan.full(), PortPlan.production()
+FULL, PAGED = PortPlan.full(), PortPlan.upto("9")
 NAN = Paging(16, poison=math.nan)
 V3_ATTENTION = {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "num_attention_heads": 2}
 

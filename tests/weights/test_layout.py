@@ -10,7 +10,8 @@ import torch
 
 from dsv3_port import DeepseekV3Config, PortError, PortPlan, build
 from dsv3_port.parallel import TensorParallel
-from dsv3_port.weights.layout import kv_b_to_w_k, kv_b_to_w_v, left_out, source_shapes, targets
+from dsv3_port.weights.layout import kv_b_to_w_k, kv_b_to_w_v, source_shapes, targets
+from dsv3_port.weights.left_out import left_out
 
 SMALL = DeepseekV3Config.preset("small").replace(
     num_hidden_layers=2, vocab_size=64, n_routed_experts=8

@@ -19,7 +19,8 @@ from dsv3_port import DeepseekV3Config, PortError, PortPlan, load_model
 from dsv3_port.parallel import TensorParallel
 from dsv3_port.weights import sharding
 from dsv3_port.weights.checkpoint import Checkpoint
-from dsv3_port.weights.layout import left_out, targets
+from dsv3_port.weights.layout import targets
+from dsv3_port.weights.left_out import left_out
 from dsv3_port.weights.sharding import (
     estimate,
     is_sharded,

@@ -39,6 +39,7 @@ class _Layout(BaseModel):
     attention: str
     experts: str
     mlp: str
+    mtp: Literal[True] | None = None
 
 
 class _Job(BaseModel):
@@ -132,7 +133,12 @@ def check_fits(
             f"{path}: written for world size {written}, WORLD_SIZE is {world_size}{by}: set it to "
             f"{written}, or split again with `dsv3-port shard --world-size {world_size}`"
         )
-    if manifest["layout"] != layout_of(plan):
+    if plan.mtp and not manifest["layout"].get("mtp"):
+        raise PortError(
+            f"{path}: was split without the multi-token prediction (MTP) layer: split again with `dsv3-port "
+            "shard --mtp`, or leave the step 'mtp' (NUM_SPECULATIVE_TOKENS) out"
+        )
+    if manifest["layout"] | {"mtp": True} != layout_of(plan) | {"mtp": True}:
         raise PortError(
             f"{path}: written for the forms {manifest['layout']}, the plan asks for {layout_of(plan)}; "
             "choose that plan, or split again with --plan"

@@ -216,7 +216,10 @@ def _head(group: list[Target], dtype: torch.dtype) -> tuple[bytes, int]:
 
 
 def layout_of(plan: PortPlan) -> dict[str, Any]:
-    return {name: getattr(plan, name) for name in LAYOUT_FIELDS}
+    """Forms that decide names and shapes. The MTP layer stands there only where it is kept: a split
+    without it has the manifest that it always had."""
+    fields = (*LAYOUT_FIELDS, "mtp") if plan.mtp else LAYOUT_FIELDS
+    return {name: getattr(plan, name) for name in fields}
 
 
 def fingerprint(checkpoint: Checkpoint) -> str:

@@ -20,7 +20,7 @@ from ...ops.providers import GroupedMatmul, by_torch_npu
 from ...parallel import TensorParallel
 from ...plan import PortPlan
 from ..content import SIDE_FILES, Remembered, hash_file, hasher
-from ..layout import Target, targets
+from ..layout import Target, of_mtp, targets
 from .manifest import MANIFEST, check_fits, rank_folder, read_manifest, read_rank_manifest
 from .plan import DTYPES, Block, RankPlan, differences
 from .ranks import tensor_hash
@@ -55,9 +55,8 @@ def load_shard(
         verify_shards(path, [parallel.rank])
     model = build(DeepseekV3Config.from_pretrained(path), plan, parallel, device, dtype, gmm)
     parameters = dict(model.named_parameters())
-    if {t.name: t.shape for t in rank_plan.targets} != {
-        name: tuple(p.shape) for name, p in parameters.items()
-    }:
+    shapes = {t.name: t.shape for t in rank_plan.targets if plan.mtp or not of_mtp(t.name)}
+    if shapes != {name: tuple(p.shape) for name, p in parameters.items()}:
         raise AssertionError(f"{folder}: layout and model disagree")
     _fill(folder, rank_plan, parameters, stored)
     return model
@@ -139,6 +138,8 @@ def _fill(folder: Path, plan: RankPlan, parameters: dict[str, Any], stored: dict
     past = Remembered(folder, [folder / file.name for file in plan.files])
     by_file: dict[int, list[tuple[Target, list[Block]]]] = defaultdict(list)
     for target, blocks in plan.by_target():
+        if target.name not in parameters:  # an MTP layer that is not asked for
+            continue
         by_file[blocks[0].file].append((target, blocks))
     with ThreadPoolExecutor(2, "hash") as pool, torch.no_grad():
         for number, held in by_file.items():

@@ -64,8 +64,8 @@ class ShardReport:
         text = (
             f"{done} {len(self.ranks)} of {self.world_size} ranks, {self.bytes_per_rank / 2**30:.2f} GiB each "
             f"({self.dtype}), to {self.output}; {self.tensors_read} source tensors each used once, "
-            f"{self.tensors_left_out} left out on purpose (MTP), {self.parameters_filled} parameters a rank filled "
-            f"once"
+            f"{self.tensors_left_out} left out on purpose (MTP layer, copies), {self.parameters_filled} parameters "
+            f"a rank filled once"
         )
         if self.dry_run:
             e = self.estimate
