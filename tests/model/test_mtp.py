@@ -24,7 +24,10 @@ from dsv3_port.weights.sharding import load_shard, read_manifest, shard_checkpoi
 from tests import definition
 
 TINY = Path(__file__).parents[2] / "data" / "tiny-dsv3"
-TEXT = "Once upon a time there was a little cat. She had 7 apples and gave 3 of them to the dog. Then the cat went home and was happy."
+TEXT = (
+    "Once upon a time there was a little cat. She had 7 apples and gave 3 of them to the dog. "
+    "Then the cat went home and was happy."
+)
 FULL, PAGED = PortPlan.full(), PortPlan.upto("9")
 PLANS = {"fixed": FULL.plus("mtp"), "paged": PortPlan.upto("10"), "upstream": PortPlan(mtp=True)}
 AHEAD = "model.layers.4"  # of the embedded model
