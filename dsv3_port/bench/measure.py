@@ -33,6 +33,14 @@ Prepare = Callable[[str, int], None]
 # the last run of this process, if it was busy at its end: then waiting does not help, and the next
 # one is not repeated
 _stays_busy: list[str] = []
+LESSON_ROUNDS = 2
+_lessons: list[bool] = []
+
+
+def in_a_lesson() -> None:
+    """From here on, a machine that stays busy is looked at for LESSON_ROUNDS only: what it says gives no
+    verdict anyway, and a learner waits for it. A bench keeps all its rounds."""
+    _lessons[:] = [True]
 
 
 class _Variant:
@@ -96,6 +104,7 @@ def measure(
 
     A run on a busy machine is repeated once, unless the repetition before this one was busy as well;
     what is busy then is marked, and gives no verdict.
+    In a lesson (`in_a_lesson`) a machine that stays busy ends the rounds early.
     prepare(name, n) runs untimed before the n-th call of a variant (a fresh token, a rewound
     cache).
     min_seconds: shortest sample; calls below 1 ms are repeated to 1 ms in any case.
@@ -107,16 +116,7 @@ def measure(
         raise PortError(f"measure: rounds must be 1 at least, not {rounds}")
     info = device_info(device)
     timed = [_Variant(name, call, prepare, str(device)) for name, call in variants.items()]
-    bar = tqdm(
-        total=len(timed) + (len(timed) + (len(timed) > 1)) * rounds,
-        desc=label or "measure",
-        unit="sample",
-        leave=False,
-        delay=2.0,
-        mininterval=0.5,
-        file=sys.stdout,
-        disable=not progress,
-    )
+    bar = _bar(len(timed) + (len(timed) + (len(timed) > 1)) * rounds, label, progress)
     with torch.no_grad(), bar:
         for v in timed:
             v.warm_up(warmup, min_seconds)
@@ -139,6 +139,19 @@ def measure(
     if info["tier"] == "cuda":  # now: under load, not at rest
         common["gpu"] = gpu_state(str(device))
     return Results([v.record(common | _own(meta or {}, v.name), step_ids or {}) for v in timed])
+
+
+def _bar(total: int, label: str, progress: bool) -> Any:
+    return tqdm(
+        total=total,
+        desc=label or "measure",
+        unit="sample",
+        leave=False,
+        delay=2.0,
+        mininterval=0.5,
+        file=sys.stdout,
+        disable=not progress,
+    )
 
 
 def _own(meta: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -170,6 +183,8 @@ def _sampled(timed: list[_Variant], rounds: int, bar: Any) -> float:
                 samples.append(v.sample())
                 bar.update()
             watch.look()
+            if _lessons and _stays_busy and i + 1 >= LESSON_ROUNDS and watch.share > BUSY_SHARE:
+                break
     finally:
         if collecting:
             gc.enable()

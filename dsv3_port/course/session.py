@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from ..bench.measure import in_a_lesson
 from ..bench.records import Results, load, save
 from ..config import DeepseekV3Config
 from ..engine.device import pick_device
@@ -82,6 +83,7 @@ def start(
     """Check a notebook's parameters and seed torch. A relative `results_dir` lies in the checkout."""
     if profile not in PROFILES:
         raise PortError(f"unknown profile {profile!r}; it can be {', '.join(PROFILES)}")
+    in_a_lesson()
     root = repo_root()
     warnings.filterwarnings(
         "ignore", message="IProgress not found"

@@ -15,7 +15,7 @@ import torch
 
 from dsv3_port.bench import machine as module
 from dsv3_port.bench.machine import device_info
-from dsv3_port.bench.measure import _unsure, measure
+from dsv3_port.bench.measure import _unsure, in_a_lesson, measure
 from dsv3_port.bench.outcome import BUSY, outcome
 from dsv3_port.bench.paired import LEAST_FLOOR, floor_of, quartiles
 from dsv3_port.bench.records import Record, Results, load, save
@@ -31,7 +31,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:other processes used")
 
 @pytest.fixture(autouse=True)
 def nothing_measured_before(monkeypatch):
-    monkeypatch.setattr(sys.modules[measure.__module__], "_stays_busy", [])
+    for name in ("_stays_busy", "_lessons"):
+        monkeypatch.setattr(sys.modules[measure.__module__], name, [])
 
 
 def record(name="a", samples=(1.0, 2.0, 3.0), **fields) -> Record:
@@ -256,6 +257,20 @@ def test_a_run_that_cannot_tell_the_same_code_apart_is_repeated_once_and_marked(
     assert len(made) == 5  # quiet in between: repeated again
     assert "the same code twice differs by 25%" in results.table()
     assert outcome(results, "a", "b").word == BUSY
+
+
+def test_a_lesson_does_not_wait_for_a_machine_that_stays_busy(monkeypatch):
+    def rounds_at(share):
+        monkeypatch.setattr(module.psutil, "cpu_times", _busy_times(share))
+        busy = {"a": lambda: time.sleep(0.03), "b": lambda: time.sleep(0.03)}
+        results = measure(busy, rounds=5, progress=False)
+        return results.busy, [len(r.samples) for r in results]
+
+    assert rounds_at(0.5) == (True, [5, 5]) and rounds_at(0.5) == (True, [5, 5])  # a bench
+    in_a_lesson()
+    assert rounds_at(0.5) == (True, [2, 2])
+    assert rounds_at(0.0) == (False, [5, 5])  # quiet again: all of them, and patient again
+    assert rounds_at(0.5) == (True, [5, 5])
 
 
 # ---- results -------------------------------------------------------------------------------------
