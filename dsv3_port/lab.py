@@ -54,6 +54,7 @@ MEMBERS = {
     "plots.npu_forward": "npu_forward",
     "plots.npu_ladder": "npu_ladder",
     "plots.npu_step": "npu_step",
+    "plots.pages": "blocks_over_time page_strips",
     "plots.parameters": "parameter_picture",
     "plots.rank_lines": "rank_lines",
     "plots.prompts": "prompt_curves",
@@ -80,8 +81,10 @@ MEMBERS = {
     "check.equivalence": "check_equivalence run",
     "check.gate": "strict_gate stressed",
     "check.greedy": "check_greedy",
+    "check.paged": "paged_error",
     "check.peer": "peer_model",
     "check.rank_calls": "tokens_of_rank",
+    "count.blocks": "block_log",
     "count.operators": "count_ops",
     "count.activations": "expert_load module_args module_call",
     "count.copies": "addresses addresses_over append_bytes",
@@ -92,6 +95,8 @@ MEMBERS = {
     "engine.device": "rank_device",
     "engine.launch": "run_ranks",
     "engine.loading": "with_plan",
+    "engine.tokenizer": "encode pad_left",
+    "model.paged_cache": "Paging",
     "steps": "title_of",
 }
 _HOMES = {name: module for module, names in MEMBERS.items() for name in names.split()}

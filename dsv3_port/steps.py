@@ -208,7 +208,7 @@ PRODUCTION: tuple[Step, ...] = (
         number="9",
         title="Paged cache and fused attention",
         title_zh="分页 KV cache 与融合注意力",
-        notebook="",  # none yet
+        notebook="12_paged_cache",
         field="cache",
         upstream="fixed",
         ported="paged",
@@ -245,11 +245,16 @@ def step(step_id: str) -> Step:
     raise PortError(f"unknown step {step_id!r}; the steps are " + ", ".join(s.id for s in known))
 
 
+def steps_around(notebook: str) -> tuple[Step, ...]:
+    """Part I's steps; in a notebook of Part II with Part II's behind them."""
+    return (*STEPS, *PRODUCTION) if notebook in {s.notebook for s in PRODUCTION} else STEPS
+
+
 def progress_map(here: str = "") -> str:
     """The ladder as Markdown, with the steps of notebook `here` marked; for the "where we are"
     cells."""
     rows = ["| | step | notebook |", "|---|---|---|"]
-    for s in STEPS:
+    for s in steps_around(here):
         mark = "**▶ {}**" if s.notebook == here else "{}"
         rows.append(f"| {s.number} | {mark.format(s.title)} · {s.title_zh} | `{s.notebook}` |")
     return "\n".join(rows)

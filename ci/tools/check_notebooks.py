@@ -79,6 +79,7 @@ BUDGET = {
     "09": (850, 75),
     "10": (500, 45),
     "11": (700, 60),
+    "12": (950, 90),
 }
 SLOT_CELLS, SLOT_LINES = 26, 12  # of such a notebook, and of a cell behind its set-up
 MORE = {"exercise", "solution"}  # at the end, folded, and not counted
@@ -113,9 +114,10 @@ def code_cells(cells: Sequence[Cell]) -> list[Cell]:
 def expected_names() -> list[str]:
     """All notebooks in order: the frame, and between it one for each notebook that steps.py names."""
     sys.path.insert(0, str(ROOT))
-    from dsv3_port.steps import STEPS
+    from dsv3_port.steps import PRODUCTION, STEPS
 
-    return [*FIRST, *dict.fromkeys(s.notebook for s in STEPS), *LAST, *APPENDICES]
+    one, two = (dict.fromkeys(s.notebook for s in part) for part in (STEPS, PRODUCTION))
+    return [*FIRST, *one, *LAST, *two, *APPENDICES]
 
 
 # ---- rules: each yields what is wrong, as (cell or None, sentence) -------------------------------

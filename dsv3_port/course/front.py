@@ -17,7 +17,7 @@ from ..bench.results_table import stamp
 from ..errors import PortError
 from ..paths import recorded_file
 from ..plots.style import ON_DARK
-from ..steps import STEPS
+from ..steps import PRODUCTION, STEPS
 from ..version import __version__
 from .docs import docs_links
 from .notebook import Notebook
@@ -92,7 +92,7 @@ def write_index(
         {
             "about": n,
             "run": by_name.get(n.name),
-            "steps": [s for s in STEPS if s.notebook == n.name],
+            "steps": [s for s in (*STEPS, *PRODUCTION) if s.notebook == n.name],
             "slides": f"slides/{n.name}.html"
             if (out_dir / "slides" / f"{n.name}.html").is_file()
             else "",

@@ -120,10 +120,11 @@ class Assembled:
 def assemble(
     folder: str | Path, base: DeepseekV3, slots: Mapping[str, Slot], steps_only: bool = False
 ) -> Assembled:
-    """The functions kept in `folder` in one twin of `base`. Together they are judged once more by the
+    """Part I's functions kept in `folder` in one twin of `base`. Together they are judged once more by the
     strict gate, and their calls are counted: PortError if the whole differs from the finished model,
     or if one of them is never called. What cuts, packs or gathers runs for two ranks in this one
     process, as its judge has it. steps_only: without those, for a model whose steps are timed."""
+    slots = {name: slot for name, slot in slots.items() if slot.part == 1}
     progress = read_progress(Path(folder) / FILE)
     used: dict[str, Function] = {}
     finished: dict[str, str] = {}

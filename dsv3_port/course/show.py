@@ -16,7 +16,7 @@ from typing import Any
 from tabulate import tabulate
 
 from ..bench.machine import device_info
-from ..steps import STEPS, progress_map
+from ..steps import progress_map, steps_around
 from .diff import RULE
 
 
@@ -40,7 +40,7 @@ class Shown:
 def progress(here: str = "") -> Shown:
     """The ladder of steps with those of notebook `here` marked: done ✓, here ▶, still to come."""
     chips = []
-    for s in STEPS:
+    for s in steps_around(here):
         state = "here" if s.notebook == here else "done" if s.notebook < here else "next"
         look = {
             "done": f"border:{RULE};opacity:.8",

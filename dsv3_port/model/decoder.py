@@ -1,10 +1,10 @@
 """The decoder and the whole model: `build(config, plan)` assembles the forms that the
 plan names.
 
-What a learner writes goes in by attributes of one model: `visible`, `write`, `keep` and
-`run_step` here, `absorbed` and `turn` of an attention, `route` of the grouped experts,
-`group_mask` of a gate, `add_norm` of a fused norm. A twin that shares the weights keeps
-its own.
+What a learner writes goes in by attributes of one model: `visible`, `write`, `slots`,
+`keep` and `run_step` here, `absorbed` and `turn` of an attention, `route` of the grouped
+experts, `group_mask` of a gate, `add_norm` of a fused norm. A twin that shares the
+weights keeps its own.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .layer import DecoderLayer
 from .linear import LM_HEAD, ParallelLMHead, VocabParallelEmbedding
 from .mtp import VERIFIED, MultiTokenPrediction
 from .norm import make_norm
-from .paged_cache import CACHE, PagedCache, Paging
+from .paged_cache import CACHE, PagedCache, Paging, Slots, slot_mapping
 from .rope import RotaryEmbedding
 from .visible import Visible, added, compressed_causal, sees
 
@@ -72,6 +72,7 @@ class DeepseekV3(nn.Module):
         )
         self.keep = LM_HEAD[ctx.plan.lm_head]
         self.write: Write = write_at_slot  # of the fixed caches that `new_cache` makes
+        self.slots: Slots = slot_mapping  # of the paged ones
         # None: as `visible_keys`, from the positions that a step has anyway
         self.visible: Visible | None = None
         # a prompt needs no mask then
@@ -103,6 +104,8 @@ class DeepseekV3(nn.Module):
         sizes = layers, self.model.cache_widths, batch_size, max_length
         cache = form(*sizes, self.device, self.dtype, *extra)
         cache.write = self.write
+        if isinstance(cache, PagedCache):
+            cache.slots = self.slots
         return cache
 
     @torch.no_grad()

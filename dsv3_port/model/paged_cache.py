@@ -10,7 +10,7 @@ point there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +22,7 @@ from .cache import Cache, FixedCache, GrowingCache
 
 STEP, MOST = 16, 1024  # of a block for the absorbed form of fused attention
 NOBODY = 0  # the block of unused entries
+Slots = Callable[[Tensor, Tensor, int], Tensor]  # as `slot_mapping`
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ class PagedCache(Cache):
         paging: Paging | None = None,
     ) -> None:
         self.paging = paging or Paging()
+        self.slots: Slots = slot_mapping  # `new_cache` hands the model's on
         self.block_size = self.paging.block_size
         self.most = -(-max_length // self.block_size)  # blocks of one sequence
         self.blocks = self.paging.blocks or batch * self.most
@@ -155,7 +157,7 @@ class PagedCache(Cache):
     def step(self, positions: Tensor, on_device: bool) -> PagedStep:
         """For a step at positions [B, S] of the sequences, negative for padding.
         on_device: lengths as a tensor, for a graph that cannot take numbers."""
-        index = slot_mapping(self.table, positions, self.block_size)
+        index = self.slots(self.table, positions, self.block_size)
         lengths = _ends(positions) if on_device else self.kv_lengths
         return PagedStep(index, self.table, lengths, positions)
 
@@ -164,7 +166,7 @@ class PagedCache(Cache):
         positions = torch.arange(new[0].shape[2], device=self.device)
         positions = positions + (self.slot - self.pad).unsqueeze(1)
         rows = [x.transpose(1, 2).flatten(0, 1).contiguous() for x in new]
-        index = slot_mapping(self.table, positions, self.block_size)
+        index = self.slots(self.table, positions, self.block_size)
         self._scatter(layer, rows, index)
         return self.buffers[layer]
 
@@ -219,8 +221,8 @@ class PagedCache(Cache):
         self.pad[row], self.pads[row] = one.pad[0], one.pads[0]
         self._take([row], one.length)
         here = torch.arange(one.length - one.pads[0], device=self.device).unsqueeze(0)
-        source = slot_mapping(one.table, here, one.block_size)
-        target = slot_mapping(self.table[row : row + 1], here, self.block_size)
+        source = one.slots(one.table, here, one.block_size)
+        target = self.slots(self.table[row : row + 1], here, self.block_size)
         for layer, buffers in enumerate(one.buffers):
             rows = [b.flatten(0, 1)[source] for b in buffers]
             self._scatter(layer, rows, target)
@@ -263,12 +265,16 @@ class PagedCache(Cache):
         """All blocks of a row but its first `keep` are free again; whether there were any."""
         back = self.owned[row][keep:]
         del self.owned[row][keep:]
-        self.free += reversed(back)
-        if back and self.paging.poison is not None:
+        self.release(back)
+        return bool(back)
+
+    def release(self, blocks: Sequence[int]) -> None:
+        """Blocks are free for others; what was in them is poisoned, if `paging` says so."""
+        self.free += reversed(blocks)
+        if blocks and self.paging.poison is not None:
             for buffers in self.buffers:
                 for buffer in buffers:
-                    buffer[back] = self.paging.poison
-        return bool(back)
+                    buffer[list(blocks)] = self.paging.poison
 
     def _show(self) -> None:
         """The table as the device sees it, where it always was."""

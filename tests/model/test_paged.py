@@ -20,7 +20,7 @@ from dsv3_port.check.gate import stressed, strict_gate
 from dsv3_port.engine.graph import compile_steps
 from dsv3_port.engine.loading import with_plan
 from dsv3_port.errors import PortError
-from dsv3_port.model import paged_cache
+from dsv3_port.model import decoder
 from dsv3_port.model.attention import StepInputs
 from dsv3_port.model.context import BuildContext
 from dsv3_port.model.decoder import DeepseekV3, build
@@ -513,8 +513,8 @@ def without_epsilon(right: Callable[..., Any]) -> Callable[..., Any]:
 
 
 MUTATIONS = {
-    "a slot one behind": (paged_cache, "slot_mapping", one_behind),
-    "every row writes through row 0's table": (paged_cache, "slot_mapping", through_row_0),
+    "a slot one behind": (decoder, "slot_mapping", one_behind),
+    "every row writes through row 0's table": (decoder, "slot_mapping", through_row_0),
     "the longest length for all rows": (ops, "paged_attention", longest_for_all),
     "lengths without the new position": (ops, "paged_attention", one_short),
     "blocks read in descending order": (ops, "paged_attention", in_order),

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from ...model.decoder import DeepseekV3
 from ...plan import PortPlan
+from ...steps import PRODUCTION
 
 Function = Callable[..., Any]
 
@@ -67,6 +68,11 @@ class Slot:
     # a further judge of the model, after the calls: (finished twin, source, file name) -> as a toy
     extra: Callable[[DeepseekV3, str, str], str | None] | None = None
     looked: str = ""  # what `extra` looked at, for a right function's verdict
+
+    @property
+    def part(self) -> int:
+        """Of the course: 2 where the whole model is one of Part II."""
+        return 2 if {s.id for s in PRODUCTION} & set(self.plan.step_ids) else 1
 
     @property
     def name(self) -> str:
