@@ -33,10 +33,14 @@ def arguments(p: argparse.ArgumentParser) -> None:
         "--base", action="store_true", help="test_base_ops in place of test_custom_ops"
     )
     tests.add_argument(
-        "--test-limit", type=int, default=120, metavar="S", help="seconds a test (120)"
+        "--test-limit",
+        type=int,
+        default=300,
+        metavar="S",
+        help="seconds of processor time a test (300)",
     )
     tests.add_argument(
-        "--file-limit", type=int, default=900, metavar="S", help="seconds a file (900)"
+        "--file-limit", type=int, default=1800, metavar="S", help="seconds a file (1800)"
     )
     tests.add_argument("--json", type=Path, default=Path("vendor-tests.json"), metavar="FILE")
 

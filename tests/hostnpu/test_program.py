@@ -158,6 +158,49 @@ def test_vendor_tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         vendor_tests.run(tmp_path / "test", into=into)
 
 
+ENDS = """
+import os
+def test_first(): pass
+def test_end(): os._exit(3)
+"""
+LONG = """
+import time
+def test_waits(): time.sleep(2)  # of the clock, not of the processor
+def test_long():
+    while True: pass
+def test_next(): pass
+"""
+FORMAT = """
+import torch, torch_npu
+def test_nz():
+    assert torch_npu.get_npu_format(torch_npu.npu_format_cast(torch.ones(16, 16).npu(), 29)) == 29
+"""
+
+
+@needs_torch_npu
+def test_vendor_files_end_alone(tmp_path: Path) -> None:
+    pytest.importorskip("expecttest")
+    sources = {
+        "test_ends.py": ENDS,
+        "test_long.py": LONG,
+        "test_format_cast.py": FORMAT,
+        "test_other.py": FORMAT,
+        "test_stuck.py": "import time\ntime.sleep(600)\n",
+    }
+    for name, source in sources.items():
+        (tmp_path / name).write_text(source, encoding="utf-8")
+    files = [tmp_path / name for name in sources]
+    found = {file.name: part for file, part in vendor_tests.results(files, False, "", (1, 40))}
+    assert "the process ended with 3" in found["test_ends.py"][0].reason
+    assert "longer than 40 s" in found["test_stuck.py"][0].reason
+    long = {r.test: r for r in found["test_long.py"]}
+    assert [r.outcome for r in long.values()] == ["passed", "failed", "passed"]
+    assert "1 s of processor time" in long["test_long"].reason
+    assert long["test_long"].at.startswith("test_long.py:")
+    assert found["test_format_cast.py"][0].outcome == "passed"
+    assert found["test_other.py"][0].outcome == "failed"  # torch_npu's own default
+
+
 def test_hidden_methods_get_names_of_their_own() -> None:
     source = "class T:\n    def test_a(self): return 1\n    def test_a(self): return 2\n    def b(self): 0\n"
     space: dict[str, type] = {}

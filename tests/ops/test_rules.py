@@ -281,6 +281,28 @@ def test_weights_of_int8_alone() -> None:
         )
 
 
+def test_weights_of_int8_alone_round_once() -> None:
+    """At the vendor's shape, whose own golden rounds the product and again the sum: in float64, what is
+    ours is off by half a step of float16, which the golden is not."""
+    x, w = f(64, 1024).half() * 0.05, torch.randint(-9, 9, (1024, 128), dtype=torch.int8)
+    scale, offset, bias = (f(128, seed=i).half() * 0.05 for i in (1, 2, 3))
+    got = gmm(
+        [x],
+        [w],
+        None,
+        bias=[bias],
+        antiquant_scale=[scale],
+        antiquant_offset=[offset],
+        split_item=0,
+        group_type=-1,
+    )[0]
+    product = x.double() @ ((w.half() + offset) * scale).double()
+    exact = product + bias.double()
+    half_a_step = 2.0 ** (torch.frexp(exact)[1] - 12).clamp(min=-25) + 4e-6  # float32's sum
+    assert got.dtype == torch.float16 and ((got - exact).abs() <= half_a_step).all()
+    assert not ((product.half() + bias - exact).abs() <= half_a_step).all()
+
+
 def test_float64_is_for_measuring_off_the_device() -> None:
     ops.npu_rms_norm(f(2, 4).double(), f(4).double())
     with device_rules(), pytest.raises(ContractError, match="float64"):
