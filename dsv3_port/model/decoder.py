@@ -95,11 +95,13 @@ class DeepseekV3(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.lm_head.weight.dtype
 
-    def new_cache(self, batch_size: int, max_length: int) -> Cache:
-        """An empty cache of this plan's form, for `batch_size` sequences of at most
-        `max_length` positions."""
-        c, form = self.config, CACHE[self.plan.cache]
-        extra = (self.paging,) if form is PagedCache else ()
+    def new_cache(
+        self, batch_size: int, max_length: int, form: type[Cache] | None = None
+    ) -> Cache:
+        """An empty cache of this plan's form, or of another that takes the same rows, for
+        `batch_size` sequences of at most `max_length` positions."""
+        c, form = self.config, form or CACHE[self.plan.cache]
+        extra = (self.paging,) if issubclass(form, PagedCache) else ()
         layers = c.num_hidden_layers + (self.mtp is not None)
         sizes = layers, self.model.cache_widths, batch_size, max_length
         cache = form(*sizes, self.device, self.dtype, *extra)

@@ -208,8 +208,9 @@ class PagedCache(Cache):
                 f"row {row} holds {len(self.owned[row])} blocks and can hold {self.most}: "
                 f"{len(blocks)} more cannot be placed there"
             )
-        self.free = [block for block in self.free if block not in blocks]
-        self.owned[row] = list(blocks)
+        # in place: a RowCache's rows share these lists
+        self.free[:] = [block for block in self.free if block not in blocks]
+        self.owned[row] += blocks
         self._show()
 
     def adopt(self, one: Cache, row: int) -> None:
