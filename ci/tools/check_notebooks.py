@@ -116,7 +116,8 @@ def expected_names() -> list[str]:
     sys.path.insert(0, str(ROOT))
     from dsv3_port.steps import PRODUCTION, STEPS
 
-    one, two = (dict.fromkeys(s.notebook for s in part) for part in (STEPS, PRODUCTION))
+    parts = (STEPS, PRODUCTION)
+    one, two = (dict.fromkeys(s.notebook for s in part if s.notebook) for part in parts)
     return [*FIRST, *one, *LAST, *two, *APPENDICES]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from ..errors import PortError
 from ..steps import STEPS, title_of
@@ -55,11 +56,25 @@ class Said:
 
     outcomes: tuple[Outcome, ...]
 
+    def lines(self) -> list[str]:
+        """One an outcome; where a busy machine gives no verdict, one for all of a phase."""
+        said = []
+        for (phase, before, busy), found in groupby(
+            self.outcomes, lambda o: (o.phase, o.before, o.busy)
+        ):
+            group = list(found)
+            if not busy or len(group) == 1:
+                said += map(str, group)
+                continue
+            what = f"{phase}: " if phase else ""
+            said.append(f"{what}{len(group)} against {title_of(before)}: no verdict, {busy}")
+        return said
+
     def __str__(self) -> str:
-        return "\n".join(map(str, self.outcomes))
+        return "\n".join(self.lines())
 
     def _repr_markdown_(self) -> str:
-        return "\n".join(f"- {o}" for o in self.outcomes)
+        return "\n".join(f"- {line}" for line in self.lines())
 
 
 def outcome(results: Results, before: str, after: str, phase: str | None = None) -> Outcome:

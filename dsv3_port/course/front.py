@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -12,11 +12,12 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader
 
 from ..bench.paired import busy_text
-from ..bench.records import load
+from ..bench.records import Results, load
 from ..bench.results_table import stamp
 from ..errors import PortError
 from ..paths import recorded_file
-from ..plots.style import ON_DARK
+from ..plots.bars import ladder
+from ..plots.style import ON_DARK, PHONE
 from ..steps import PRODUCTION, STEPS
 from ..version import __version__
 from .docs import docs_links
@@ -24,6 +25,7 @@ from .notebook import Notebook
 from .pages import TEMPLATES
 
 RECORDED = "recorded-ladder.png"  # beside the run's own pictures
+FOR_PHONES = "phone-{}"  # the same, drawn as wide as a phone
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Picture:
     link: str
     alt: str
     caption: str = ""
+    phone: str = ""
 
 
 def ladder_pictures(results: Path) -> list[Picture]:
@@ -46,6 +49,7 @@ def ladder_pictures(results: Path) -> list[Picture]:
             "The ladder"
             + (", a batch of sequences" if "batch" in name else "")
             + ": time after each step of the port, on this machine",
+            phone=_for_phones(results / name, lambda: _newest(results / "results.json")),
         )
         for name in sorted(
             found, key=lambda name: (len(name), name)
@@ -55,14 +59,31 @@ def ladder_pictures(results: Path) -> list[Picture]:
 
 def _busy(file: Path) -> str:
     """Why the newest ladder of a results file gives no verdict; "" if it does, or none is there."""
+    newest = _newest(file)
+    return busy_text(newest.records) if newest.records else ""
+
+
+def _newest(file: Path) -> Results:
+    """The newest ladder of a results file, or nothing."""
     try:
         ladders = load(file).select(lambda r: r.label.startswith("ladder "))
     except PortError:
-        return ""
-    if not ladders.records:
-        return ""
+        return Results([])
     newest = {r.phase: r.run for r in ladders}
-    return busy_text([r for r in ladders if newest[r.phase] == r.run])
+    return Results([r for r in ladders if newest[r.phase] == r.run])
+
+
+def _for_phones(picture: Path, records: Callable[[], Results]) -> str:
+    """The link to a narrow picture of the same ladder, drawn where it is not there or older; "" where
+    there are no records to draw."""
+    file = picture.with_name(FOR_PHONES.format(picture.name))
+    if not file.is_file() or file.stat().st_mtime < picture.stat().st_mtime:
+        found = records()
+        narrow = ladder(found).narrow if found.records and picture.suffix == ".png" else None
+        if narrow is None:
+            return ""
+        file.write_bytes(narrow().png())
+    return f"results/{file.name}"
 
 
 def _recorded(results: Path, busy: str) -> list[Picture]:
@@ -71,13 +92,14 @@ def _recorded(results: Path, busy: str) -> list[Picture]:
     except PortError:  # an older folder of `dsv3-port start`
         return []
     results.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(picture, results / RECORDED)
+    shutil.copy2(picture, results / RECORDED)  # with its date: what was drawn of it stays
     why = f"This run's machine was busy ({busy.removeprefix('busy: ')}). " if busy else ""
     return [
         Picture(
             f"results/{RECORDED}",
             "A recorded ladder: time after each step of the port, not of this run",
             f"{why}Recorded earlier, not in this run: {stamp(list(records))}.",
+            _for_phones(results / RECORDED, lambda: records),
         )
     ]
 
@@ -118,6 +140,7 @@ def write_index(
             pictures=ladder_pictures(out_dir / "results"),
             first=next((card for card in cards if card["about"].name.startswith("00")), None),
             on_dark=ON_DARK,
+            phone=PHONE,
             version=__version__,
             date=datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         )

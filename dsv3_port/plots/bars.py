@@ -18,7 +18,7 @@ from ..errors import PortError
 from ..steps import title_of
 from .colours import BLUE, GREEN, GREY, INK, PAPER, PURPLE, SMALL, VERMILLION
 from .shapes import name_rows
-from .style import LabFigure, caption, figure, finish, styled, wrap_titles
+from .style import LabFigure, caption, figure, finish, key, on_phone, two_widths, wrap_titles
 
 # variants of the ladder that are no rungs
 ASIDE = {FAIR: GREY, PEER: GREY, YOURS: PURPLE}
@@ -111,7 +111,7 @@ def _draw(ax: Axes, bars: Sequence[Bar], labels: Sequence[str]) -> None:
     ax.set_xlabel(f"time per call, {unit} (shorter is better)")
 
 
-@styled
+@two_widths
 def step_bars(results: Results, before: str, after: str, phase: str | None = None) -> LabFigure:
     """One step alone: the time before and after, and their paired ratio with its spread, prefill
     and decode apart."""
@@ -154,7 +154,7 @@ def step_bars(results: Results, before: str, after: str, phase: str | None = Non
     )
 
 
-@styled
+@two_widths
 def ladder(results: Results, phase: str | None = None) -> LabFigure:
     """Cumulative rungs from the top down, prefill and decode in panels of their own, factors
     against the first rung.
@@ -174,12 +174,12 @@ def ladder(results: Results, phase: str | None = None) -> LabFigure:
         records = [r for r in kept if r.phase == p]
         bars = _rungs(kept, records)
         said += [_said(b) for b in bars]
-        named = ax is axes[0] or names.count(names[0]) < len(names)
+        named = on_phone() or ax is axes[0] or names.count(names[0]) < len(names)
         _draw(ax, bars, [_label(r) if named else "" for r in records])
         busy = busy_text(records)
         title = f"{p or 'call'} ({_size(records[0])})" if _size(records[0]) else p or "call"
         ax.set_title(f"{title}\n{busy}" if busy else title)
-    fig.legend(handles=_ladder_key(kept), loc="outside upper center", ncols=4)
+    key(fig, 4, handles=_ladder_key(kept))
     wrap_titles(fig, axes)
     return finish(
         fig,
@@ -219,7 +219,7 @@ def _said(bar: Bar) -> str:
 def _ladder_key(results: Results) -> list[Patch]:
     if results.busy:
         return [Patch(facecolor=GREY, hatch="..", edgecolor=PAPER, label="busy: no verdict")]
-    key = [
+    patches = [
         Patch(color=GREY, label="for comparison"),
         Patch(color=BLUE, label="port, eager"),
         Patch(
@@ -227,7 +227,7 @@ def _ladder_key(results: Results) -> list[Patch]:
         ),
     ]
     if any(r.mode != "eager" for r in results):
-        key.append(Patch(color=GREEN, label="port, as a graph"))
+        patches.append(Patch(color=GREEN, label="port, as a graph"))
     if YOURS in results.names:
-        key.append(Patch(color=PURPLE, label="with your functions"))
-    return key
+        patches.append(Patch(color=PURPLE, label="with your functions"))
+    return patches

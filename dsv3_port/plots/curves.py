@@ -17,10 +17,10 @@ from ..forecast.planner import GIB, Forecast
 from ..steps import title_of
 from .bars import unit_of
 from .colours import CYCLE, GREY, LIGHT, MARKERS
-from .style import LabFigure, caption, figure, finish, styled
+from .style import LabFigure, caption, figure, finish, key, on_phone, two_widths, wrap_titles
 
 
-@styled
+@two_widths
 def cost_curve(
     results: Results, x: str = "context", names: Sequence[str] | None = None
 ) -> LabFigure:
@@ -64,8 +64,12 @@ def cost_curve(
     )
     ax.set_ylabel(f"time per call, {unit}")
     ax.grid(color=LIGHT, lw=0.8)
-    ax.legend(loc="best")
+    if on_phone():
+        key(fig, 1)
+    else:
+        ax.legend(loc="best")
     ax.set_title(busy)
+    wrap_titles(fig, [ax])
     said = [*([f"no verdict, {busy}"] if busy else []), *said]
     return finish(fig, f"Line chart of time against {x}: " + "; ".join(said) + ".", note)
 
@@ -89,7 +93,7 @@ def cost_of(case: Case) -> LabFigure:
     return cost_curve(results, x)
 
 
-@styled
+@two_widths
 def memory_curve(rows: Sequence[Forecast]) -> LabFigure:
     """Forecast GiB on each rank over the number of ranks (planner.forecast, one dtype): experts,
     attention, the rest and the KV cache, each with its exponent. -1 is a perfect cut, 0 a copy on
@@ -138,7 +142,7 @@ def memory_curve(rows: Sequence[Forecast]) -> LabFigure:
     ax.set_xlabel("ranks")
     ax.set_ylabel("GiB on each rank (forecast)")
     ax.grid(color=LIGHT, lw=0.8)
-    fig.legend(loc="outside upper center", ncols=3)
+    key(fig, 3)
     return finish(
         fig,
         "Line chart of forecast memory over ranks: " + "; ".join(said) + ".",

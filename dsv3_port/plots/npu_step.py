@@ -19,10 +19,11 @@ from ..forecast.npu_steps import kernels_of
 from ..forecast.traced import Traced, check
 from ..steps import STEPS, title_of
 from .colours import GREY, INK, PURPLE, SMALL
-from .style import LabFigure, figure, finish, styled
+from .style import LabFigure, figure, finish, on_phone, two_widths
 
 _WIDTH, _ROW = 11.8, 1.5  # inches: the figure, a pair
 _WRAP = 118  # characters of small text across the figure
+_PHONE_ROW, _PHONE_WRAP = 2.1, 46  # the same of a figure as wide as a phone
 
 
 def steps_of(name: str) -> list[str]:
@@ -33,15 +34,16 @@ def steps_of(name: str) -> list[str]:
     return found
 
 
-@styled
+@two_widths
 def npu_step(name: str) -> LabFigure:
     """Before and after of a step in measured kernels, a row for each size; `name` is a step or a
     notebook (all of its steps). What nothing covers is said below."""
     steps = [kernels_of(s) for s in steps_of(name)]
     pairs = [(s, p) for s in steps for p in s.pairs]
     notes = [(s, text) for s in steps for text in s.said]
-    lines = sum(len(textwrap.wrap(text, _WRAP - 24)) for _, text in notes)
-    ratios = [_ROW] * len(pairs) + [max(0.3, 0.22 * lines)]
+    lines = sum(len(_broken(text, 24).splitlines()) for _, text in notes)
+    row = _PHONE_ROW if on_phone() else _ROW
+    ratios = [row] * len(pairs) + [max(0.3, 0.22 * lines)]
     fig, axes = figure(
         len(ratios), 1, (_WIDTH, sum(ratios) + 1.6), gridspec_kw={"height_ratios": ratios}
     )
@@ -85,8 +87,14 @@ def _value(parts: Sequence[Part]) -> str:
     return f"{about}{us:,.{digits}f} µs{spread} [{formula(parts)}]"
 
 
+def _broken(text: str, less: int = 0) -> str:
+    """In lines as wide as the figure, `less` so many characters."""
+    room = _PHONE_WRAP - less // 2 if on_phone() else _WRAP - less
+    return "\n".join(textwrap.wrap(text, room))
+
+
 def _draw(ax: Axes, pair: Pair, named: str) -> str:
-    """Two bars with whiskers; returns what they say."""
+    """Two bars with whiskers, on a phone their texts above them; returns what they say."""
     most = max(total(side)[2] for side in (pair.before, pair.after))
     said = []
     for y, (when, parts) in enumerate((("before", pair.before), ("after", pair.after))):
@@ -95,7 +103,7 @@ def _draw(ax: Axes, pair: Pair, named: str) -> str:
         ax.barh(
             y,
             us,
-            0.62,
+            0.3 if on_phone() else 0.62,
             facecolor="none",
             edgecolor=GREY if y == 0 else PURPLE,
             hatch="" if fitted else "//",
@@ -105,23 +113,26 @@ def _draw(ax: Axes, pair: Pair, named: str) -> str:
         ax.errorbar(us, y, xerr=[[us - low], [high - us]], fmt="none", ecolor=INK, capsize=4)
         where = "" if pair.same_device else f", {parts[0].device}"
         text = f"{_value(parts)}{where}, {_samples(parts)}".removesuffix(", ")
-        ax.text(high + most * 0.02, y, text, va="center", fontsize=SMALL)
+        if on_phone():
+            ax.text(0, y - 0.2, _broken(f"{when} {text}"), va="bottom", fontsize=SMALL)
+        else:
+            ax.text(high + most * 0.02, y, text, va="center", fontsize=SMALL)
         said.append(f"{when} {text}")
-    ax.set_yticks((0, 1), ("before", "after"))
-    ax.set_ylim(1.6, -0.6)
-    ax.set_xlim(0, most * 2.5)
+    ax.set_yticks((0, 1), ("", "") if on_phone() else ("before", "after"))
+    ax.set_ylim(1.3 if on_phone() else 1.6, -0.9 if on_phone() else -0.6)
+    ax.set_xlim(0, most * (1.05 if on_phone() else 2.5))
     ax.set_xticks([])
     ax.spines["bottom"].set_visible(False)
     ax.tick_params(axis="y", length=0)
     head = f"{named}{pair.size}: {pair.what}. {pair.verdict}"
-    ax.set_title("\n".join(textwrap.wrap(head, _WRAP - 18)), fontsize=SMALL + 1)
-    ax.set_xlabel("\n".join(textwrap.wrap(pair.near, _WRAP)), loc="left", fontsize=SMALL)
+    ax.set_title(_broken(head, 18), fontsize=SMALL + 1)
+    ax.set_xlabel(_broken(pair.near), loc="left", fontsize=SMALL)
     return f"{head}: {', '.join(said)} ({pair.near})."
 
 
 def _write(ax: Axes, notes: Sequence[str]) -> Sequence[str]:
     """Sentences for what no pair can show."""
     ax.axis("off")
-    lines = ["\n".join(textwrap.wrap("• " + text, _WRAP)) for text in notes]
+    lines = [_broken("• " + text) for text in notes]
     ax.text(0, 1, "\n".join(lines), va="top", fontsize=SMALL, transform=ax.transAxes)
     return notes

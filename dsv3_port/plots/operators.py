@@ -11,7 +11,7 @@ from ..errors import PortError
 from ..steps import title_of
 from .colours import CYCLE, NORMAL
 from .shapes import name_rows, stack
-from .style import LabFigure, figure, finish, styled
+from .style import LabFigure, figure, finish, key, on_phone, two_widths, wrapped
 
 _KINDS = {  # first match decides
     "NPU operator": "npu_ scatter_update",
@@ -34,7 +34,7 @@ _GE_KINDS = {  # operator types of a GE graph
 }
 
 
-@styled
+@two_widths
 def op_census(counts_by_variant: Mapping[str, Mapping[str, int]]) -> LabFigure:
     """Operators launched by each variant (from measure.count_ops), stacked by kind; shorter means
     less host work."""
@@ -46,7 +46,7 @@ def op_census(counts_by_variant: Mapping[str, Mapping[str, int]]) -> LabFigure:
     )
 
 
-@styled
+@two_widths
 def ge_census(
     counts_by_variant: Mapping[str, Mapping[str, int]], what: str = "decode step"
 ) -> LabFigure:
@@ -90,9 +90,9 @@ def _census(
         ax.text(end + 0.01 * widest, y, text, va="center", fontsize=NORMAL, fontweight="bold")
     name_rows(ax, [title_of(n) for n in grouped])
     ax.set_xlim(0, widest * 1.08)
-    ax.set_xlabel(label)
+    ax.set_xlabel(wrapped(fig, label) if on_phone() else label)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    fig.legend(loc="outside upper center", ncols=3)
+    key(fig, 3)
     return finish(
         fig,
         f"Stacked bars of {label}: "

@@ -11,7 +11,7 @@ from ..bench.worlds import WorldTimes
 from ..count.traffic import Collective, handed_bytes, sent_bytes
 from .colours import BLUE, GREY, INK, LIGHT, ORANGE, PAPER, SMALL
 from .shapes import name_rows, stack
-from .style import LabFigure, caption, figure, finish, styled
+from .style import LabFigure, caption, figure, finish, key, styled, two_widths, wrap_titles
 
 
 @styled
@@ -53,7 +53,7 @@ def traffic_plot(counted: Mapping[int, Sequence[Collective]], what: str = "") ->
     return finish(fig, f"Bar charts of collectives by world size: {said}.", what)
 
 
-@styled
+@two_widths
 def step_split(times: WorldTimes) -> LabFigure:
     """A decode step of each world size: computing, moving (the collectives back to back), waiting
     for other ranks.
@@ -95,6 +95,7 @@ def step_split(times: WorldTimes) -> LabFigure:
     ax.set_xlim(0, widest * 1.4)
     ax.set_xlabel("time of a decode step, ms (shorter is better)")
     ax.set_title(busy)
+    wrap_titles(fig, [ax])
     if not busy:
-        fig.legend(loc="outside upper center", ncols=3)
+        key(fig, 3)
     return finish(fig, "Stacked bars of a decode step: " + "; ".join(said) + ".", note)

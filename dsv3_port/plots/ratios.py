@@ -12,12 +12,12 @@ from ..errors import PortError
 from ..steps import title_of
 from .colours import BLUE, GREY, INK, LIGHT, SMALL, VERMILLION
 from .shapes import name_rows
-from .style import LabFigure, caption, figure, finish, styled, wrap_titles
+from .style import LabFigure, caption, figure, finish, on_phone, two_widths, wrap_titles
 
 MARKS = {FASTER: (BLUE, "o"), SLOWER: (VERMILLION, "s")}
 
 
-@styled
+@two_widths
 def ratio_chart(results: Results, base: str, names: Sequence[str] | None = None) -> LabFigure:
     """How many times faster than `base` each variant is, from one interleaved run: right of 1
     faster, left slower.
@@ -48,7 +48,7 @@ def ratio_chart(results: Results, base: str, names: Sequence[str] | None = None)
             said.append(f"{phase} {title_of(o.after)} {o.factor}")
         ax.axvline(1.0, color=INK, lw=1.2)
         ax.set_xlim(low - pad, high + pad + 0.22 * (high - low + 2 * pad))
-        labels = [title_of(n) if ax is axes[0] else "" for n in shown]
+        labels = [title_of(n) if on_phone() or ax is axes[0] else "" for n in shown]
         name_rows(ax, labels, 0.6, 0.4, grid=True)
         busy = next((o.busy for o in found if o.busy), "")
         ax.set_title(f"{phase or 'call'}\n{busy}" if busy else phase or "call")

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import FancyArrowPatch, Rectangle
 
 from .colours import LIGHT, SMALL, ink_on
+from .style import on_phone
 
 
 def centred(ax: Axes, x: float, y: float, text: str, fontsize: float = SMALL, **more: Any) -> None:
@@ -71,9 +72,13 @@ def stack(
 def name_rows(
     ax: Axes, labels: Sequence[str], above: float = 0.55, below: float = 0.45, grid: bool = False
 ) -> None:
-    """Labels of horizontal bars from the top down, no ticks; grid: with upright lines."""
-    ax.set_yticks(range(len(labels)), labels)
-    ax.set_ylim(len(labels) - below, -above)
+    """Labels of horizontal bars from the top down, no ticks; grid: with upright lines. On a phone
+    they stand above their bars."""
+    ax.set_yticks(range(len(labels)), [""] * len(labels) if on_phone() else labels)
+    ax.set_ylim(len(labels) - below, -max(above, 0.75) if on_phone() else -above)
+    for y, label in enumerate(labels if on_phone() else ()):
+        at = ax.get_yaxis_transform()
+        ax.text(0, y - 0.37, label, fontsize=SMALL, va="bottom", transform=at)
     ax.tick_params(axis="y", length=0)
     if grid:
         ax.grid(axis="x", color=LIGHT, lw=0.8)

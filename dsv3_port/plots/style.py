@@ -12,6 +12,7 @@ import functools
 import html
 import io
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, ParamSpec
 
@@ -32,6 +33,10 @@ P = ParamSpec("P")
 # colour of CYCLE has more contrast than on white, and for red-, green- and blue-blind eyes the
 # colours stay about as far apart as they were.
 CSS_CLASS, ON_DARK = "dsv3-picture", "invert(.94) hue-rotate(180deg) saturate(1.2) brightness(1.15)"
+# A phone's page is 360 CSS pixels wide. What has two widths is drawn once more, panels one below the
+# other; anything else keeps its smallest text at 11 pixels and scrolls in its own place (pages).
+PHONE, PHONE_INCHES, DPI, READABLE = "(max-width: 40rem)", 4.2, 110, 11
+_on_phone: ContextVar[bool] = ContextVar("on_phone", default=False)
 _JUPYTER_DARK = f'<style>[data-jp-theme-light="false"] .{CSS_CLASS} {{filter: {ON_DARK}}}</style>'
 
 RC: dict[Any, Any] = {
@@ -65,10 +70,11 @@ class LabFigure(Figure):
     and `npu_derived`: what its NPU times rest on (plots/npu_step.py)."""
 
     alt_text: str = ""
+    narrow: Callable[[], LabFigure] | None = None  # the same, for a phone
     npu_rows: tuple[str, ...] = ()
     npu_derived: tuple[Any, ...] = ()
 
-    def png(self, dpi: int = 110) -> bytes:
+    def png(self, dpi: int = DPI) -> bytes:
         """PNG of 128 colours, a third of the size of full colour, with the alternative text as
         Description."""
         raw, small, info = io.BytesIO(), io.BytesIO(), PngImagePlugin.PngInfo()
@@ -83,12 +89,17 @@ class LabFigure(Figure):
         self, include: Any = None, exclude: Any = None
     ) -> tuple[dict[str, str], dict[str, Any]]:
         """For Jupyter: an <img> with its alternative text (JupyterLab shows a bare PNG without
-        one), and the PNG."""
+        one), beside it what a phone shows, and the PNG."""
         picture = base64.b64encode(self.png()).decode()
+        readable = self.bbox.width / self.dpi * READABLE * 72 / SMALL
         tag = (
-            f'<img class="{CSS_CLASS}" alt="{html.escape(self.alt_text)}" style="max-width:100%" '
-            f'src="data:image/png;base64,{picture}">'
+            f'<img class="{CSS_CLASS}" alt="{html.escape(self.alt_text)}" style="max-width:100%;'
+            f'--phone:{readable:.0f}px" src="data:image/png;base64,{picture}">'
         )
+        if self.narrow is not None:
+            phone = base64.b64encode(self.narrow().png()).decode()
+            source = f'<source media="{PHONE}" srcset="data:image/png;base64,{phone}">'
+            tag = f"<picture>{source}{tag}</picture>"
         return (
             {"text/html": _JUPYTER_DARK + tag, "image/png": picture, "text/plain": self.alt_text},
             {"image/png": {"alt": self.alt_text}},
@@ -107,10 +118,43 @@ def styled(draw: Callable[P, LabFigure]) -> Callable[P, LabFigure]:
     return call
 
 
+def two_widths(draw: Callable[P, LabFigure]) -> Callable[P, LabFigure]:
+    """`styled`, for a plot that can also be drawn as wide as a phone."""
+
+    @functools.wraps(draw)
+    def call(*args: P.args, **kwargs: P.kwargs) -> LabFigure:
+        def again() -> LabFigure:
+            before = _on_phone.set(True)
+            try:
+                return styled(draw)(*args, **kwargs)
+            finally:
+                _on_phone.reset(before)
+
+        fig = styled(draw)(*args, **kwargs)
+        fig.narrow = again
+        return fig
+
+    return call
+
+
+def on_phone() -> bool:
+    """Whether the figure that is drawn now is a phone's: its panels stand one below the other."""
+    return _on_phone.get()
+
+
+def key(fig: LabFigure, ncols: int, **more: Any) -> None:
+    """The legend above all panels, in one column on a phone."""
+    fig.legend(loc="outside upper center", ncols=1 if on_phone() else ncols, **more)
+
+
 def figure(
     rows: int = 1, columns: int = 1, size: tuple[float, float] = (9.0, 4.0), **grid: Any
 ) -> tuple[LabFigure, list[Axes]]:
     """An empty figure in the house style and its axes, row by row."""
+    if on_phone():  # room for what is broken into lines, and for names above their bars
+        size = PHONE_INCHES, 1.4 * size[1] * columns + 0.8
+        rows, columns = rows * columns, 1
+        grid.pop("width_ratios", None)
     fig = LabFigure(figsize=size, layout="constrained")
     axes = fig.subplots(rows, columns, squeeze=False, **grid)
     return fig, list(axes.flat)

@@ -56,6 +56,9 @@ def test_sentences_come_from_the_run_and_name_its_floor():
     assert say(results)._repr_markdown_().startswith("- prefill: ")
     busy = Results([dataclasses.replace(r, busy=True, busy_share=0.5) for r in results])
     assert "×" not in str(say(busy)) and "no verdict, busy: 50% used by others" in str(say(busy))
+    busy.records.append(dataclasses.replace(busy.records[1], name="full"))
+    decode = str(say(busy)).splitlines()[-1]  # one line for two
+    assert decode == "decode: 2 against upstream: no verdict, busy: 50% used by others"
     assert "| busy |" in busy.table() and "×" not in busy.table()
     with pytest.raises(PortError, match="measure first"):
         say(Results())

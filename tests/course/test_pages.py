@@ -88,7 +88,13 @@ def test_a_cell_to_write_in_says_where_that_works(tmp_path):
 def test_the_front_page_shows_a_recorded_ladder_where_the_run_was_busy(tmp_path):
     """And the run's own where it was quiet; it says where to start."""
     results = tmp_path / "results"
-    assert [p.link for p in ladder_pictures(results)] == ["results/recorded-ladder.png"]
+    (first,) = ladder_pictures(results)
+    assert first.link == "results/recorded-ladder.png"
+    assert first.phone == "results/phone-recorded-ladder.png"
+    narrow = tmp_path / first.phone
+    assert Image.open(narrow).width == 462
+    drawn = narrow.stat().st_mtime_ns
+    assert ladder_pictures(results) == [first] and narrow.stat().st_mtime_ns == drawn  # not anew
     (results / "ladder.png").write_bytes((results / "recorded-ladder.png").read_bytes())
     for busy in (True, False):
         share = 0.9 if busy else 0.0
@@ -96,6 +102,7 @@ def test_the_front_page_shows_a_recorded_ladder_where_the_run_was_busy(tmp_path)
         (results / "results.json").unlink(missing_ok=True)
         save(Results([made]), results / "results.json")
         (shown,) = ladder_pictures(results)
+        assert shown.phone == shown.link.replace("results/", "results/phone-")
         assert ("recorded" in shown.link) == busy == ("90% used by others" in shown.caption)
         assert ("Recorded earlier, not in this run: AMD EPYC" in shown.caption) == busy
     about = [Notebook(name, name) for name in ("00_start_here", "01_x")]

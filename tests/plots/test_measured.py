@@ -3,9 +3,11 @@ timings."""
 
 from __future__ import annotations
 
+import base64
 import html
 import io
 import random
+import re
 import types
 from dataclasses import replace
 
@@ -105,7 +107,13 @@ FIGURES = {
     "rank_lines": rank_lines,
     "routing": lambda: plots.routing_picture(torch.tensor([[0, 2], [3, 2], [0, 5]]), 6),
     **{f"cited {key}": (lambda key=key: plots.cited_figures(key)) for key in cited()},
+    "ratio_chart": lambda: ratio_chart(ladder_results(), UPSTREAM),
 }
+TWO_WIDTHS = (
+    *("ladder", "step_bars", "cost_curve", "op_census", "ge_census", "memory_curve"),
+    *("one phase", "ratio_chart"),
+)
+FIGURES |= {f"{n}, phone": (lambda n=n: FIGURES[n]().narrow()) for n in TWO_WIDTHS}
 
 
 @pytest.fixture(scope="module", params=FIGURES, ids=lambda name: name)
@@ -133,6 +141,25 @@ def test_png_is_small_and_carries_the_text(drawn, tmp_path):
     assert file.stat().st_size < 100_000
     image = Image.open(io.BytesIO(file.read_bytes()))
     assert image.text["Description"] == fig.alt_text
+
+
+@pytest.mark.parametrize("name", TWO_WIDTHS)
+def test_a_phone_has_a_picture_of_its_own(name):
+    """As wide as a phone, with the same words; a page chooses by the width of its window."""
+    fig = FIGURES[name]()
+    narrow = fig.narrow()
+    assert narrow.get_figwidth() == 4.2 and narrow.narrow is None
+    assert narrow.alt_text == fig.alt_text
+    shown = fig._repr_mimebundle_()[0]["text/html"]
+    assert shown.count("<source media=") == 1 and shown.count("<img") == 1
+    phone = base64.b64decode(re.search(r'srcset="data:image/png;base64,([^"]+)"', shown)[1])
+    assert Image.open(io.BytesIO(phone)).width == 462 and len(phone) < 100_000
+    assert len({ax.get_window_extent().x0 for ax in narrow.axes}) == 1  # one below the other
+
+
+def test_what_has_one_width_says_how_wide_it_is_legible():
+    shown = plots.kv_cache_to_scale(V3)._repr_mimebundle_()[0]["text/html"]
+    assert "<picture>" not in shown and "--phone:648px" in shown
 
 
 def test_nothing_is_clipped(drawn):

@@ -16,6 +16,7 @@ from dsv3_port.plots.npu_step import npu_step
 from dsv3_port.steps import STEPS
 
 FIGURES = {s.notebook: lambda n=s.notebook: npu_step(n) for s in STEPS}
+FIGURES |= {f"{n}, phone": lambda draw=draw: draw().narrow() for n, draw in FIGURES.items()}
 FIGURES |= {
     "forward": npu_forward,
     "ladder": lambda: npu_ladder(DeepseekV3Config.preset("v3-671b"), (8, 32), (1, 8, 32)),
