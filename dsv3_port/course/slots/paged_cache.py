@@ -28,7 +28,7 @@ RETURN = "torch.where(positions < 0, -1, slot).flatten()"
 SOLUTION = STUB.replace(
     "    ...\n",
     f"""\
-    block = {BLOCK}              # [B, S]: which of the sequence's blocks
+    block = {BLOCK}    # [B, S]: which of the sequence's blocks
     slot = {FIRST} + {OFFSET}
     return {RETURN}
 """,
