@@ -247,7 +247,8 @@ def step(step_id: str) -> Step:
 
 def steps_around(notebook: str) -> tuple[Step, ...]:
     """Part I's steps; in a notebook of Part II with Part II's behind them."""
-    return (*STEPS, *PRODUCTION) if notebook in {s.notebook for s in PRODUCTION} else STEPS
+    second = notebook and notebook in {s.notebook for s in PRODUCTION}
+    return (*STEPS, *PRODUCTION) if second else STEPS
 
 
 def progress_map(here: str = "") -> str:
@@ -256,7 +257,8 @@ def progress_map(here: str = "") -> str:
     rows = ["| | step | notebook |", "|---|---|---|"]
     for s in steps_around(here):
         mark = "**▶ {}**" if s.notebook == here else "{}"
-        rows.append(f"| {s.number} | {mark.format(s.title)} · {s.title_zh} | `{s.notebook}` |")
+        where = f"`{s.notebook}`" if s.notebook else "–"
+        rows.append(f"| {s.number} | {mark.format(s.title)} · {s.title_zh} | {where} |")
     return "\n".join(rows)
 
 

@@ -80,3 +80,6 @@ def test_progress_map_marks_the_notebook():
         "6.4",
     ]
     assert step("4").id == "one_hot_gate"
+    lines = progress_map("12_paged_cache").splitlines()
+    assert len(lines) == len(STEPS) + len(PRODUCTION) + 2
+    assert [line.split("|")[1].strip() for line in lines if "▶" in line] == ["9"]

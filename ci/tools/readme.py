@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -20,15 +22,28 @@ ROOT = Path(__file__).resolve().parents[2]
 def steps_table() -> str:
     from dsv3_port.steps import STEPS
 
+    return step_rows(STEPS)
+
+
+def production_table() -> str:
+    from dsv3_port.steps import PRODUCTION
+
+    return step_rows(PRODUCTION)
+
+
+def linked(notebook: str) -> str:
+    return f"[{notebook}](notebooks/{notebook}.ipynb)" if notebook else "–"
+
+
+def step_rows(steps: Sequence[Any]) -> str:
     rows = [
         "| | step | notebook | before → after | stays equal | saves on an NPU |",
         "|---|---|---|---|---|---|",
     ]
-    for s in STEPS:
+    for s in steps:
         forms = f"`{s.before.split(':')[1]}` → `{s.after.split(':')[1]}`"
-        link = f"[{s.notebook}](notebooks/{s.notebook}.ipynb)"
         rows.append(
-            f"| {s.number} | `{s.id}`: {s.title} | {link} | {forms} | {s.stays_equal} | {s.saves} |"
+            f"| {s.number} | `{s.id}`: {s.title} | {linked(s.notebook)} | {forms} | {s.stays_equal} | {s.saves} |"
         )
     return "\n".join(rows)
 
@@ -36,11 +51,20 @@ def steps_table() -> str:
 def steps_table_zh() -> str:
     from dsv3_port.steps import STEPS
 
+    return step_rows_zh(STEPS)
+
+
+def production_table_zh() -> str:
+    from dsv3_port.steps import PRODUCTION
+
+    return step_rows_zh(PRODUCTION)
+
+
+def step_rows_zh(steps: Sequence[Any]) -> str:
     rows = ["| | 步骤 | 名称 | 笔记本 | 之前 → 之后 |", "|---|---|---|---|---|"]
-    for s in STEPS:
+    for s in steps:
         forms = f"`{s.before.split(':')[1]}` → `{s.after.split(':')[1]}`"
-        link = f"[{s.notebook}](notebooks/{s.notebook}.ipynb)"
-        rows.append(f"| {s.number} | {s.title_zh} | `{s.id}` | {link} | {forms} |")
+        rows.append(f"| {s.number} | {s.title_zh} | `{s.id}` | {linked(s.notebook)} | {forms} |")
     return "\n".join(rows)
 
 
@@ -179,6 +203,7 @@ TABLES = {
     "npu-decode": npu_decode,
     "npu-prefill": npu_prefill,
     "steps": steps_table,
+    "production": production_table,
     "settings": settings_table,
     "versions": versions_table,
     "signatures": signatures_table,
@@ -188,9 +213,9 @@ TABLES = {
     "speed": speed_tables,
     "rungs": rungs_table,
 }
-CHINESE = {"steps": steps_table_zh}  # what a twin has instead
+CHINESE = {"steps": steps_table_zh, "production": production_table_zh}  # what a twin has instead
 FILES = {
-    "README.md": ("steps",),
+    "README.md": ("steps", "production"),
     "docs/architecture.md": ("layers",),
     "docs/settings.md": ("settings",),
     "docs/host-npu.md": ("hostnpu-refused", "hostnpu-rules"),

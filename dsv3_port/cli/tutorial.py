@@ -19,6 +19,12 @@ def arguments(p: argparse.ArgumentParser) -> None:
         "--only", action="append", metavar="N,N", help="these notebooks only, by number or name"
     )
     p.add_argument(
+        "--part",
+        type=int,
+        choices=(1, 2),
+        help="1: from the checkpoint to graphs; 2: what production ports do next (default: both)",
+    )
+    p.add_argument(
         "--profile", default="tiny", help="a file of ci/profiles, or a path (default: %(default)s)"
     )
     p.add_argument("--device", default="auto", help=f"{DEVICE_HELP}; auto is what the profile says")
@@ -75,6 +81,7 @@ def run(args: argparse.Namespace) -> int:
         profile=args.profile,
         device=args.device,
         only=only,
+        part=args.part,
         seed=args.seed,
         timeout=args.timeout,
         progress=not args.quiet,

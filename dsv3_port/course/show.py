@@ -41,7 +41,7 @@ def progress(here: str = "") -> Shown:
     """The ladder of steps with those of notebook `here` marked: done ✓, here ▶, still to come."""
     chips = []
     for s in steps_around(here):
-        state = "here" if s.notebook == here else "done" if s.notebook < here else "next"
+        state = "here" if s.notebook == here else "done" if "" < s.notebook < here else "next"
         look = {
             "done": f"border:{RULE};opacity:.8",
             "here": "border:2px solid #0072B2;background:rgba(0,114,178,.19);font-weight:bold",

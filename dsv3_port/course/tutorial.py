@@ -25,6 +25,7 @@ from ..bench.machine import device_info
 from ..engine.device import pick_device
 from ..errors import PortError
 from ..files import write_atomic
+from ..steps import PRODUCTION
 from .docs import write_docs
 from .filled import answers
 from .front import write_index
@@ -48,15 +49,24 @@ def find_notebooks() -> Path:
     return folder
 
 
-def choose(notebooks_dir: Path, only: Sequence[str] | None = None) -> list[Path]:
-    """The notebooks in order; `only` names some of them by number ("03", "3", "06a", "a2") or name."""
+def part_of(name: str) -> int:
+    """1 or 2: a notebook of a step of Part II is Part II's, every other one Part I's."""
+    return 2 if name in {s.notebook for s in PRODUCTION} else 1
+
+
+def choose(
+    notebooks_dir: Path, only: Sequence[str] | None = None, part: int | None = None
+) -> list[Path]:
+    """The notebooks in order; `only` names some of them by number ("03", "3", "06a", "a2") or name,
+    `part` keeps those of Part I or II."""
     found = course_files(notebooks_dir)
     if not found:
         raise PortError(
             f"{notebooks_dir}: no notebooks here; the tutorial runs in a checkout or a folder of `dsv3-port start`"
         )
+    of_part = [f for f in found if part in (None, part_of(f.stem))]
     if not only:
-        return found
+        return of_part
     chosen = []
     for word in only:
         key = word.removesuffix(".ipynb")
@@ -65,7 +75,10 @@ def choose(notebooks_dir: Path, only: Sequence[str] | None = None) -> list[Path]
         if not fits:
             raise PortError(f"no notebook {word!r}; there are {', '.join(f.stem for f in found)}")
         chosen += fits
-    return [f for f in found if f in chosen]
+    kept = [f for f in of_part if f in chosen]
+    if not kept:
+        raise PortError(f"no notebook of part {part} is among {', '.join(f.stem for f in chosen)}")
+    return kept
 
 
 def read_profile(name: str, folder: Path) -> dict[str, Any]:
@@ -92,6 +105,7 @@ def run_tutorial(
     profile: str = "tiny",
     device: str = "auto",
     only: Sequence[str] | None = None,
+    part: int | None = None,
     seed: int | None = None,
     timeout: float = TIMEOUT,
     progress: bool = True,
@@ -101,13 +115,13 @@ def run_tutorial(
     """Execute notebooks and build out_dir/index.html; a failing notebook is recorded and the rest
     still run.
 
-    device "auto" and seed None leave what the profile says. A run of the whole course starts with
-    empty results (the former results.json is kept as results-before.json); `only` adds to what is
-    there. yours: what is written into the slots of copies (filled.answers).
+    device "auto" and seed None leave what the profile says. A run of the whole course, or of Part I,
+    starts with empty results (the former results.json is kept as results-before.json); `only` and
+    Part II add to what is there. yours: what is written into the slots of copies (filled.answers).
     """
     answer = answers(yours) if yours else None
     notebooks, out = Path(notebooks_dir).resolve(), Path(out_dir).resolve()
-    todo, course = choose(notebooks, only), choose(notebooks)
+    todo, course = choose(notebooks, only, part), choose(notebooks)
     parameters = _parameters(profile, notebooks.parent / "ci" / "profiles", device, seed)
     # a device that is not there is refused before anything runs
     where = str(pick_device(parameters["device"]))
@@ -116,7 +130,7 @@ def run_tutorial(
     stack = ExitStack()
     try:
         stack.enter_context(_alone(out))
-        runs = _prepare(out, todo, fresh=not only)
+        runs = _prepare(out, todo, fresh=not only and part != 2)
         _write_runs(out, runs)
         _write_texts(notebooks, out)
         quiet = None if progress else True

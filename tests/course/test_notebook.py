@@ -7,8 +7,11 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from dsv3_port import STEPS, PortError
 from dsv3_port.course.notebook import FIELDS, course_files, read_notebook
 from dsv3_port.course.tutorial import choose
+from dsv3_port.paths import repo_root
+from dsv3_port.steps import PRODUCTION
 
 NOTEBOOKS = course_files(Path(__file__).parents[2] / "notebooks")
 
@@ -43,3 +46,14 @@ def test_names_of_the_course_and_their_order(tmp_path):
     assert found == ["00_s", "06a_a", "06b_b", "10_c", "a2_x"]
     assert [f.stem for f in choose(tmp_path, ["6", "a2"])] == ["06a_a", "06b_b", "a2_x"]
     assert [f.stem for f in choose(tmp_path, ["06b", "0"])] == ["00_s", "06b_b"]
+
+
+def test_each_part_of_the_course_is_there_without_the_other():
+    folder = repo_root() / "notebooks"
+    one, two = ([f.stem for f in choose(folder, part=n)] for n in (1, 2))
+    assert two == [s.notebook for s in PRODUCTION if s.notebook]
+    assert one == [f.stem for f in course_files(folder) if f.stem not in two]
+    assert {s.notebook for s in STEPS} < set(one) and {"10_results", "a1_checkpoint"} < set(one)
+    assert [f.stem for f in choose(folder, ["12", "02"], 2)] == ["12_paged_cache"]
+    with pytest.raises(PortError, match="no notebook of part 1 is among 12_paged_cache"):
+        choose(folder, ["12"], 1)

@@ -97,6 +97,9 @@ def test_progress_marks_done_here_and_next():
     )
     assert "✓ 4" not in text and "▶ Grouped" in shown._repr_markdown_()
     assert "✓ 8" in Reader(progress("10_results")._repr_html_()).text
+    assert "9 Paged" not in Reader(progress("10_results")._repr_html_()).text
+    text = Reader(progress("12_paged_cache")._repr_html_()).text
+    assert "✓ 8" in text and "▶ 9 Paged" in text and "✓ 10" not in text
     assert "✓" not in progress("00_start_here")._repr_html_()
 
 

@@ -28,7 +28,7 @@ RETURN = "torch.where(positions < 0, -1, slot).flatten()"
 SOLUTION = STUB.replace(
     "    ...\n",
     f"""\
-    block = {BLOCK}              # [B, S]: which of the sequence's blocks
+    block = {BLOCK}    # [B, S]: which of the sequence's blocks
     slot = {FIRST} + {OFFSET}
     return {RETURN}
 """,
@@ -200,7 +200,7 @@ SLOTS = (
                 "    return torch.cat(found)\n"
             ),
         },
-        plan=PortPlan.production(),
+        plan=PortPlan.upto("paged_cache"),
         needs={"cache": "paged"},
         toy=Toy({"B": 3, "S": 13, "M": 11, "K": 5}, inputs, ("B * S",), exact=True),
         attach=attach,
