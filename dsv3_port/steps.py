@@ -212,8 +212,8 @@ PRODUCTION: tuple[Step, ...] = (
         field="cache",
         upstream="fixed",
         ported="paged",
-        before="model.attention:LowRankAttention",
-        after="model.paged_attention:PagedAttention",
+        before="model.attention:LowRankAttention.forward",
+        after="model.paged_attention:PagedAttention.forward",
         stays_equal="logits and greedy tokens",
         saves="cache memory: blocks of what a sequence has, not of what it may have; one operator for norm, "
         "rotation and cache write, one for the attention, which reads the valid keys only",

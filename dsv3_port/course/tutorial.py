@@ -126,7 +126,7 @@ def run_tutorial(
     # a device that is not there is refused before anything runs
     where = str(pick_device(parameters["device"]))
     parameters |= {"results_dir": str(out / "results")}
-    names = [f.stem for f in course]
+    names = [f.stem for f in choose(notebooks, part=part)]  # links lead to pages of this run
     stack = ExitStack()
     try:
         stack.enter_context(_alone(out))

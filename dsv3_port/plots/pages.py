@@ -10,7 +10,7 @@ from ..count.blocks import BlockLog
 from ..errors import PortError
 from .colours import BLUE, CYCLE, GREEN, GREY, INK, NORMAL, ORANGE, SKY, VERMILLION
 from .shapes import box, centred
-from .style import LabFigure, figure, finish, styled
+from .style import LabFigure, figure, finish, key, on_phone, styled, two_widths
 
 BLOCK, ROOM = 4, 16  # of the drawing
 TABLE = {"A": (3, 1, 6), "B": (5, 2)}
@@ -29,13 +29,13 @@ def page_strips() -> LabFigure:
     for ax in axes:
         ax.set_xlim(-0.5, (BLOCKS + 1) * (BLOCK + 0.25) + 0.2)
         ax.axis("off")
-    key = [
+    parts = [
         *(Patch(facecolor=COLOUR[n], label=f"row of sequence {n}") for n in TABLE),
         Patch(facecolor=VERMILLION, label="the new row, written"),
         Patch(facecolor="white", hatch="//", edgecolor=GREY, label="held, still empty"),
         Patch(facecolor="white", edgecolor=GREY, linestyle=":", label="free for anyone"),
     ]
-    fig.legend(handles=key, loc="outside upper center", ncols=5)
+    fig.legend(handles=parts, loc="outside upper center", ncols=5)
     held = {n: len(blocks) * BLOCK for n, blocks in TABLE.items()}
     return finish(
         fig,
@@ -100,7 +100,7 @@ def _paged(ax: Axes) -> int:
     return slot
 
 
-@styled
+@two_widths
 def blocks_over_time(log: BlockLog) -> LabFigure:
     """Above who holds each block after each decode step; below how many positions a fixed cache, the
     blocks and the tokens take."""
@@ -121,27 +121,27 @@ def blocks_over_time(log: BlockLog) -> LabFigure:
     grid.imshow(picture, aspect="auto", interpolation="nearest", extent=extent)
     grid.set_yticks(range(0, log.blocks + 1, 4)[1:])
     grid.set_ylabel("block of the pool")
-    grid.set_title("who holds which block; white is free")
-    key = [
+    grid.set_title("who holds which block")
+    owners = [
         Patch(color=CYCLE[row], label=f"{row + 1}: {_short(str(g.prompt))}")
         for row, g in enumerate(log.texts)
     ]
-    fig.legend(handles=key, loc="outside upper center", ncols=2)
+    key(fig, 2, handles=owners)
     t = range(1, steps + 1)
     curves.plot(t, [log.fixed] * steps, color=VERMILLION, lw=2, ls="--", label="fixed cache")
     curves.step(t, log.held, where="mid", color=BLUE, lw=2, label="blocks that sequences hold")
     curves.plot(t, log.used, color=GREEN, lw=2, ls=":", label="tokens")
-    curves.set_ylim(0, 1.35 * log.fixed)
+    curves.set_ylim(0, (1.7 if on_phone() else 1.35) * log.fixed)
     curves.set_xlabel("decode step")
     curves.set_ylabel("positions")
     curves.set_title("positions held, counted")
-    curves.legend(loc="upper left", ncols=3)
+    curves.legend(loc="upper left", ncols=1 if on_phone() else 3)
     return finish(
         fig,
         f"Above: {log.blocks} blocks over {steps} decode steps, coloured by which of {log.rows} sequences "
         f"holds them. Below: a fixed cache holds {log.fixed} positions throughout; blocks in use grow from "
         f"{log.held[0]} to {max(log.held)}, tokens from {log.used[0]} to {max(log.used)}.",
-        f"Counted in this run: {log.rows} sequences of at most {log.room} positions, blocks of {log.block_size}.",
+        f"Counted in this run: {log.rows} sequences of at most {log.room} positions, blocks of {log.block_size}; white is free.",
     )
 
 
