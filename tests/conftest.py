@@ -22,6 +22,7 @@ MARKS = {
     "engine/test_job_ends.py": "ranks",
     "engine/test_parallel.py": "ranks",
     "check/test_rank_calls.py": "ranks",
+    "engine/test_continuous.py::test_one_graph_by_inductor": "compile",
     "engine/test_graph.py": "compile",
     "ops/test_compile.py": "compile",
     "count/test_compiled.py": "compile",

@@ -9,18 +9,22 @@ from typing import Any
 
 from tabulate import tabulate
 
-from ..engine.settings import TABLE, Settings
+from ..engine.settings import Settings
 from ..errors import PortError
 from ..files import write_atomic
 from .streams import open_streams
-from .words import DEVICE_HELP, DTYPE_HELP, PLAN_HELP, check_target, parse_plan, read_prompts
+from .words import (
+    PLAN_HELP,
+    check_target,
+    parse_plan,
+    read_prompts,
+    run_arguments,
+    setting_arguments,
+)
 
 
 def arguments(p: argparse.ArgumentParser) -> None:
-    for row in TABLE:
-        default = f", default {row.default}" if row.default != "" else ""
-        text = f"{row.meaning} ({row.variable}{default})"
-        p.add_argument(row.flag, dest=row.field, help=text)
+    setting_arguments(p)
     p.add_argument(
         "--prompt", action="append", help="a text to continue; may be given several times"
     )
@@ -28,40 +32,10 @@ def arguments(p: argparse.ArgumentParser) -> None:
         "--prompts", metavar="FILE", help="JSON list of texts or of lists of chat messages"
     )
     p.add_argument(
-        "--chat",
-        dest="tokenizer_mode",
-        action="store_const",
-        const="chat",
-        help="through the chat template, as --tokenizer-mode chat",
-    )
-    p.add_argument(
         "--pad", action="store_true", help="pad every prompt to INPUT_MAX_LEN in eager mode too"
     )
     p.add_argument("--plan", default="full", help=PLAN_HELP)
-    p.add_argument("--device", default="auto", help=DEVICE_HELP)
-    p.add_argument("--dtype", help=DTYPE_HELP)
-    p.add_argument(
-        "--temperature",
-        type=float,
-        help="above 0 draws tokens, 0 is greedy (default: as generation_config.json says, else greedy)",
-    )
-    p.add_argument(
-        "--top-k",
-        type=int,
-        help="draw among so many likeliest tokens; 0: all (default: that file's, else 50)",
-    )
-    p.add_argument(
-        "--top-p",
-        type=float,
-        help="draw among the likeliest that have this probability (default: that file's, else 1)",
-    )
-    p.add_argument(
-        "--generation-config",
-        choices=("auto", "none"),
-        default="auto",
-        help="none: the folder's generation_config.json is not read",
-    )
-    p.add_argument("--seed", type=int, default=0, help="of the draws with a temperature")
+    run_arguments(p)
     p.add_argument(
         "--json", metavar="FILE", help="write texts, token ids, times and memory per rank there"
     )

@@ -31,6 +31,7 @@ COMMANDS = {
     "plan": "memory per card, from config.json alone; times by a forecast or by measured kernels; or the steps",
     "shard": "split a published checkpoint into one folder per rank",
     "infer": "continue prompts; every setting is a flag and an environment variable",
+    "serve": "continue a file of prompts in slots (continuous batching); a library loop, no server",
     "settings": "what can be set for `infer`: variables, flags, values, defaults",
     "bench": "measure the ladder on this machine, or the full port beside other engines",
     "record": "a signed measurement of this device for data/recorded",

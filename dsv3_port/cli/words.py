@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..engine.settings import TABLE
 from ..errors import PortError
 from ..files import read_json
 from ..plan import PortPlan
@@ -120,3 +121,46 @@ def workload_arguments(p: argparse.ArgumentParser, rounds: int) -> None:
         ("rounds", rounds, "interleaved rounds"),
     ):
         p.add_argument(f"--{name}", type=int, default=default, help=f"{text} (default: {default})")
+
+
+def setting_arguments(p: argparse.ArgumentParser) -> None:
+    """A flag for every setting of a run."""
+    for row in TABLE:
+        default = f", default {row.default}" if row.default != "" else ""
+        text = f"{row.meaning} ({row.variable}{default})"
+        p.add_argument(row.flag, dest=row.field, help=text)
+
+
+def run_arguments(p: argparse.ArgumentParser) -> None:
+    """What else a run needs to know: the device, the dtype, and how tokens are chosen."""
+    p.add_argument(
+        "--chat",
+        dest="tokenizer_mode",
+        action="store_const",
+        const="chat",
+        help="through the chat template, as --tokenizer-mode chat",
+    )
+    p.add_argument("--device", default="auto", help=DEVICE_HELP)
+    p.add_argument("--dtype", help=DTYPE_HELP)
+    p.add_argument(
+        "--temperature",
+        type=float,
+        help="above 0 draws tokens, 0 is greedy (default: as generation_config.json says, else greedy)",
+    )
+    p.add_argument(
+        "--top-k",
+        type=int,
+        help="draw among so many likeliest tokens; 0: all (default: that file's, else 50)",
+    )
+    p.add_argument(
+        "--top-p",
+        type=float,
+        help="draw among the likeliest that have this probability (default: that file's, else 1)",
+    )
+    p.add_argument(
+        "--generation-config",
+        choices=("auto", "none"),
+        default="auto",
+        help="none: the folder's generation_config.json is not read",
+    )
+    p.add_argument("--seed", type=int, default=0, help="of the draws with a temperature")

@@ -15,6 +15,7 @@ captures nothing, and `made` says so |
 from __future__ import annotations
 
 import contextlib
+import importlib
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -22,6 +23,7 @@ from typing import Any
 import torch
 
 from ..errors import PortError
+from ..model.cache import Cache
 from ..model.decoder import DeepseekV3
 from ..ops.table import torch_npu
 from ..plan import graph_blockers
@@ -42,6 +44,7 @@ __all__ = [
     "eagerly",
     "export_graph",
     "graph_blockers",
+    "graphs_made",
     "is_compiled",
     "label",
     "made",
@@ -78,6 +81,16 @@ def label(model: DeepseekV3) -> str:
     """The mode for a report: "aclgraph" only where something was captured, "ge" for a compiled step."""
     names = {"inductor": "ge", "captured": "aclgraph", "compiled-captured": "ge in aclgraph"}
     return names.get(made(model), made(model))
+
+
+def graphs_made(model: DeepseekV3, cache: Cache) -> int:
+    """How many graphs there are: captured ones over this cache, else those that Dynamo made in this
+    process; 0 where the model runs eagerly."""
+    if isinstance(model.run_step, CapturedStep):
+        return len(model.run_step.of_cache.get(cache, {}))
+    if not is_compiled(model):
+        return 0
+    return int(importlib.import_module("torch._dynamo.utils").counters["stats"]["unique_graphs"])
 
 
 @contextlib.contextmanager

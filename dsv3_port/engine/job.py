@@ -79,26 +79,26 @@ class Job:
         return self.generation.sampling(self.temperature, self.top_k, self.top_p, flag)
 
 
-def run_job(job: Job) -> JobReport | None:
+def run_job(job: Job, work: Callable[..., Any] | None = None) -> Any:
     """Run it and return rank 0's report; None on another rank of a job that was started rank by
-    rank.
+    rank. work(parallel, job, card): what each rank does, a function of a module; `run_rank` by itself.
 
     Raises PortError before any rank starts or any weight is read where folder, ranks and plan do
     not fit, and when a
     rank fails: with its number, machine and cause.
     """
-    job = check_job(job)
+    job, work = check_job(job), work or run_rank
     s = job.settings
     s.export()
     if s.world_size == 1:
-        return run_rank(SINGLE, job, s.local_rank)
+        return work(SINGLE, job, s.local_rank)
     if s.is_rank:
         address = Address(s.master_addr, s.master_port, s.rank_id, s.world_size)
         use_card(job.device, s.local_rank)
         with joined(job.device, s.job_timeout, address) as parallel:
-            return run_rank(parallel, job, s.local_rank)
+            return work(parallel, job, s.local_rank)
     return run_ranks(
-        run_rank,
+        work,
         s.world_size,
         job,
         device=job.device,
@@ -149,10 +149,11 @@ def check_job(job: Job) -> Job:
     return replace(job, settings=s, plan=plan, prompts=prompts, device=device)
 
 
-def run_rank(parallel: TensorParallel, job: Job, card: int | None = None) -> JobReport | None:
-    """One rank's part: load, generate every batch, hand the report to rank 0 (None on the others)."""
+def load_rank(
+    parallel: TensorParallel, job: Job, card: int | None, **more: Any
+) -> tuple[Any, DeepseekV3]:
+    """Tokenizer and model of one rank, after all were found to have the same to do; `more` of it."""
     s = job.settings
-    start = time.perf_counter()
     where = use_card(job.device, parallel.rank if card is None else card)
     tokenizer = load_tokenizer(s.model_dir)
     model = load_model(
@@ -169,7 +170,15 @@ def run_rank(parallel: TensorParallel, job: Job, card: int | None = None) -> Job
     parallel.all_reduce(
         torch.zeros(1, device=model.device)
     )  # a rank that cannot load is known before rank 0 speaks
-    inputs_agree(parallel, _inputs(job))
+    inputs_agree(parallel, _inputs(job) | more)
+    return tokenizer, model
+
+
+def run_rank(parallel: TensorParallel, job: Job, card: int | None = None) -> JobReport | None:
+    """One rank's part: load, generate every batch, hand the report to rank 0 (None on the others)."""
+    s = job.settings
+    start = time.perf_counter()
+    tokenizer, model = load_rank(parallel, job, card)
     loaded = time.perf_counter() - start
     size = min(s.batch_size, len(job.prompts))
     caches, warming = None, 0.0

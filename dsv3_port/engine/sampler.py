@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -70,19 +70,29 @@ class Sampler:
         drawn = seeds if sampling.temperature else ()
         self.generators = [torch.Generator().manual_seed(s) for s in drawn]
 
+    def begin(self, row: int, seed: int) -> None:
+        """Another sequence takes the row, with a generator of its own."""
+        fresh = Sampler(self.sampling, [seed], self.explain)
+        self.generators[row : row + 1] = fresh.generators
+
     def __call__(self, logits: Tensor, first_row: int = 0) -> Tensor:
         """logits [B, V] of the rows from `first_row` on -> token ids [B]. PortError where a row has
         a NaN, an infinite logit, or nothing else than -inf."""
         return self.drawn(logits, first_row)[0]
 
-    def drawn(self, logits: Tensor, first_row: int = 0) -> tuple[Tensor, list[int]]:
-        """As a call, with the same ids on the host: the device is read once, as text needs it."""
+    def drawn(
+        self, logits: Tensor, first_row: int = 0, idle: Collection[int] = ()
+    ) -> tuple[Tensor, list[int]]:
+        """As a call, with the same ids on the host: the device is read once, as text needs it. idle:
+        rows whose logits mean nothing, and neither do their ids; nothing is drawn for them."""
         if not self.sampling.temperature:
             highest, token = logits.max(-1)
             ids, finite = torch.stack((token, highest.isfinite().to(token.dtype))).tolist()
-            self._require(finite, first_row)
+            self._require([f or i in idle for i, f in enumerate(finite, first_row)], first_row)
             return token, ids
         rows = logits.cpu()
+        if idle:
+            rows = rows.index_fill(0, torch.tensor([i - first_row for i in idle]), 0)
         highest = rows.amax(-1, keepdim=True)
         self._require(highest.isfinite().flatten().tolist(), first_row)
         scaled = rows / self.sampling.temperature
@@ -91,12 +101,14 @@ class Sampler:
         chances = self.sampling.kept(scaled).softmax(-1)
         drawn = torch.cat(
             [
-                torch.multinomial(row, 1, generator=self.generators[first_row + i])
-                for i, row in enumerate(chances)
+                row.new_zeros(1, dtype=torch.int64)
+                if i in idle
+                else torch.multinomial(row, 1, generator=self.generators[i])
+                for i, row in enumerate(chances, first_row)
             ]
         )
         return drawn.to(logits.device, non_blocking=True), drawn.tolist()
 
-    def _require(self, finite: list[int], first_row: int) -> None:
+    def _require(self, finite: Sequence[int], first_row: int) -> None:
         if not all(finite):
             raise PortError(self.explain(first_row + [bool(f) for f in finite].index(False)))

@@ -54,21 +54,28 @@ def load_tokenizer(path: str | Path) -> Any:
     return tokenizer
 
 
-def encode(tokenizer: Any, prompts: Sequence[Prompt], chat: bool = False) -> list[list[int]]:
-    """Token ids of each prompt. A prompt is text, or chat messages [{"role": ..., "content": ...}]."""
+def encode(
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    chat: bool = False,
+    names: Sequence[str] | None = None,
+) -> list[list[int]]:
+    """Token ids of each prompt. A prompt is text, or chat messages [{"role": ..., "content": ...}].
+    names: what errors call each, "prompt 1" and so on by itself."""
     encoded = []
+    names = names or [f"prompt {number + 1}" for number in range(len(prompts))]
     for number, text in enumerate(_texts(tokenizer, prompts, chat)):
         plain = isinstance(prompts[number], str) and not chat
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise PortError(
-                f"prompt {number + 1} holds half of a character (a lone surrogate) at place {error.start}: "
+                f"{names[number]} holds half of a character (a lone surrogate) at place {error.start}: "
                 "its text was cut there"
             ) from None
         ids = tokenizer(text, **({} if plain else {"add_special_tokens": False}))["input_ids"]
         if not ids:
-            raise PortError(f"prompt {number + 1} ({text[:40]!r}) has no tokens")
+            raise PortError(f"{names[number]} ({text[:40]!r}) has no tokens")
         encoded.append(list(ids))
     return encoded
 

@@ -27,7 +27,7 @@ MODELS = (
     "check_model.py",
     "check_npu_graphs.py",
 )
-PAGED = ("check_paged.py",)
+PAGED = ("check_paged.py", "check_slots.py")
 GRAPHS = ("check_graphs.py",)  # as long as the rest together: another worker can take it
 
 

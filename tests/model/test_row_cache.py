@@ -147,7 +147,7 @@ class Rows(RuleBasedStateMachine):
 
 
 TestRows = Rows.TestCase
-TestRows.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestRows.settings = settings(max_examples=50, stateful_step_count=25, deadline=None)
 
 
 def test_rows_are_their_sequences_alone(model) -> None:

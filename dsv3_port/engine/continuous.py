@@ -1,0 +1,214 @@
+"""Continuous batching: B slots, each one request's for as long as it runs. A slot that is done takes
+the next request at once, and nobody waits for the longest of a batch (Orca, OSDI 2022).
+
+The decode step has the same shapes and the same addresses whatever runs: token ids, positions, the
+block table and padding lie in memory that stays, and what a request changes is written there. So one
+graph serves all, captured before the first request. A prompt is prefilled eagerly, into its row's
+blocks, between two steps.
+
+This is a library loop, for learning: no server, no preemption, no prefix cache. vLLM with
+vllm-ascend is that (https://docs.vllm.ai/projects/ascend).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+from ..errors import PortError
+from ..model.decoder import DeepseekV3
+from ..model.row_cache import RowCache
+from .graph import eagerly, graphs_made
+from .nonfinite import first_nonfinite
+from .sampler import Sampler, Sampling
+
+# Dynamo sees that the lengths change in the second step, and has symbols for them from then on
+WARM_UPS = 3
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt. `seed`: of its own draws, so that they do not depend on what else runs."""
+
+    ids: tuple[int, ...]
+    max_new_tokens: int
+    seed: int = 0
+
+    @property
+    def positions(self) -> int:
+        """That it may fill: its last token is not run."""
+        return len(self.ids) + self.max_new_tokens - 1
+
+
+@dataclass
+class Result:
+    """What a request became. admitted, ended: the number of decode steps before."""
+
+    number: int  # of the request, from 0 in order of arrival
+    admitted: int
+    token_ids: list[int] = field(default_factory=list)
+    ended_by: Literal["", "eos", "length"] = ""
+    ended: int = 0
+
+
+class ContinuousBatch:
+    """`slots` rows of one model over a paged cache, each of at most `positions`; Paging.blocks of
+    model.paging bounds all of them together.
+
+    stop: ids that end a text. prefill_chunk: positions of a prompt computed at once, 0: all.
+    `occupancy` has the number of running rows of every step so far.
+    """
+
+    def __init__(
+        self,
+        model: DeepseekV3,
+        slots: int,
+        positions: int,
+        stop: Collection[int] = (),
+        sampling: Sampling | None = None,
+        prefill_chunk: int = 0,
+    ) -> None:
+        if model.plan.cache != "paged":
+            raise PortError(
+                f"slots need a paged cache, and this plan's is {model.plan.cache!r}: take the step "
+                "'paged_cache'"
+            )
+        if slots < 1:
+            raise PortError(f"{slots} slots: one at least is needed")
+        cache = model.new_cache(slots, positions, RowCache)
+        assert isinstance(cache, RowCache)
+        self.model, self.cache, self.slots = model, cache, slots
+        self.stop, self.prefill_chunk = frozenset(stop), prefill_chunk
+        self.ids = torch.zeros(slots, 1, dtype=torch.int64, device=model.device)
+        self.running: dict[int, tuple[Request, Result]] = {}  # by row
+        self.sample = Sampler(sampling or Sampling(), [0] * slots, self._explain)
+        self.occupancy: list[int] = []
+        self.most_blocks = 0  # that were in use at once
+        self.others = graphs_made(model, cache)  # graphs that are not of this batch
+
+    @property
+    def captures(self) -> int:
+        """Graphs that were made for this batch."""
+        return graphs_made(self.model, self.cache) - self.others
+
+    def warm_up(self) -> None:
+        """Steps of idle rows: what is to be compiled or captured is, before there is a request."""
+        usual = self.cache.idle_length
+        for turn in range(WARM_UPS):
+            self.cache.idle_length = usual + turn
+            self.model(self.ids, cache=self.cache)
+        self.cache.idle_length = usual
+
+    def require(self, request: Request) -> None:
+        """PortError where a request can never run, whatever else does."""
+        blocks = self.cache.blocks_of(request.positions)
+        if not request.ids or request.max_new_tokens < 1:
+            raise PortError(
+                f"{len(request.ids)} prompt tokens and {request.max_new_tokens} new ones: one of each at "
+                "least is needed"
+            )
+        if request.positions > self.cache.max_length or blocks > self.cache.blocks:
+            room = min(self.cache.max_length, self.cache.blocks * self.cache.block_size)
+            raise PortError(
+                f"a prompt of {len(request.ids)} tokens with {request.max_new_tokens} new ones fills "
+                f"{request.positions} positions ({blocks} blocks of {self.cache.block_size}), and a slot "
+                f"has {room} ({self.cache.blocks} blocks are all): it would wait for ever"
+            )
+
+    def fits(self, request: Request) -> bool:
+        """Whether a slot is idle, and all blocks that the request may need are there."""
+        enough = self.cache.blocks_of(request.positions) <= self.cache.available
+        return len(self.running) < self.slots and enough
+
+    def admit(self, number: int, request: Request) -> Result:
+        """Prefill a request that fits into an idle row, and choose its first token; no other row is
+        touched. The result grows with every step until `ended_by` says something."""
+        self.require(request)
+        row = next(row for row, runs in enumerate(self.cache.running) if not runs)
+        one = self.cache.begin(row, request.positions)
+        result = Result(number, admitted=len(self.occupancy))
+        self.running[row] = request, result
+        self.sample.begin(row, request.seed)
+        prompt = torch.tensor([request.ids], device=self.model.device)
+        with eagerly(self.model):
+            logits = self.model.prefill(prompt, None, one, self.prefill_chunk)
+        token, chosen = self.sample.drawn(logits[:, -1], row)
+        self.ids[row].copy_(token[0])
+        self._took({row: chosen[0]})
+        return result
+
+    def step(self) -> list[Result]:
+        """One token for every running row; those that are done."""
+        rows = set(self.running)
+        logits = self.model(self.ids, cache=self.cache)[:, -1]
+        self.occupancy.append(len(rows))
+        token, chosen = self.sample.drawn(logits, idle=set(range(self.slots)) - rows)
+        self.ids.copy_(token.unsqueeze(1))
+        return self._took({row: chosen[row] for row in sorted(rows)})
+
+    def _took(self, chosen: dict[int, int]) -> list[Result]:
+        """Row → its new token; rows that are done give their blocks back and are idle."""
+        self._require_rank_0s(chosen)
+        self.most_blocks = max(self.most_blocks, self.cache.in_use)
+        done = []
+        for row, token in chosen.items():
+            request, result = self.running[row]
+            result.token_ids.append(token)
+            if token in self.stop:
+                result.ended_by = "eos"
+            elif len(result.token_ids) == request.max_new_tokens:
+                result.ended_by = "length"
+            if result.ended_by:
+                result.ended = len(self.occupancy)
+                del self.running[row]
+                self.cache.end(row)
+                done.append(result)
+        return done
+
+    def _require_rank_0s(self, chosen: dict[int, int]) -> None:
+        """Rank 0 schedules: what is admitted and what ends follows from its tokens. A rank that chose
+        others would run other rows, and every collective after that would wait for ever."""
+        parallel = self.model.parallel
+        if parallel.world_size == 1:
+            return
+        mine = torch.tensor(list(chosen.values()), device=self.model.device)
+        its = parallel.all_reduce(mine * (parallel.rank == 0)).tolist()
+        for (row, token), other in zip(chosen.items(), its, strict=True):
+            if token != other:
+                raise PortError(
+                    f"rank {parallel.rank} chose token {token} for request {self.running[row][1].number}, "
+                    f"rank 0 chose {other}: do all have the same files and settings?"
+                )
+
+    def _explain(self, row: int) -> str:
+        request, result = self.running[row]
+        says = first_nonfinite(self.model, [*request.ids, *result.token_ids])
+        return f"request {result.number}: {says}"
+
+
+def run_requests(
+    batch: ContinuousBatch,
+    requests: Sequence[Request],
+    on_step: Callable[[list[Result]], None] | None = None,
+) -> list[Result]:
+    """Every request to its end, admitted in this order as slots and blocks become free; their results
+    in the same order. A request that waits for blocks keeps those behind it waiting too: none is
+    overtaken for ever. PortError, before anything runs, where one can never run.
+    on_step(results): after each step, with those that ended since the last."""
+    for request in requests:
+        batch.require(request)
+    waiting, results = deque(enumerate(requests)), []
+    while waiting or batch.running:
+        done = []
+        while waiting and batch.fits(waiting[0][1]):
+            result = batch.admit(*waiting.popleft())
+            results.append(result)
+            done += [result] if result.ended_by else []
+        done += batch.step() if batch.running else []
+        if on_step is not None:
+            on_step(done)
+    return results

@@ -1,0 +1,129 @@
+"""Slots on device npu: every request is itself alone on the fixed cache of device cpu, and the decode
+step is captured once, whatever is admitted and ends."""
+
+from __future__ import annotations
+
+import math
+import random
+from typing import Any
+
+import pytest
+import torch
+
+from dsv3_port import PortPlan
+from dsv3_port.engine.capture import CapturedStep
+from dsv3_port.engine.continuous import ContinuousBatch, Request, run_requests
+from dsv3_port.engine.graph import compile_steps, converted_graphs
+from dsv3_port.hostnpu import tape
+from dsv3_port.model.decoder import DeepseekV3
+from dsv3_port.model.paged_cache import NOBODY, Paging
+from dsv3_port.model.row_cache import RowCache
+from tests.hostnpu.inside import short
+
+PAGED = PortPlan.upto("paged_cache")
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> None:
+    torch._dynamo.reset()
+
+
+def load(mode: str = "eager") -> DeepseekV3:
+    model = short.load(PAGED)
+    model.paging = Paging(16, poison=math.nan)
+    return compile_steps(model, mode)
+
+
+def requests_of(seed: int = 1) -> list[Request]:
+    """Over blocks' boundaries, one that ends with its first token, and one of a single token."""
+    rng = random.Random(seed)
+    return [
+        Request(tuple(rng.randrange(3, 900) for _ in range(length)), new)
+        for length, new in ((14, 6), (16, 3), (5, 1), (1, 9), (31, 5), (7, 12))
+    ]
+
+
+@pytest.fixture(scope="module")
+def want() -> list[list[int]]:
+    model, found = short.load(PortPlan.full(), "cpu"), []
+    for request in requests_of():
+        cache = model.new_cache(1, 64)
+        logits, text = model(torch.tensor([request.ids]), cache=cache), []
+        while True:
+            text.append(int(logits[0, -1].argmax()))
+            if len(text) == request.max_new_tokens:
+                break
+            logits = model(torch.tensor([text[-1:]]), cache=cache)
+        found.append(text)
+    return found
+
+
+def captured() -> int:
+    assert tape.tapes is not None
+    return int(tape.tapes.captured)
+
+
+def serve(model: DeepseekV3, order: list[int], slots: int = 3) -> tuple[list[Any], ContinuousBatch]:
+    requests = requests_of()
+    batch = ContinuousBatch(model, slots, max(r.positions for r in requests), prefill_chunk=6)
+    if model.run_step != model.forward_step:
+        batch.warm_up()
+    before = captured(), batch.captures
+    results = run_requests(batch, [requests[n] for n in order])
+    assert (captured(), batch.captures) == before, "nothing is captured or compiled after that"
+    assert batch.cache.in_use == 0
+    assert not any(bool(b[NOBODY].any()) for layer in batch.cache.buffers for b in layer)
+    return [r.token_ids for r in results], batch
+
+
+@pytest.mark.parametrize("mode", ["eager", "captured", "ge", "npugraph_ex", "reduce-overhead"])
+def test_each_request_is_itself_alone(mode: str, want: list[list[int]]) -> None:
+    model = load(mode)
+    for order in ([0, 1, 2, 3, 4, 5], [4, 2, 5, 0, 3, 1]):
+        got, _ = serve(model, order)
+        assert got == [want[n] for n in order]
+
+
+def test_one_capture() -> None:
+    """By hand: one NPUGraph for all steps, counted by CapturedStep and by the host NPU."""
+    model, before = load("captured"), captured()
+    _, batch = serve(model, [0, 1, 2, 3, 4, 5])
+    assert isinstance(model.run_step, CapturedStep) and len(model.run_step.graphs) == 1
+    assert batch.captures == 1 and captured() == before + 1
+
+
+def test_one_ge_graph() -> None:
+    model = load("ge")
+    with converted_graphs() as found:
+        _, batch = serve(model, [5, 4, 3, 2, 1, 0])
+    assert len(found) == batch.captures == 1
+
+
+def test_a_replay_that_keeps_the_lengths_of_the_capture_is_caught(
+    want: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mutation: the captured attentions' host numbers are those of idle rows for ever."""
+    expect = RowCache.expect
+
+    def frozen(self: RowCache, new: int) -> None:
+        expect(self, new)
+        self.kv_lengths = [self.idle_length] * self.batch
+
+    monkeypatch.setattr(RowCache, "expect", frozen)
+    got, _ = serve(load("captured"), [0, 1, 2, 3, 4, 5])
+    assert got != want
+
+
+def test_an_idle_length_of_0_makes_more_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Why idle rows read two keys of zeros: Dynamo takes 0 and 1 for constants, and npugraph_ex would
+    compile and capture again whenever a row becomes idle."""
+    model = load("npugraph_ex")
+    begin = RowCache.__init__
+
+    def zero(self: RowCache, *given: Any) -> None:
+        begin(self, *given)
+        self.idle_length = 0
+
+    monkeypatch.setattr(RowCache, "__init__", zero)
+    with pytest.raises(AssertionError, match="nothing is captured or compiled after that"):
+        serve(model, [0, 1, 2, 3, 4, 5])
