@@ -141,7 +141,8 @@ def blocks_over_time(log: BlockLog) -> LabFigure:
         f"Above: {log.blocks} blocks over {steps} decode steps, coloured by which of {log.rows} sequences "
         f"holds them. Below: a fixed cache holds {log.fixed} positions throughout; blocks in use grow from "
         f"{log.held[0]} to {max(log.held)}, tokens from {log.used[0]} to {max(log.used)}.",
-        f"Counted in this run: {log.rows} sequences of at most {log.room} positions, blocks of {log.block_size}; white is free.",
+        f"Counted in this run: {log.rows} sequences of at most {log.room} positions, "
+        f"blocks of {log.block_size}; white is free.",
     )
 
 

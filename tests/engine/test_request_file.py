@@ -63,7 +63,11 @@ def test_json_as_in_data():
         ("p.txt", b"good\n\xff\xfe", "p.txt, line 2: not UTF-8 at byte 1"),
         ("p.jsonl", '"a"\n{"prompt": "b"', "p.jsonl, line 2: not readable as JSON"),
         ("p.jsonl", '{"prompt": "b", "prompt": "c"}', "line 1: .*prompt is listed twice"),
-        ("p.jsonl", '\n{"prompt": "b", "temp": 1}', "line 2: unknown field 'temp'; known are prompt"),
+        (
+            "p.jsonl",
+            '\n{"prompt": "b", "temp": 1}',
+            "line 2: unknown field 'temp'; known are prompt",
+        ),
         ("p.jsonl", '{"seed": 1}', "line 1: must have a prompt or messages, and has 0"),
         ("p.jsonl", '{"prompt": "a", "messages": []}', "line 1: must have .* has 2 of them"),
         ("p.jsonl", '{"prompt": [1]}', r"line 1: prompt is '\[1\]', not a text"),
