@@ -21,6 +21,7 @@ MARKS = {
     "engine/test_job.py": "ranks",
     "engine/test_job_ends.py": "ranks",
     "engine/test_parallel.py": "ranks",
+    "engine/test_serve.py": "ranks",
     "check/test_rank_calls.py": "ranks",
     "engine/test_continuous.py::test_one_graph_by_inductor": "compile",
     "engine/test_graph.py": "compile",

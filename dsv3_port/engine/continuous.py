@@ -26,8 +26,9 @@ from .graph import eagerly, graphs_made
 from .nonfinite import first_nonfinite
 from .sampler import Sampler, Sampling
 
-# Dynamo sees that the lengths change in the second step, and has symbols for them from then on
-WARM_UPS = 3
+# keys of every row in each step of the warm-up: npugraph_ex takes them for constants until it sees
+# them change, and has symbols for them from then on
+WARM_UPS = (0, 1, 2)
 
 
 @dataclass(frozen=True)
@@ -96,12 +97,12 @@ class ContinuousBatch:
         return graphs_made(self.model, self.cache) - self.others
 
     def warm_up(self) -> None:
-        """Steps of idle rows: what is to be compiled or captured is, before there is a request."""
-        usual = self.cache.idle_length
-        for turn in range(WARM_UPS):
-            self.cache.idle_length = usual + turn
+        """Steps of idle rows, which read zeros: what is to be compiled or captured is, before there is a
+        request."""
+        for keys in WARM_UPS:
+            self.cache.idle_length = keys
             self.model(self.ids, cache=self.cache)
-        self.cache.idle_length = usual
+        self.cache.idle_length = 0
 
     def require(self, request: Request) -> None:
         """PortError where a request can never run, whatever else does."""

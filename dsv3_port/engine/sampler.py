@@ -53,6 +53,12 @@ class Sampling:
         return scores
 
 
+def check_seed(seed: int) -> None:
+    """PortError where torch.Generator takes no such seed."""
+    if not -(2**63) <= seed < 2**64:
+        raise PortError(f"seed must be within -2**63..2**64-1, {seed} is not")
+
+
 class Sampler:
     """The next token of each row: the largest logit, or a draw from the row's own generator.
 
@@ -64,8 +70,7 @@ class Sampler:
         self, sampling: Sampling, seeds: Sequence[int], explain: Callable[[int], str]
     ) -> None:
         for seed in seeds:
-            if not -(2**63) <= seed < 2**64:
-                raise PortError(f"seed must be within -2**63..2**64-1, {seed} is not")
+            check_seed(seed)
         self.sampling, self.explain = sampling, explain
         drawn = seeds if sampling.temperature else ()
         self.generators = [torch.Generator().manual_seed(s) for s in drawn]

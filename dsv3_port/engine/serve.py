@@ -20,7 +20,7 @@ from .graph import compile_steps, label, made
 from .job import Job, check_job, load_rank, run_job
 from .report import RankMemory, rank_memory
 from .request_file import Asked
-from .sampler import Sampling
+from .sampler import Sampling, check_seed
 from .tokenizer import check_length, encode, load_tokenizer
 
 # without times: a step's count says what is to be compared, and a stand-in's times mean nothing
@@ -107,6 +107,7 @@ def _require(
             f"the tokenizer gives id {max(request.ids)}, the model's vocabulary has {config.vocab_size}: is "
             "tokenizer.json the one that belongs to these weights?"
         )
+    check_seed(request.seed)
     check_length(length, limit)
     if length + new > config.max_position_embeddings:
         raise PortError(

@@ -36,9 +36,7 @@ class RowCache(PagedCache):
     ) -> None:
         self.rows: list[PagedCache] = []
         self.running = [False] * batch
-        # keys that an idle row reads, all of them zeros: as many as a running row can have,
-        # because Dynamo makes a graph of its own for 0 and for 1
-        self.idle_length = 2
+        self.idle_length = 0  # keys that an idle row reads; all of them are zeros
         super().__init__(layers, widths, batch, max_length, device, dtype, paging)
         self.rows = [self._one(row) for row in range(batch)]
         self.reset()

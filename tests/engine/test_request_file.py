@@ -77,8 +77,11 @@ def test_json_as_in_data():
         ("p.jsonl", "7", "line 1: is '7', not a text, a list of chat messages or an object"),
         ("p.jsonl", '{"prompt": "a", "max_new_tokens": 0}', "line 1: max_new_tokens .*not 0"),
         ("p.jsonl", '{"prompt": "a", "max_new_tokens": true}', "line 1: max_new_tokens .*not True"),
-        ("p.jsonl", '{"prompt": "a", "seed": 1e3}', "line 1: seed must be within .*1000.0 is not"),
-        ("p.jsonl", '{"prompt": "a", "seed": 18446744073709551616}', "line 1: seed must be within"),
+        (
+            "p.jsonl",
+            '{"prompt": "a", "seed": 1e3}',
+            "line 1: seed must be a whole number, not 1000.0",
+        ),
         ("p.json", "[]", "p.json: holds no prompt"),
         ("p.json", '{"chat": ["a"]}', "p.json: must hold a list of prompts, or an object"),
         ("p.json", '["a", 7]', "p.json, prompt 2: is '7', not a text"),

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from dsv3_port import PortPlan
+from dsv3_port.engine import continuous
 from dsv3_port.engine.capture import CapturedStep
 from dsv3_port.engine.continuous import ContinuousBatch, Request, run_requests
 from dsv3_port.engine.graph import compile_steps, converted_graphs
@@ -114,16 +115,10 @@ def test_a_replay_that_keeps_the_lengths_of_the_capture_is_caught(
     assert got != want
 
 
-def test_an_idle_length_of_0_makes_more_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Why idle rows read two keys of zeros: Dynamo takes 0 and 1 for constants, and npugraph_ex would
-    compile and capture again whenever a row becomes idle."""
-    model = load("npugraph_ex")
-    begin = RowCache.__init__
-
-    def zero(self: RowCache, *given: Any) -> None:
-        begin(self, *given)
-        self.idle_length = 0
-
-    monkeypatch.setattr(RowCache, "__init__", zero)
+def test_a_warm_up_whose_lengths_stay_the_same_leaves_graphs_for_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Why it changes them: npugraph_ex would compile and capture again at the first requests."""
+    monkeypatch.setattr(continuous, "WARM_UPS", (0, 0, 0))
     with pytest.raises(AssertionError, match="nothing is captured or compiled after that"):
-        serve(model, [0, 1, 2, 3, 4, 5])
+        serve(load("npugraph_ex"), [0, 1, 2, 3, 4, 5])
