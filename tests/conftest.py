@@ -6,6 +6,7 @@ where there is none.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,8 @@ import setuptools  # noqa: F401  # now: it asserts that nobody has imported Pyth
 import torch
 
 TESTS = Path(__file__).parent
+# a person's options are for the run that they started, not for the pytest that a test starts
+os.environ.pop("PYTEST_ADDOPTS", None)
 # place below tests/, a folder, a file or a test's name in it -> mark
 MARKS = {
     "hostnpu/": "hostnpu",
