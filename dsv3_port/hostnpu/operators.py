@@ -99,18 +99,24 @@ def _attention_outputs(
     **others: Any,
 ) -> tuple[Tensor, Tensor]:
     """The results of the fused attention, empty: torch_npu's graphs put them where a task update
-    finds them. Absorbed MLA, whose value is as wide as its query."""
-    if query_rope is None or any(v is not None for v in others.values()):
+    finds them. As wide as a head of the value; absorbed MLA's is as wide as its query."""
+    if any(v is not None for v in others.values()):
         raise NotImplementedError(
-            "the host stand-in captures the fused attention with rope inputs and without scales only"
+            "the host stand-in captures the fused attention without scales only"
         )
     source, target = LAYOUTS[input_layout]
-    if source in ("BNSD", "BSND", "BSH") and not return_softmax_lse:
-        wide = to_bnsd(query, source, num_query_heads)
-        return from_bnsd(torch.empty_like(wide), target), torch.empty(0)
-    raise NotImplementedError(
-        f"the host stand-in captures the fused attention without lse and packed layouts, not {input_layout}"
-    )
+    if source not in ("BNSD", "BSND", "BSH") or query_rope is None and block_table is not None:
+        raise NotImplementedError(
+            "the host stand-in captures the fused attention without packed layouts, and over blocks in its "
+            f"absorbed form only; not {input_layout}"
+        )
+    wide = to_bnsd(query, source, num_query_heads)
+    width = wide.shape[-1]
+    if query_rope is None:
+        width = to_bnsd(value, source, num_key_value_heads or num_query_heads).shape[-1]
+    lse = (*wide.shape[:3], 1) if return_softmax_lse else (0,)
+    out = wide.new_empty(*wide.shape[:3], width)
+    return from_bnsd(out, target), torch.empty(lse, dtype=torch.float32)
 
 
 def _attention_workspace(*args: Any, **kwargs: Any) -> Tensor:

@@ -69,18 +69,21 @@ def read(report: Path, file: str, known: dict[str, str]) -> list[Result]:
     found = []
     for case in ElementTree.parse(report).getroot().iter("testcase"):
         test = case.get("name", "")
-        outcome, reason, at = "passed", "", ""
+        outcome, reason, at, whole = "passed", "", "", False
         for child in case:
             if child.tag in ("failure", "error", "skipped"):
                 outcome = "skipped" if child.tag == "skipped" else "failed"
                 text = child.get("message") or child.text or ""
-                reason = " ".join(text.split())[:200]
+                whole = child.get("message") == "collection failure"  # its name is the file's
+                reason = " ".join((child.text if whole else text or "").split())[
+                    -200 if whole else 0 :
+                ][:200]
                 lines = [f"{n}:{at}" for n, at in LINE.findall(child.text or "") if n == file]
                 at = lines[-1] if lines else ""
                 if NO_KERNEL in text or NO_KERNEL in (child.text or ""):
                     outcome = "refused"
         why = broken(file, test, known)
-        if why and outcome == "failed":
+        if why and outcome == "failed" and not whole:
             outcome, reason = "broken", why
         found.append(Result(file, test, outcome, reason, HIDDEN in test, at))
     return found

@@ -122,6 +122,19 @@ def outcomes(found: list[vendor_tests.Result]) -> dict[str, str]:
     return {r.test: r.outcome for r in found}
 
 
+def test_a_file_that_does_not_import_is_no_broken_test(tmp_path: Path) -> None:
+    """Its one entry has the file's name, which a test that is known to be broken may have too."""
+    report = tmp_path / "report.xml"
+    report.write_text(
+        '<testsuites><testsuite><testcase classname="" name="test_npu_sum"><error message="collection '
+        "failure\">ModuleNotFoundError: No module named 'einops'</error></testcase></testsuite></testsuites>"
+    )
+    (found,) = vendor_tests.read(
+        report, "test_npu_sum.py", {"test_npu_sum.py::test_npu_*": "so it is"}
+    )
+    assert found.outcome == "failed" and "einops" in found.reason
+
+
 @needs_torch_npu
 def test_vendor_tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("expecttest")

@@ -44,6 +44,43 @@ def test_the_second_form_is_the_first(mode: str, slots: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["PA", "PA_NZ"])
+@pytest.mark.parametrize("name", ["npu_kv_rmsnorm_rope_cache", "npu_kv_rmsnorm_rope_cache_v2"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_written_rows_are_the_definition_in_float64(
+    mode: str, name: str, dtype: torch.dtype
+) -> None:
+    """Norm and rotation from the formula, each row at its slot, into caches that the formula has not
+    touched: the vendor's golden writes into the caches that its operator is then given. One rounding
+    to the dtype; every row without a slot stays as it was."""
+    kv, gamma, cos, sin = (x.to(dtype) for x in given(3))
+    index, held = torch.tensor(SLOTS["some"]), [c.to(dtype) for c in caches()]
+    kept = [c.clone() for c in held]
+    getattr(ops, name)(kv, gamma, cos, sin, index, *held, cache_mode=mode, epsilon=1e-5)
+    latent, rope = kv.double().split((512, 64), -1)
+    latent = latent / (latent.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * gamma.double()
+    a, b = rope[..., 0::2], rope[..., 1::2]
+    rope = torch.cat((a, b), -1) * cos.double() + torch.cat((-b, a), -1) * sin.double()
+    eps = torch.finfo(dtype).eps
+    relative, absolute = (eps / 2, 1e-5) if dtype == torch.bfloat16 else (8 * eps, 8 * eps)
+    for cache, before, new in zip(held, kept, (rope, latent), strict=True):
+        for row, slot in enumerate(index.tolist()):
+            wanted = new.flatten(0, 2)[row]
+            if slot >= 0:
+                got = at_slot(cache, slot, mode).double()
+                assert ((got - wanted).abs() <= relative * wanted.abs() + absolute).all()
+        for slot in set(range(3 * 16)) - set(index.tolist()):
+            assert torch.equal(at_slot(cache, slot, mode), at_slot(before, slot, mode))
+
+
+def at_slot(cache: Tensor, slot: int, mode: str) -> Tensor:
+    """The row of a slot in a cache [blocks, 16, 1, width], which PA_NZ fills as [blocks, 1,
+    width / 16, 16, 16]."""
+    if mode == "PA":
+        return cache.flatten(0, 2)[slot]
+    return cache.view(3, 1, -1, 16, 16)[slot // 16, 0, :, slot % 16].flatten()
+
+
+@pytest.mark.parametrize("mode", ["PA", "PA_NZ"])
 @pytest.mark.parametrize("slots", SLOTS)
 def test_a_traced_write_is_the_same_and_has_one_shape(mode: str, slots: str) -> None:
     """fullgraph: a mask as index would be refused; catches padding that overwrites slot 0."""
