@@ -47,7 +47,9 @@ def in_slots(tokens: Sequence[int], slots: int) -> Batching:
     """Continuous batching with blocks for all: the next request takes a slot as soon as one is done,
     as engine/continuous.py does."""
     _check(tokens, slots)
-    waiting, running, occupancy = deque(n - 1 for n in tokens), [], []
+    waiting = deque(n - 1 for n in tokens)
+    running: list[int] = []  # steps that each has left
+    occupancy: list[int] = []
     while waiting or running:
         while waiting and len(running) < slots:
             steps = waiting.popleft()

@@ -148,6 +148,7 @@ def serve_rank(
         total=len(requests),
         desc="requests",
         bar_format=BAR,
+        mininterval=1.0,
         disable=not job.progress or parallel.rank > 0,
     ) as bar:
 

@@ -92,7 +92,7 @@ class RowCache(PagedCache):
                 f"of {limit} positions may take {self.blocks_of(limit)}: end another one first"
             )
         one = self.rows[row]
-        one.max_length = limit
+        one.max_length, one.slots = limit, self.slots
         one.reset()
         self.running[row] = True
         return one

@@ -81,3 +81,28 @@ def test_two_ranks_give_the_text_of_one(mode, want, tmp_path):
     assert [r["device"] for r in two["ranks"]] == ["npu:0", "npu:1"]
     assert "times are not shown" in two["out"] and "tokens/s" not in two["out"]
     assert not [name for name in (*two, *two["generations"][0]) if "second" in name]
+
+
+@pytest.mark.parametrize("mode", [[], ["--enable-aclgraph", "1"]], ids=["ge", "captured"])
+def test_slots_of_two_ranks_give_the_text_of_one(mode, want, tmp_path):
+    """Three requests in two slots, one of them admitted when another is done; one graph a rank."""
+    file, out = tmp_path / "p.txt", tmp_path / "out.jsonl"
+    file.write_text("The\nOnce upon a time\nThe\n")
+    words = ["--max-new-tokens", "8", "--slots", "2", "--block-size", "16", "--world-size", "2"]
+    words += ["--exe-mode", "dynamo", *mode, "--prompts", str(file), "--out", str(out)]
+    done = subprocess.run(
+        [sys.executable, "-m", "dsv3_port", "serve", "--model-dir", str(TINY), "--dtype", "float32"]
+        + ["--device", "host-npu", *words],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        timeout=300,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    if "is not in this version" in done.stderr:
+        pytest.skip("this version has no graph on npu")
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(line)["token_ids"] for line in out.read_text().splitlines()]
+    assert found == [*want, want[0]]
+    assert "2 ranks, 2 slots, " in done.stderr
+    assert "graphs: 1 captured or compiled before the first request, 0 after it" in done.stderr

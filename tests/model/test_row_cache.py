@@ -176,10 +176,13 @@ def test_rows_are_their_sequences_alone(model) -> None:
         for row, n in in_row.items():
             got[n].append(logits[row][None])
     assert not in_row and cache.in_use == 0
+    worst = 0.0
     for n, (_, _, prompt, total, _) in enumerate(plan):
         want, found = alone(model, texts[n], prompt), torch.cat(got[n], 1)
         assert found.shape == want.shape == (1, total - prompt + 1, CONFIG.vocab_size)
-        assert float((found - want).abs().max() / want.abs().max()) <= 1e-5, n
+        worst = max(worst, float((found - want).abs().max() / want.abs().max()))
+    print(f"worst difference {worst:.1e}")
+    assert worst <= 1e-5
 
 
 @pytest.mark.parametrize("on_device", [False, True])
