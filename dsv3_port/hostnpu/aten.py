@@ -76,7 +76,9 @@ def refused(op: Any) -> Callable[..., Any]:
 
 
 def long_indices(op: Any, *names: str) -> Callable[..., Any]:
-    """op with its int32 index arguments as the int64 that the CPU wants."""
+    """op with its int32 index arguments as the int64 that the CPU wants; sums of 16-bit losses in
+    float32."""
+    run = fallback.wide(op)
     places = [(i, a.name) for i, a in enumerate(op._schema.arguments) if a.name in names]
 
     def widen(value: Any) -> Any:
@@ -89,7 +91,7 @@ def long_indices(op: Any, *names: str) -> Callable[..., Any]:
                 given[i] = widen(given[i])
             elif name in kwargs:
                 kwargs[name] = widen(kwargs[name])
-        return op(*given, **kwargs)
+        return run(*given, **kwargs)
 
     call.__name__ = op._schema.name
     return call

@@ -261,6 +261,7 @@ ROUNDED: dict[str, Callable[[Tensor], Any]] = {
     "foreach addcdiv": lambda x: torch._foreach_addcdiv([x], [x.flip(0)], [x.flip(1)], [0.3])[0],
     "foreach addcmul": lambda x: torch._foreach_addcmul([x], [x.flip(0)], [x.flip(1)], [0.3])[0],
     "foreach add": lambda x: torch._foreach_add([x], [x.flip(0)], alpha=0.3)[0],
+    "nll_loss": lambda x: F.nll_loss(x * 60, torch.arange(4, device=x.device) % 3, reduction="sum"),
     "grid_sampler": lambda x: torch.grid_sampler(
         x.view(1, 1, 4, 6), (x.view(1, 3, 4, 2) / 8).clamp(-1, 1), 0, 0, True
     ),
