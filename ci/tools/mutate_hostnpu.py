@@ -33,7 +33,14 @@ class Mutation(NamedTuple):
 
 
 M = Mutation
+ATEN = f"{INSIDE}check_aten.py"
 MUTATIONS = (
+    M("hostnpu/aten.py", "if base in WIDE:", "if False:", ATEN),
+    M("hostnpu/aten.py", "return refused(op) if base in QUANTISED else None", "return None", ATEN),
+    M("hostnpu/aten.py", "dim, grad.dtype)", "dim, input_dtype)", ATEN),
+    M("hostnpu/fallback.py", "target.copy_(widened.get(id(target), target))", "pass", ATEN),
+    M("hostnpu/fallback.py", "if NO_CPU in text:", "if False:", ATEN),
+    M("hostnpu/fallback.py", '    "Unsupported datatype for add_relu",\n', "", ATEN),
     M("ops/attention_masks.py", "column > row + (shift if mode == 3 else 0)", "column > row", OPS),
     M("ops/attention_masks.py", "column < corner - call.pre_tokens", "column < corner - 9", OPS),
     M("ops/attention_packed.py", "return last - sizes + step,", "return last - sizes,", OPS),

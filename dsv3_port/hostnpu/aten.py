@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import autograd
+from . import autograd, fallback
 from .kernels import Kernel
 from .registry import full_name, has_kernel, overloads, register
 
@@ -51,8 +51,34 @@ def log_softmax(self: Tensor, dim: int, half_to_float: bool) -> Tensor:
     return aten._log_softmax(self.float() if half_to_float else self, dim, False)
 
 
+def softmax_backward(
+    name: str,
+) -> Callable[[Tensor, Tensor, int, torch.dtype], Tensor]:
+    """The gradient may be float32 while the input was float16 (half_to_float)."""
+
+    def call(grad: Tensor, output: Tensor, dim: int, input_dtype: torch.dtype) -> Tensor:
+        found: Tensor = getattr(aten, name)(grad, output, dim, grad.dtype)
+        return found.to(input_dtype)
+
+    return call
+
+
+def refused(op: Any) -> Callable[..., Any]:
+    """A quantised tensor carries its scale beside the memory, where a host kernel sees memory alone."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError(
+            f"{op._schema.name}: the host stand-in has no kernel for this operator: it makes no "
+            "quantised tensors of PyTorch's; the real NPU may"
+        )
+
+    return call
+
+
 def long_indices(op: Any, *names: str) -> Callable[..., Any]:
-    """op with its int32 index arguments as the int64 that the CPU wants."""
+    """op with its int32 index arguments as the int64 that the CPU wants; sums of 16-bit losses in
+    float32."""
+    run = fallback.wide(op)
     places = [(i, a.name) for i, a in enumerate(op._schema.arguments) if a.name in names]
 
     def widen(value: Any) -> Any:
@@ -65,7 +91,7 @@ def long_indices(op: Any, *names: str) -> Callable[..., Any]:
                 given[i] = widen(given[i])
             elif name in kwargs:
                 kwargs[name] = widen(kwargs[name])
-        return op(*given, **kwargs)
+        return run(*given, **kwargs)
 
     call.__name__ = op._schema.name
     return call
@@ -83,11 +109,27 @@ INT32 = {
     "multi_margin_loss_backward": ("target",),
     "put_": ("index",),
 }
+QUANTISED = frozenset(
+    "quantize_per_tensor quantize_per_channel quantize_per_tensor_dynamic".split()
+)
+# the CPU's kernels of these round to 16 bits in between
+WIDE = frozenset(
+    """
+_foreach_add _foreach_add_ _foreach_sub _foreach_sub_ _foreach_addcdiv _foreach_addcdiv_ _foreach_addcmul
+_foreach_addcmul_ _slow_conv2d_backward _conv_depthwise2d conv_depthwise3d convolution_backward
+convolution_backward_overrideable grid_sampler_2d grid_sampler_2d_backward grid_sampler_3d
+grid_sampler_3d_backward slow_conv_transpose2d slow_conv_transpose3d slow_conv_dilated2d slow_conv_dilated3d
+upsample_bicubic2d upsample_bicubic2d_backward upsample_bilinear2d upsample_bilinear2d_backward
+upsample_linear1d upsample_linear1d_backward upsample_trilinear3d upsample_trilinear3d_backward
+""".split()
+)
 OWN: dict[str, Callable[..., Any]] = {
     "histc": histc,
     "histc.out": histc_out,
     "_softmax": softmax,
     "_log_softmax": log_softmax,
+    "_softmax_backward_data": softmax_backward("_softmax_backward_data"),
+    "_log_softmax_backward_data": softmax_backward("_log_softmax_backward_data"),
     "matmul_backward": autograd.matmul_backward,
 }
 
@@ -96,7 +138,13 @@ def function(op: Any) -> Callable[..., Any] | None:
     """What runs in the place of the CPU's operator; None: the operator itself."""
     name = full_name(op._schema).removeprefix("aten::")
     base = name.split(".")[0]
-    return OWN.get(name) or (long_indices(op, *INT32[base]) if base in INT32 else None)
+    if name in OWN:
+        return OWN[name]
+    if base in INT32:
+        return long_indices(op, *INT32[base])
+    if base in WIDE:
+        return fallback.wide(op)
+    return refused(op) if base in QUANTISED else None
 
 
 def install() -> int:

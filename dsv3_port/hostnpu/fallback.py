@@ -19,7 +19,9 @@ NO_SIXTEEN = (
     "CPU Half",
     "expected scalar type Float but found Half",
     "expected scalar type Float but found BFloat16",
+    "Unsupported datatype for add_relu",
 )
+NO_CPU = "from the 'CPU' backend"
 NO_RESIZE = "resize storage that is not resizable"
 Written = list[tuple[int, str]]  # position and name of the arguments that an operator writes
 
@@ -36,12 +38,41 @@ def run(fn: Callable[..., Any], op: Any, written: Written, args: list[Any], kwar
         if NO_RESIZE in text:
             _fresh_outputs(written, args, kwargs)
             return run(fn, op, [], args, kwargs)
+        if NO_CPU in text:
+            why = (
+                "the host stand-in has no kernel for this operator, as PyTorch has none for the CPU"
+            )
+            raise NotImplementedError(f"{op._schema.name}: {why}; the real NPU may") from None
         if any(sign in text for sign in NO_SIXTEEN):
-            given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-            sixteen = next((t.dtype for t in given if t.dtype in SIXTEEN), None)
+            sixteen = _sixteen(args, kwargs)
             if sixteen is not None:
                 return _in_float32(fn, op, sixteen, written, args, kwargs)
         raise
+
+
+def _sixteen(args: Any, kwargs: Any) -> torch.dtype | None:
+    """The first 16-bit type of the arguments."""
+    given = (t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor))
+    return next((t.dtype for t in given if t.dtype in SIXTEEN), None)
+
+
+def wide(op: Any) -> Callable[..., Any]:
+    """op computed in float32 for 16-bit types, cast once: for operators whose CPU kernel rounds to
+    16 bits in between, which the device's does not."""
+    written = [
+        (i, a.name)
+        for i, a in enumerate(op._schema.arguments)
+        if a.alias_info is not None and a.alias_info.is_write
+    ]
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        sixteen = _sixteen(args, kwargs)
+        if sixteen is None:
+            return op(*args, **kwargs)
+        return _in_float32(op, op, sixteen, written, list(args), kwargs)
+
+    call.__name__ = op._schema.name
+    return call
 
 
 class Call:
@@ -88,6 +119,10 @@ def _in_float32(
     result = fn(*wide_args, **wide_kwargs)
     back: dict[int, Tensor] = {}
     for where, key in _places(written, args, kwargs):
+        if isinstance(where[key], (list, tuple)):  # of a foreach operator
+            for target in where[key]:
+                target.copy_(widened.get(id(target), target))
+            continue
         source = widened.get(id(where[key]), where[key])
         if source is not where[key]:
             if source.shape == where[key].shape:

@@ -95,6 +95,7 @@ import unittest
 import torch, torch_npu
 from torch_npu.testing.testcase import TestCase, run_tests
 from torch_npu.testing.common_utils import SupportedDevices, SkipIfNotGteCANNVersion
+from torch_npu.testing.common_utils import test_2args_broadcast  # a decorator, no test
 
 class TestSum(TestCase):
     def test_sum(self):

@@ -240,6 +240,7 @@ def test_out_is_resized_in_a_capture_too() -> None:
 HALF_ONLY: dict[str, Callable[[Tensor], Any]] = {
     "cdist": lambda x: torch.cdist(x, x.flip(0)),
     "avg_pool3d": lambda x: F.avg_pool3d(x.view(1, 1, 2, 2, 6), 2),
+    "add_relu": lambda x: torch._VF._add_relu(x, x.flip(0)),
     "upsample antialias": lambda x: F.interpolate(
         x.view(1, 1, 4, 6), (2, 3), mode="bilinear", antialias=True
     ),
@@ -254,6 +255,55 @@ def test_sixteen_bits_where_the_cpu_has_none(name: str, dtype: torch.dtype) -> N
     wanted = HALF_ONLY[name](x.float()).to(dtype)
     got = HALF_ONLY[name](x.npu())
     assert got.dtype == dtype and torch.equal(got.cpu(), wanted)
+
+
+ROUNDED: dict[str, Callable[[Tensor], Any]] = {
+    "foreach addcdiv": lambda x: torch._foreach_addcdiv([x], [x.flip(0)], [x.flip(1)], [0.3])[0],
+    "foreach addcmul": lambda x: torch._foreach_addcmul([x], [x.flip(0)], [x.flip(1)], [0.3])[0],
+    "foreach add": lambda x: torch._foreach_add([x], [x.flip(0)], alpha=0.3)[0],
+    "nll_loss": lambda x: F.nll_loss(x * 60, torch.arange(4, device=x.device) % 3, reduction="sum"),
+    "grid_sampler": lambda x: torch.grid_sampler(
+        x.view(1, 1, 4, 6), (x.view(1, 3, 4, 2) / 8).clamp(-1, 1), 0, 0, True
+    ),
+    "upsample": lambda x: F.interpolate(
+        x.view(1, 1, 2, 2, 6), (5, 3, 7), mode="trilinear", align_corners=True
+    ),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ROUNDED)
+def test_sixteen_bits_are_rounded_once(name: str, dtype: torch.dtype) -> None:
+    """Where the CPU's own 16-bit kernel rounds in between."""
+    x = inputs()[0].to(dtype)
+    wanted = ROUNDED[name](x.float()).to(dtype)
+    got = ROUNDED[name](x.npu())
+    assert got.dtype == dtype and torch.equal(got.cpu(), wanted)
+
+
+def test_foreach_in_place_is_rounded_once() -> None:
+    a, b, c = (t.half() for t in (inputs()[0], inputs()[0].flip(0), inputs()[0].flip(1)))
+    npu = [a.npu(), b.npu()]
+    torch._foreach_addcmul_(npu, [b.npu(), c.npu()], [c.npu(), a.npu()], 0.3)
+    wide = [a.float(), b.float()]
+    torch._foreach_addcmul_(wide, [b.float(), c.float()], [c.float(), a.float()], 0.3)
+    assert all(torch.equal(got.cpu(), want.half()) for got, want in zip(npu, wide, strict=True))
+
+
+@pytest.mark.parametrize("name", ["_softmax_backward_data", "_log_softmax_backward_data"])
+def test_softmax_gradient_of_half_to_float(name: str) -> None:
+    grad, output = inputs()[0], inputs()[0].softmax(-1)
+    run = getattr(torch, name)
+    got = run(grad.npu(), output.npu(), -1, torch.float16)
+    assert torch.equal(got.cpu(), run(grad, output, -1, torch.float32).half())
+
+
+def test_what_the_cpu_has_not_is_refused_by_name() -> None:
+    x = inputs()[0].npu()
+    with pytest.raises(NotImplementedError, match="batch_norm_stats: the host stand-in has no"):
+        torch.batch_norm_stats(x, 1e-5)
+    with pytest.raises(NotImplementedError, match="quantize_per_tensor: the host stand-in has no"):
+        torch.quantize_per_tensor(x, 0.1, 10, torch.qint8)
 
 
 def test_in_place_and_out_in_float32_too() -> None:
