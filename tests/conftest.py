@@ -6,6 +6,7 @@ where there is none.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,9 @@ import pytest
 import setuptools  # noqa: F401  # now: it asserts that nobody has imported Python's own distutils before
 import torch
 
+from dsv3_port import messages
+
+os.environ["DSV3_LANG"] = "en"  # whatever this machine speaks
 TESTS = Path(__file__).parent
 # place below tests/, a folder, a file or a test's name in it -> mark
 MARKS = {
@@ -77,8 +81,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def nothing_left_behind() -> Iterator[None]:
-    """No process group, default dtype or thread count of one test meets the next."""
+    """No process group, default dtype, thread count or language of one test meets the next."""
     dtype, threads = torch.get_default_dtype(), torch.get_num_threads()
+    messages.use("en")
     yield
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
