@@ -36,6 +36,7 @@ M = Mutation
 ATEN = f"{INSIDE}check_aten.py"
 MUTATIONS = (
     M("hostnpu/aten.py", "if base in WIDE:", "if False:", ATEN),
+    M("hostnpu/aten.py", "if base in WIDE_BFLOAT16:", "if False:", ATEN),
     M("hostnpu/aten.py", "return refused(op) if base in QUANTISED else None", "return None", ATEN),
     M("hostnpu/aten.py", "dim, grad.dtype)", "dim, input_dtype)", ATEN),
     M("hostnpu/fallback.py", "target.copy_(widened.get(id(target), target))", "pass", ATEN),

@@ -115,12 +115,18 @@ QUANTISED = frozenset(
 # the CPU's kernels of these round to 16 bits in between
 WIDE = frozenset(
     """
-_foreach_add _foreach_add_ _foreach_sub _foreach_sub_ _foreach_addcdiv _foreach_addcdiv_ _foreach_addcmul
-_foreach_addcmul_ _slow_conv2d_backward _conv_depthwise2d conv_depthwise3d convolution_backward
+_slow_conv2d_backward _conv_depthwise2d conv_depthwise3d convolution_backward
 convolution_backward_overrideable grid_sampler_2d grid_sampler_2d_backward grid_sampler_3d
 grid_sampler_3d_backward slow_conv_transpose2d slow_conv_transpose3d slow_conv_dilated2d slow_conv_dilated3d
 upsample_bicubic2d upsample_bicubic2d_backward upsample_bilinear2d upsample_bilinear2d_backward
 upsample_linear1d upsample_linear1d_backward upsample_trilinear3d upsample_trilinear3d_backward
+""".split()
+)
+# the vendor's tests hold these against float32 in bfloat16 and against float16 steps in float16
+WIDE_BFLOAT16 = frozenset(
+    """
+_foreach_add _foreach_add_ _foreach_sub _foreach_sub_ _foreach_addcdiv _foreach_addcdiv_ _foreach_addcmul
+_foreach_addcmul_
 """.split()
 )
 OWN: dict[str, Callable[..., Any]] = {
@@ -144,6 +150,8 @@ def function(op: Any) -> Callable[..., Any] | None:
         return long_indices(op, *INT32[base])
     if base in WIDE:
         return fallback.wide(op)
+    if base in WIDE_BFLOAT16:
+        return fallback.wide(op, (torch.bfloat16,))
     return refused(op) if base in QUANTISED else None
 
 

@@ -56,8 +56,8 @@ def _sixteen(args: Any, kwargs: Any) -> torch.dtype | None:
     return next((t.dtype for t in given if t.dtype in SIXTEEN), None)
 
 
-def wide(op: Any) -> Callable[..., Any]:
-    """op computed in float32 for 16-bit types, cast once: for operators whose CPU kernel rounds to
+def wide(op: Any, dtypes: tuple[torch.dtype, ...] = SIXTEEN) -> Callable[..., Any]:
+    """op computed in float32 for these types, cast once: for operators whose CPU kernel rounds to
     16 bits in between, which the device's does not."""
     written = [
         (i, a.name)
@@ -67,8 +67,9 @@ def wide(op: Any) -> Callable[..., Any]:
 
     def call(*args: Any, **kwargs: Any) -> Any:
         sixteen = _sixteen(args, kwargs)
-        if sixteen is None:
+        if sixteen not in dtypes:
             return op(*args, **kwargs)
+        assert sixteen is not None
         return _in_float32(op, op, sixteen, written, list(args), kwargs)
 
     call.__name__ = op._schema.name
