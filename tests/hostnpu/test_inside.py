@@ -28,6 +28,7 @@ MODELS = (
     "check_npu_graphs.py",
 )
 PAGED = ("check_paged.py", "check_slots.py")
+MTP = ("check_mtp.py",)
 GRAPHS = ("check_graphs.py",)  # as long as the rest together: another worker can take it
 
 
