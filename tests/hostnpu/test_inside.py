@@ -61,6 +61,7 @@ def test_every_file_is_run() -> None:
         *OPERATORS,
         *MODELS,
         *PAGED,
+        *MTP,
         *GRAPHS,
     }
 
@@ -78,6 +79,11 @@ def test_models() -> None:
 @needs_torch_npu
 def test_paged() -> None:
     check(*PAGED)
+
+
+@needs_torch_npu
+def test_mtp() -> None:
+    check(*MTP)
 
 
 @needs_torch_npu
