@@ -130,16 +130,13 @@ def compile_steps(
         raise PortError("this plan cannot be captured as one graph: " + "; ".join(blockers))
     kind = model.device.type
     captured = mode == "captured" or mode == "aclgraph" and kind == "cuda"
+    wrap: Callable[[Step], Step]
     if captured:
         made, wrap = "captured", partial(CapturedStep, model, **options)
     elif mode == "compiled-captured" and kind in ("cpu", "cuda"):
         require_graphs(kind)
         own = {n: options.pop(n) for n in ("clone_output", "captures") if n in options}
-        made = "compiled-captured"
-
-        def wrap(step: Step) -> Step:
-            return CapturedStep(model, _by_inductor(step, dynamic, options), **own)
-
+        made, wrap = mode, partial(_captured_by_inductor, model, own, dynamic, options)
     elif kind == "npu" and mode != "compiled-captured":
         made, wrap = _by_torchair(model, mode, dynamic, options)
     elif kind in ("cpu", "cuda") and mode in ("ge", "aclgraph"):
@@ -153,9 +150,10 @@ def compile_steps(
                 else "on cpu and cuda it can be ge or aclgraph, on cuda captured or compiled-captured"
             )
         )
+    wrapped = {name: wrap(step) for name, step in model.steps.items()}
     model.made = made
-    for name, step in model.steps.items():
-        setattr(model, name, wrap(step))
+    for name, step in wrapped.items():
+        setattr(model, name, step)
     # a paged cache's lengths: host numbers in a capture on npu, which updates them; else a tensor
     model.device_lengths = kind != "npu" or model.made == "ge"
     return model
@@ -197,6 +195,12 @@ def _by_inductor(step: Step, dynamic: bool, options: dict[str, Any]) -> Step:
         step, fullgraph=True, dynamic=dynamic, options=settings | options, **apart
     )
     return compiled
+
+
+def _captured_by_inductor(
+    model: DeepseekV3, own: dict[str, Any], dynamic: bool, options: dict[str, Any], step: Step
+) -> Step:
+    return CapturedStep(model, _by_inductor(step, dynamic, options), **own)
 
 
 def _raise_limits() -> None:
