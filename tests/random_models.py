@@ -32,13 +32,15 @@ CONFIG = DeepseekV3Config(
 )
 
 
-def random_sources(config: DeepseekV3Config = CONFIG, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Published name -> random values."""
+def random_sources(
+    config: DeepseekV3Config = CONFIG, seed: int = 0, mtp: bool = False
+) -> dict[str, torch.Tensor]:
+    """Published name -> random values; with `mtp` those of its MTP layer too."""
     generator = torch.Generator().manual_seed(seed)
     return {
         name: torch.randn(shape, generator=generator) * 0.2
         + (1.0 if len(shape) == 1 and "bias" not in name else 0)
-        for name, shape in source_shapes(config, mtp=True).items()
+        for name, shape in source_shapes(config, mtp).items()
     }
 
 
@@ -51,4 +53,4 @@ def fill(model: DeepseekV3, sources: dict[str, torch.Tensor]) -> DeepseekV3:
 
 
 def random_model(plan: PortPlan, config: DeepseekV3Config = CONFIG, seed: int = 0) -> DeepseekV3:
-    return fill(build(config, plan), random_sources(config, seed))
+    return fill(build(config, plan), random_sources(config, seed, plan.mtp))

@@ -67,6 +67,8 @@ def first_layers(model: DeepseekV3, layers: int) -> DeepseekV3:
     of all, and takes less time to make."""
     model.model.layers = model.model.layers[:layers]
     model.config = dataclasses.replace(model.config, num_hidden_layers=layers)
+    if model.mtp is not None:
+        model.mtp.layer = layers  # its rows in a cache follow those of the last layer
     return model
 
 

@@ -77,7 +77,7 @@ def step_work(
         )
     plan = plan.replace(graph="eager")
     plan = plan.plus("tensor_parallel") if world_size > 1 else plan
-    short, times = _one_of_each(config)
+    short, times = one_of_each(config)
     counter = StepCounter(short, batch * tokens, times)
     model = build(short, plan, CountedRank(0, world_size, counter=counter), "meta", dtype)
     cache = model.new_cache(batch, context)
@@ -108,7 +108,7 @@ def step_work(
     )
 
 
-def _one_of_each(config: DeepseekV3Config) -> tuple[DeepseekV3Config, dict[int, int]]:
+def one_of_each(config: DeepseekV3Config) -> tuple[DeepseekV3Config, dict[int, int]]:
     """A model with each kind of layer once, and how many layers each stands for; -1 is what lies
     outside of layers.
 

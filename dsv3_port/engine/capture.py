@@ -23,14 +23,15 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from ..errors import PortError
 from ..model.cache import Cache
 from ..model.decoder import DeepseekV3
 from ..model.paged_cache import PagedCache
 
-Step = Callable[[Tensor, Tensor, "Cache | None", bool], Tensor]
+# (input_ids, pad, cache, first, further tensors) -> logits, or a tuple that begins with them
+Step = Callable[..., Any]
 GRAPHS = {"cuda": "CUDAGraph", "npu": "NPUGraph"}  # device -> its class in torch.cuda, torch.npu
 # allocators, library handles and compilers settle before the capture, as torch's notes on CUDA
 # graphs ask for
@@ -47,7 +48,8 @@ class Graph:
     graph: Any  # torch.cuda.CUDAGraph or torch.npu.NPUGraph
     ids: Tensor  # [B, S] int64, the static input
     pad: Tensor  # [B] int64: the cache's own, or static where there is no cache
-    logits: Tensor  # where every replay writes its result
+    more: tuple[Tensor, ...]  # further static inputs
+    logits: Any  # where every replay writes its result: logits, or a tuple that begins with them
     addresses: list[int]
 
 
@@ -73,7 +75,7 @@ class CapturedStep:
         require_graphs(kind)
         self.model, self.step = model, step
         self.clone_output, self.captures = clone_output, captures
-        self.eager = step == model.forward_step
+        self.eager = step in model.steps.values()
         self.runtime: Any = torch.get_device_module(kind)
         self.new_graph = getattr(self.runtime, GRAPHS[kind])
         self.stream = self.runtime.Stream()
@@ -93,24 +95,29 @@ class CapturedStep:
         """All that are alive."""
         return [g for kept in (*self.of_cache.values(), self.without_cache) for g in kept.values()]
 
-    def __call__(self, input_ids: Tensor, pad: Tensor, cache: Cache | None, first: bool) -> Tensor:
-        """As DeepseekV3.forward_step: input_ids [B, S], pad [B] -> logits."""
+    def __call__(
+        self, input_ids: Tensor, pad: Tensor, cache: Cache | None, first: bool, *more: Tensor
+    ) -> Any:
+        """As the step that it captured: input_ids [B, S], pad [B] -> logits."""
         kept = self.without_cache if cache is None else self.of_cache.setdefault(cache, {})
         key = (*input_ids.shape, first)
         if key not in kept:
-            kept[key] = self.capture(input_ids, pad, cache, first)
+            kept[key] = self.capture(input_ids, pad, cache, first, *more)
         graph = kept[key]
         self._same_addresses(graph, pad, cache)
-        graph.ids.copy_(input_ids)
+        for kept_input, new in zip((graph.ids, *graph.more), (input_ids, *more), strict=True):
+            kept_input.copy_(new)
         if cache is None:
             graph.pad.copy_(pad)
         graph.graph.replay()
         if isinstance(cache, PagedCache) and self.updates:
             # host numbers of the captured attentions: a replay waits for them
             graph.graph.update(cpu_update_input=[{"actual_seq_kvlen": cache.kv_lengths}])
-        return graph.logits.clone() if self.clone_output else graph.logits
+        return tree_map(torch.clone, graph.logits) if self.clone_output else graph.logits
 
-    def capture(self, input_ids: Tensor, pad: Tensor, cache: Cache | None, first: bool) -> Graph:
+    def capture(
+        self, input_ids: Tensor, pad: Tensor, cache: Cache | None, first: bool, *more: Tensor
+    ) -> Graph:
         """Warm up, then capture; nothing is computed but what the warm-up writes, at positions that
         the first replay writes again."""
         if len(self.graphs) >= self.captures:
@@ -118,24 +125,24 @@ class CapturedStep:
                 f"{self.captures} graphs are captured, one for each batch, prompt length and cache: pad "
                 "prompts to a fixed length and keep one cache, or drop caches that are no longer needed"
             )
-        ids = input_ids.clone()
+        ids, more = input_ids.clone(), tuple(m.clone() for m in more)
         pad = pad.clone() if cache is None else pad
         graph = self.new_graph()
         before = self._addresses(pad, cache)
         here = self.runtime.current_stream()
         self.stream.wait_stream(here)
         with self.runtime.stream(self.stream), torch.no_grad():
-            self._warm_up(ids, pad, cache, first)
-            logits = self._record(graph, ids, pad, cache, first)
+            self._warm_up(ids, pad, cache, first, *more)
+            result = self._record(graph, ids, pad, cache, first, *more)
         here.wait_stream(self.stream)
         if moved := self._moved(before, pad, cache):
             raise PortError(
                 f"the step cannot be captured: it puts {moved} into new memory, and every replay would "
                 "write to the old; a form that writes in place is needed"
             )
-        return Graph(graph, ids, pad, logits, before)
+        return Graph(graph, ids, pad, more, result, before)
 
-    def _warm_up(self, ids: Tensor, pad: Tensor, cache: Cache | None, first: bool) -> None:
+    def _warm_up(self, ids: Tensor, pad: Tensor, cache: Cache | None, *more: Any) -> None:
         """The step advances the slot; it is put back, so that all calls are the same one."""
         slot = pad if cache is None else cache.slot
         kept = slot.clone()
@@ -143,15 +150,13 @@ class CapturedStep:
             for turn in range(WARM_UPS):
                 # what is compiled has been looked through by the compiler
                 with _Meetings() if self.eager and turn == 0 else nullcontext():
-                    self.step(ids, pad, cache, first)
+                    self.step(ids, pad, cache, *more)
                 slot.copy_(kept)
         except BaseException:
             slot.copy_(kept)
             raise
 
-    def _record(
-        self, graph: Any, ids: Tensor, pad: Tensor, cache: Cache | None, first: bool
-    ) -> Tensor:
+    def _record(self, graph: Any, *given: Any) -> Any:
         seen = _Last()
         try:
             with (
@@ -164,7 +169,7 @@ class CapturedStep:
                 ),
                 seen if self.eager else nullcontext(),
             ):
-                return self.step(ids, pad, cache, first)
+                return self.step(*given)
         except Exception as error:
             # ending a capture that failed raises too: the first error says more
             cause = error.__context__ or error

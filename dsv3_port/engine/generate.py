@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from ..errors import PortError
-from ..model.cache import Cache
 from ..model.decoder import DeepseekV3
+from . import decoding, speculative
+from .caches import Caches
+from .decoding import Batch, Decoded
 from .nonfinite import first_nonfinite
 from .sampler import Sampler, Sampling
 from .streamer import TextStreamer
@@ -30,7 +28,10 @@ class Generation:
     prompt_tokens: int
     # from the start of its batch to its first token: the prompts before it are prefilled first
     seconds_first: float
-    seconds_per_token: float  # median decode step of its batch; 0 where no step was made
+    # of its batch: median decode step, by the tokens that a step gives; 0 where no step was made
+    seconds_per_token: float
+    # of each decode step that verified a draft: 1 where it was accepted
+    accepted: list[int] = field(default_factory=list)
 
 
 def generate(
@@ -49,6 +50,7 @@ def generate(
     limit: int | None = None,
     caches: Caches | None = None,
     prefill_chunk: int = 0,
+    num_speculative_tokens: int | None = None,
     on_token: Callable[[int, str], None] | None = None,
 ) -> list[Generation]:
     """Continue every prompt (text, or chat messages): each is prefilled alone, then all are decoded
@@ -61,7 +63,8 @@ def generate(
 
     pad_to fixes the prompt length for graphs, limit (INPUT_MAX_LEN) refuses longer prompts. caches
     that fit are used again, so that graphs find them where they were. prefill_chunk: positions of a
-    prompt computed at once, 0: all.
+    prompt computed at once, 0: all. num_speculative_tokens: 1 lets the MTP layer draft a token each
+    step (speculative.py); None: where the plan has the layer.
     on_token(row, new text) is called as text appears.
     """
     if max_new_tokens < 1:
@@ -78,18 +81,38 @@ def generate(
         [seed + first_number + i for i in range(len(rows))],
         lambda row: first_nonfinite(model, rows[row] + streamer.out[row]),
     )
-    caches = caches or Caches.make(model, len(rows), ids.shape[1], max_new_tokens)
     streamer = TextStreamer(tokenizer, len(rows), stop, on_token)
+    caches = caches or Caches.make(model, len(rows), ids.shape[1], max_new_tokens)
+    batch = Batch(model, caches, sample, streamer, max_new_tokens)
+    how = speculative if speculative.wanted(model, num_speculative_tokens) else decoding
+    firsts, found = how.run(batch, ids, mask, prefill_chunk)
+    return _generations(tokenizer, prompts, rows, streamer, firsts, found)
 
-    start = time.perf_counter()
-    token, firsts = _prefill(model, ids, mask, caches, prefill_chunk, sample, streamer, start)
-    steps = _decode(model, token, caches.batch, sample, streamer, max_new_tokens - 1)
-    pace = statistics.median(steps) if steps else 0.0
+
+def _generations(
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    rows: list[list[int]],
+    streamer: TextStreamer,
+    firsts: list[float],
+    found: Decoded,
+) -> list[Generation]:
+    pace = statistics.median(found.seconds) if found.seconds else 0.0
+    if verified := sum(map(len, found.accepted)):
+        pace /= max(1, sum(len(out) - 1 for out in streamer.out)) / verified
     return [
         Generation(
-            prompt, tokenizer.decode(out, skip_special_tokens=True), out, len(row), first, pace
+            prompt,
+            tokenizer.decode(out, skip_special_tokens=True),
+            out,
+            len(row),
+            first,
+            pace,
+            accepted,
         )
-        for prompt, row, out, first in zip(prompts, rows, streamer.out, firsts, strict=True)
+        for prompt, row, out, first, accepted in zip(
+            prompts, rows, streamer.out, firsts, found.accepted, strict=True
+        )
     ]
 
 
@@ -109,85 +132,3 @@ def _check_rows(
             f"a prompt of {longest} tokens and {max_new_tokens} new ones are more than the model's "
             f"{positions} positions: shorten it, or set MAX_NEW_TOKENS lower"
         )
-
-
-@dataclass(frozen=True)
-class Caches:
-    """One prompt is prefilled in `one`, of [1, S]; all rows are decoded in `batch`, of [B, S + new
-    tokens]."""
-
-    one: Cache
-    batch: Cache
-
-    @classmethod
-    def make(cls, model: DeepseekV3, batch: int, width: int, max_new_tokens: int) -> Caches:
-        return cls(model.new_cache(1, width), model.new_cache(batch, width + max_new_tokens))
-
-
-def warm_up(model: DeepseekV3, caches: Caches, prefill_chunk: int = 0) -> float:
-    """One prefill and two decode steps of these shapes, which compiles them where the model is a
-    graph; seconds."""
-    start = time.perf_counter()
-    ids = torch.zeros(1, caches.one.max_length, dtype=torch.int64, device=model.device)
-    caches.batch.reset()
-    for row in range(caches.batch.batch):
-        caches.one.reset()
-        model.prefill(ids, torch.ones_like(ids), caches.one, prefill_chunk)
-        caches.batch.adopt(caches.one, row)
-    for _ in range(min(2, caches.batch.max_length - caches.batch.length)):
-        model(ids[:, :1].expand(caches.batch.batch, 1).contiguous(), cache=caches.batch).argmax(
-            -1
-        ).tolist()
-    return time.perf_counter() - start
-
-
-def _prefill(
-    model: DeepseekV3,
-    ids: Tensor,
-    mask: Tensor,
-    caches: Caches,
-    chunk: int,
-    sample: Sampler,
-    streamer: TextStreamer,
-    start: float,
-) -> tuple[Tensor, list[float]]:
-    """Row by row through a cache of one sequence, so that the step has the same shape [1, S]
-    whatever the batch is.
-
-    Returns the first tokens [B] and the seconds at which each was there.
-    """
-    caches.batch.reset()
-    tokens, seconds = [], []
-    for row in range(len(ids)):
-        caches.one.reset()
-        logits = model.prefill(ids[row : row + 1], mask[row : row + 1], caches.one, chunk)
-        token, chosen = sample.drawn(logits[:, -1], row)
-        streamer.add(chosen, row)
-        seconds.append(time.perf_counter() - start)
-        tokens.append(token)
-        caches.batch.adopt(caches.one, row)
-    return torch.cat(tokens), seconds
-
-
-def _decode(
-    model: DeepseekV3,
-    token: Tensor,
-    cache: Cache,
-    sample: Sampler,
-    streamer: TextStreamer,
-    most: int,
-) -> list[float]:
-    """Steps of all rows until each has ended, `most` of them; the seconds of each."""
-    steps: list[float] = []
-    ended: set[int] = set()
-    while len(steps) < most and not streamer.done:
-        start = time.perf_counter()
-        for row in set(streamer.rows_ended) - ended:
-            cache.end(row)
-            ended.add(row)
-        token, chosen = sample.drawn(model(token.unsqueeze(1), cache=cache)[:, -1])
-        streamer.add(chosen)
-        steps.append(time.perf_counter() - start)
-    for row in range(cache.batch):
-        cache.end(row)
-    return steps

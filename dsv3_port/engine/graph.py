@@ -18,6 +18,7 @@ import contextlib
 import importlib
 import inspect
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from ..model.cache import Cache
 from ..model.decoder import DeepseekV3
 from ..ops.table import torch_npu
 from ..plan import graph_blockers
-from .capture import CapturedStep, require_graphs
+from .capture import CapturedStep, Step, require_graphs
 from .torchair import (
     backend_options,
     compile_for_npu,
@@ -62,7 +63,8 @@ UNASSERTED = {"size_asserts": False, "alignment_asserts": False}
 
 def run_eager(model: DeepseekV3) -> DeepseekV3:
     """Upstream: every operator is launched by the host on its own."""
-    model.run_step = model.forward_step
+    for name, step in model.steps.items():
+        setattr(model, name, step)
     return model
 
 
@@ -97,11 +99,13 @@ def graphs_made(model: DeepseekV3, cache: Cache) -> int:
 def eagerly(model: DeepseekV3) -> Iterator[None]:
     """Within it the model runs operator by operator, with its modules' hooks, whatever it was
     compiled to."""
-    compiled, model.run_step = model.run_step, model.forward_step
+    compiled = {name: getattr(model, name) for name in model.steps}
+    run_eager(model)
     try:
         yield
     finally:
-        model.run_step = compiled
+        for name, step in compiled.items():
+            setattr(model, name, step)
 
 
 def compile_steps(
@@ -126,17 +130,17 @@ def compile_steps(
         raise PortError("this plan cannot be captured as one graph: " + "; ".join(blockers))
     kind = model.device.type
     captured = mode == "captured" or mode == "aclgraph" and kind == "cuda"
+    wrap: Callable[[Step], Step]
     if captured:
-        model.run_step, model.made = CapturedStep(model, model.forward_step, **options), "captured"
+        made, wrap = "captured", partial(CapturedStep, model, **options)
     elif mode == "compiled-captured" and kind in ("cpu", "cuda"):
         require_graphs(kind)
         own = {n: options.pop(n) for n in ("clone_output", "captures") if n in options}
-        step = _by_inductor(model, dynamic, options)
-        model.run_step, model.made = CapturedStep(model, step, **own), "compiled-captured"
+        made, wrap = mode, partial(_captured_by_inductor, model, own, dynamic, options)
     elif kind == "npu" and mode != "compiled-captured":
-        model.run_step, model.made = _by_torchair(model, mode, dynamic, options)
+        made, wrap = _by_torchair(model, mode, dynamic, options)
     elif kind in ("cpu", "cuda") and mode in ("ge", "aclgraph"):
-        model.run_step, model.made = _by_inductor(model, dynamic, options), "inductor"
+        made, wrap = "inductor", partial(_by_inductor, dynamic=dynamic, options=options)
     else:
         raise PortError(
             f"graph mode {mode!r} does not exist on device {kind!r}; "
@@ -146,6 +150,10 @@ def compile_steps(
                 else "on cpu and cuda it can be ge or aclgraph, on cuda captured or compiled-captured"
             )
         )
+    wrapped = {name: wrap(step) for name, step in model.steps.items()}
+    model.made = made
+    for name, step in wrapped.items():
+        setattr(model, name, step)
     # a paged cache's lengths: host numbers in a capture on npu, which updates them; else a tensor
     model.device_lengths = kind != "npu" or model.made == "ge"
     return model
@@ -153,8 +161,13 @@ def compile_steps(
 
 def _by_torchair(
     model: DeepseekV3, mode: str, dynamic: bool, options: dict[str, Any]
-) -> tuple[Callable[..., Any], str]:
+) -> tuple[str, Callable[[Step], Step]]:
     chosen = npu_backend(mode)
+    if chosen != "ge" and model.mtp is not None:
+        raise PortError(
+            f"graph mode {chosen!r} does not take the steps of the MTP layer yet: set ENABLE_ACLGRAPH=0 (GE graph) "
+            "or EXE_MODE=eager, or NUM_SPECULATIVE_TOKENS=0"
+        )
     _raise_limits()
     # now: imported while Dynamo traces, it would make the first graph's guards fail later
     torch_npu()
@@ -164,11 +177,11 @@ def _by_torchair(
     settings = backend_options(chosen, options)
     # a paged cache's lengths become symbols when they change; all other sizes stay what they are
     sizes = None if model.plan.cache == "paged" and chosen != "ge" and not dynamic else dynamic
-    compiled = compile_for_npu(model.forward_step, chosen, settings, sizes)
-    return compiled, "ge" if chosen == "ge" else "aclgraph"
+    wrap = partial(compile_for_npu, backend=chosen, options=settings, dynamic=sizes)
+    return "ge" if chosen == "ge" else "aclgraph", wrap
 
 
-def _by_inductor(model: DeepseekV3, dynamic: bool, options: dict[str, Any]) -> Callable[..., Any]:
+def _by_inductor(step: Step, dynamic: bool, options: dict[str, Any]) -> Step:
     _raise_limits()
     # a torch that cannot keep the graphs of two models apart needs the guards that tell them apart
     apart: dict[str, Any] = {"isolate_recompiles": True} if _isolates() else {}
@@ -178,10 +191,16 @@ def _by_inductor(model: DeepseekV3, dynamic: bool, options: dict[str, Any]) -> C
         else torch.compiler.skip_guard_on_inbuilt_nn_modules_unsafe,
         **UNASSERTED,
     }
-    compiled: Callable[..., Any] = torch.compile(
-        model.forward_step, fullgraph=True, dynamic=dynamic, options=settings | options, **apart
+    compiled: Step = torch.compile(
+        step, fullgraph=True, dynamic=dynamic, options=settings | options, **apart
     )
     return compiled
+
+
+def _captured_by_inductor(
+    model: DeepseekV3, own: dict[str, Any], dynamic: bool, options: dict[str, Any], step: Step
+) -> Step:
+    return CapturedStep(model, _by_inductor(step, dynamic, options), **own)
 
 
 def _raise_limits() -> None:

@@ -25,10 +25,12 @@ from ..plan import PortPlan
 from ..steps import step
 from ..weights.layout import targets
 from ..weights.sharding.manifest import check_fits, is_sharded, read_manifest
+from . import decoding, speculative
 from .agreement import inputs_agree, tokens_agree
+from .caches import Caches
 from .chat import check_messages
 from .device import device_for, use_card
-from .generate import Caches, Generation, generate, warm_up
+from .generate import Generation, generate
 from .generation_config import GenerationConfig
 from .graph import label
 from .launch import run_ranks
@@ -117,7 +119,7 @@ def check_job(job: Job) -> Job:
     folder = Path(s.model_dir)
     if not folder.is_dir():
         raise PortError(f"{folder}: no such folder; --model-dir (MODEL_DIR) is a checkpoint folder")
-    plan = job.plan.replace(graph=s.graph)
+    plan = _with_drafts(job.plan.replace(graph=s.graph), s)
     job.sampling  # noqa: B018  # raises
     if plan.cache != "paged" and s.origin.get("block_size", "").startswith("flag"):
         raise PortError(
@@ -147,6 +149,19 @@ def check_job(job: Job) -> Job:
     prompts = tuple(p if isinstance(p, str) else check_messages(p) for p in job.prompts)
     device = device_for(job.device, here)
     return replace(job, settings=s, plan=plan, prompts=prompts, device=device)
+
+
+def _with_drafts(plan: PortPlan, s: Settings) -> PortPlan:
+    """The plan with its MTP layer where NUM_SPECULATIVE_TOKENS asks for it, without where it says 0.
+    PortError where the plan's cache cannot take drafts back."""
+    if "num_speculative_tokens" in s.origin:
+        plan = plan.replace(mtp=bool(s.num_speculative_tokens))
+    if plan.mtp and plan.cache == "growing":
+        raise PortError(
+            "NUM_SPECULATIVE_TOKENS needs a cache whose rows can be cut: a plan with the step "
+            "'fixed_kv_cache' or 'paged_cache'"
+        )
+    return plan
 
 
 def load_rank(
@@ -186,7 +201,9 @@ def run_rank(parallel: TensorParallel, job: Job, card: int | None = None) -> Job
         s.graph != "eager"
     ):  # shapes and places are fixed: compile and capture before anything is timed
         caches = Caches.make(model, size, s.input_max_len, s.max_new_tokens)
-        warming = warm_up(model, caches, job.settings.prefill_chunk)
+        began = time.perf_counter()
+        (speculative if model.plan.mtp else decoding).warm_up(model, caches, s.prefill_chunk)
+        warming = time.perf_counter() - began
     start = time.perf_counter()
     done: list[Generation] = []
     for at in range(0, len(job.prompts), size):

@@ -94,8 +94,26 @@ class JobReport:
         """New tokens of all sequences over the time of all batches, prefill included."""
         return self.new_tokens / self.seconds_generate
 
+    @property
+    def drafted(self) -> int:
+        """Drafts that decode steps verified, over all sequences; 0 without an MTP layer."""
+        return sum(len(g.accepted) for g in self.generations)
+
+    @property
+    def accepted(self) -> int:
+        return sum(sum(g.accepted) for g in self.generations)
+
+    @property
+    def tokens_per_step(self) -> float:
+        """New tokens that a decode step gave a sequence, its first one left out, which prefill
+        gives; 0 where no step verified a draft."""
+        if not self.drafted:
+            return 0.0
+        return sum(len(g.token_ids) - 1 for g in self.generations) / self.drafted
+
     def to_dict(self) -> dict[str, Any]:
         names = ("new_tokens", "seconds_first", "seconds_per_token", "tokens_per_second")
+        names += ("drafted", "accepted", "tokens_per_step") if self.drafted else ()
         values = asdict(self) | {name: getattr(self, name) for name in names}
         return values if self.timed else _without_times(values)
 
@@ -108,6 +126,7 @@ class JobReport:
         lines = [
             f"{self.model_name}: {ranks}, batch {self.batch_size}, {self.mode}, {self.dtype}, {self.sampling}",
             f"{prompt} prompt tokens, {self.new_tokens} new; {self._times()}",
+            *([self._drafts()] if self.drafted else []),
             tabulate(
                 [(r.rank, r.host, r.process, r.device, *_mib(r)) for r in self.ranks],
                 (
@@ -125,6 +144,12 @@ class JobReport:
             ),
         ]
         return "\n".join(lines)
+
+    def _drafts(self) -> str:
+        return (
+            f"drafts (MTP): {self.accepted} of {self.drafted} accepted ({self.accepted / self.drafted:.0%}), "
+            f"{self.tokens_per_step:.2f} tokens a decode step"
+        )
 
     def _times(self) -> str:
         if not self.timed:

@@ -80,6 +80,11 @@ class Sampler:
         fresh = Sampler(self.sampling, [seed], self.explain)
         self.generators[row : row + 1] = fresh.generators
 
+    @classmethod
+    def greedy(cls) -> Sampler:
+        """One that looks at no logits but to take the largest."""
+        return cls(Sampling(), (), lambda row: f"the logits of row {row} are not finite")
+
     def __call__(self, logits: Tensor, first_row: int = 0) -> Tensor:
         """logits [B, V] of the rows from `first_row` on -> token ids [B]. PortError where a row has
         a NaN, an infinite logit, or nothing else than -inf."""
@@ -93,27 +98,35 @@ class Sampler:
         if not self.sampling.temperature:
             highest, token = logits.max(-1)
             ids, finite = torch.stack((token, highest.isfinite().to(token.dtype))).tolist()
-            self._require([f or i in idle for i, f in enumerate(finite, first_row)], first_row)
+            self.require([f or i in idle for i, f in enumerate(finite, first_row)], first_row)
             return token, ids
+        rows = self.chances(logits, first_row, idle)
+        drawn = [0 if i in idle else self.pick(row, i) for i, row in enumerate(rows, first_row)]
+        return torch.tensor(drawn).to(logits.device, non_blocking=True), drawn
+
+    def chances(
+        self, logits: Tensor, first_row: int = 0, idle: Collection[int] = frozenset()
+    ) -> Tensor:
+        """With a temperature: logits [B, V] -> the probability of each token [B, V], on the host."""
         rows = logits.cpu()
         if idle:
             rows = rows.index_fill(0, torch.tensor([i - first_row for i in idle]), 0)
         highest = rows.amax(-1, keepdim=True)
-        self._require(highest.isfinite().flatten().tolist(), first_row)
+        self.require(highest.isfinite().flatten().tolist(), first_row)
         scaled = rows / self.sampling.temperature
         if not bool(scaled.isfinite().all()):  # a temperature close to 0
             scaled = (rows - highest) / self.sampling.temperature
-        chances = self.sampling.kept(scaled).softmax(-1)
-        drawn = torch.cat(
-            [
-                row.new_zeros(1, dtype=torch.int64)
-                if i in idle
-                else torch.multinomial(row, 1, generator=self.generators[i])
-                for i, row in enumerate(chances, first_row)
-            ]
-        )
-        return drawn.to(logits.device, non_blocking=True), drawn.tolist()
+        return self.sampling.kept(scaled).softmax(-1)
 
-    def _require(self, finite: Sequence[int], first_row: int) -> None:
+    def pick(self, chances: Tensor, row: int) -> int:
+        """A token drawn from chances [V] by that row's generator."""
+        return int(torch.multinomial(chances, 1, generator=self.generators[row]))
+
+    def passes(self, chance: float, row: int) -> bool:
+        """True with that probability, by that row's generator."""
+        return float(torch.rand(1, generator=self.generators[row])) < chance
+
+    def require(self, finite: Sequence[int], first_row: int = 0) -> None:
+        """PortError for the first row whose logits are not finite."""
         if not all(finite):
             raise PortError(self.explain(first_row + [bool(f) for f in finite].index(False)))

@@ -113,6 +113,14 @@ class Settings:
         multiple_of=16,
         in_sample=False,
     )
+    num_speculative_tokens: int = setting(
+        "NUM_SPECULATIVE_TOKENS",
+        0,
+        "tokens that the MTP layer drafts for each decode step; unset, 1 where the plan has the step mtp",
+        0,
+        1,
+        in_sample=False,
+    )
     exe_mode: str = setting(
         "EXE_MODE", "eager", "operator by operator, or compiled graphs", "eager", "dynamo"
     )

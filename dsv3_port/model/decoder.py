@@ -9,7 +9,8 @@ weights keeps its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -86,6 +87,15 @@ class DeepseekV3(nn.Module):
         # engine/graph.py puts a compiled or captured one here, and says which
         self.run_step, self.made = self.forward_step, "eager"
         self.run_verify, self.run_draft = self.verify_step, self.draft_step
+
+    @property
+    def steps(self) -> dict[str, Callable[..., Any]]:
+        """What a graph captures, by the attribute that is called: with an MTP layer also
+        `run_verify` and `run_draft`."""
+        steps: dict[str, Callable[..., Any]] = {"run_step": self.forward_step}
+        if self.mtp is not None:
+            steps |= {"run_verify": self.verify_step, "run_draft": self.draft_step}
+        return steps
 
     @property
     def device(self) -> torch.device:

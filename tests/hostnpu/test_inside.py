@@ -28,6 +28,7 @@ MODELS = (
     "check_npu_graphs.py",
 )
 PAGED = ("check_paged.py", "check_slots.py")
+MTP = ("check_mtp.py",)
 GRAPHS = ("check_graphs.py",)  # as long as the rest together: another worker can take it
 
 
@@ -60,6 +61,7 @@ def test_every_file_is_run() -> None:
         *OPERATORS,
         *MODELS,
         *PAGED,
+        *MTP,
         *GRAPHS,
     }
 
@@ -77,6 +79,11 @@ def test_models() -> None:
 @needs_torch_npu
 def test_paged() -> None:
     check(*PAGED)
+
+
+@needs_torch_npu
+def test_mtp() -> None:
+    check(*MTP)
 
 
 @needs_torch_npu
