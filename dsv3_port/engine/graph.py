@@ -132,10 +132,12 @@ def compile_steps(
     captured = mode == "captured" or mode == "aclgraph" and kind == "cuda"
     wrap: Callable[[Step], Step]
     if captured:
-        made, wrap = "captured", partial(CapturedStep, model, **options)
+        made, wrap = "captured", partial(_captured, model, options)
     elif mode == "compiled-captured" and kind in ("cpu", "cuda"):
         require_graphs(kind)
-        own = {n: options.pop(n) for n in ("clone_output", "captures") if n in options}
+        own: dict[str, Any] = {
+            n: options.pop(n) for n in ("clone_output", "captures") if n in options
+        }
         made, wrap = mode, partial(_captured_by_inductor, model, own, dynamic, options)
     elif kind == "npu" and mode != "compiled-captured":
         made, wrap = _by_torchair(model, mode, dynamic, options)
@@ -197,10 +199,14 @@ def _by_inductor(step: Step, dynamic: bool, options: dict[str, Any]) -> Step:
     return compiled
 
 
+def _captured(model: DeepseekV3, options: dict[str, Any], step: Step) -> Step:
+    return CapturedStep(model, step, **options)
+
+
 def _captured_by_inductor(
     model: DeepseekV3, own: dict[str, Any], dynamic: bool, options: dict[str, Any], step: Step
 ) -> Step:
-    return CapturedStep(model, _by_inductor(step, dynamic, options), **own)
+    return _captured(model, own, _by_inductor(step, dynamic, options))
 
 
 def _raise_limits() -> None:

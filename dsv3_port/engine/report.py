@@ -112,7 +112,12 @@ class JobReport:
         return sum(len(g.token_ids) - 1 for g in self.generations) / self.drafted
 
     def to_dict(self) -> dict[str, Any]:
-        names = ("new_tokens", "seconds_first", "seconds_per_token", "tokens_per_second")
+        names: tuple[str, ...] = (
+            "new_tokens",
+            "seconds_first",
+            "seconds_per_token",
+            "tokens_per_second",
+        )
         names += ("drafted", "accepted", "tokens_per_step") if self.drafted else ()
         values = asdict(self) | {name: getattr(self, name) for name in names}
         return values if self.timed else _without_times(values)
