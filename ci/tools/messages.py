@@ -147,7 +147,7 @@ def update() -> None:
         new.add(
             forms if several else forms[0],
             (text,) if several else text,
-            locations=[(place, None) for place in places],
+            locations=[(place, None) for place in places],  # type: ignore[misc]  # babel takes no line
         )
     with PO.open("wb") as stream:
         write_po(stream, new, width=110, no_location=False, omit_header=False, sort_output=False)

@@ -58,7 +58,7 @@ class Said:
 
     def lines(self) -> list[str]:
         """One an outcome; where a busy machine gives no verdict, one for all of a phase."""
-        said = []
+        said: list[str] = []
         for (phase, before, busy), found in groupby(
             self.outcomes, lambda o: (o.phase, o.before, o.busy)
         ):

@@ -39,8 +39,9 @@ def paged_error(
     parts = [x.contiguous() for x in rows.flatten(0, 1).unsqueeze(1).split((LATENT, ROTARY), -1)]
     ops.write_slots(parts, blocks, slots(table, positions, block_size))
     q_latent, q_rope = (x.contiguous() for x in query.split((LATENT, ROTARY), -1))
+    key, key_rope = (b.flatten(2) for b in blocks)
     got = ops.paged_attention(
-        q_latent, q_rope, *(b.flatten(2) for b in blocks), table, list(lengths), None, SCALE
+        q_latent, q_rope, key, key_rope, table, list(lengths), None, SCALE
     )  # [heads, B, 1, 512]
     worst = []
     for row, length in enumerate(lengths):

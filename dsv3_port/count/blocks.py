@@ -72,7 +72,7 @@ def block_log(
             )
         return logits
 
-    model.run_step = seen
+    model.run_step = seen  # type: ignore[assignment]
     try:
         texts = generate(model, tokenizer, prompts, max_new_tokens, caches=caches)
     finally:

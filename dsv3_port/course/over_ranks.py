@@ -121,8 +121,8 @@ def objection(hook: Hook, finished: DeepseekV3, sent: Sent) -> str | None:
         if found.other:
             said = tr("rank {rank} of {world} loads another {what} with your function")
             return said.format(rank=rank, world=WORLD, what=found.other)
-    said = OverRanks.of(finished, ranks)
-    return None if said else said.summary()
+    shown = OverRanks.of(finished, ranks)
+    return None if shown else shown.summary()
 
 
 @dataclass(frozen=True)

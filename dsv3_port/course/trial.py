@@ -194,9 +194,9 @@ class _Model:
             said = tr("the model called your function {n} times where {due} calls are due")
             return said.format(n=self.calls, due=want)
         if self.slot.extra is not None:
-            said = self.slot.extra(finished, self.mine.placed, self.mine.file)
-            if said:
-                return said
+            found = self.slot.extra(finished, self.mine.placed, self.mine.file)
+            if found:
+                return found
         if not gate:
             return _parts(gate)
         right, yours = tokens_of(finished), tokens_of(judged)

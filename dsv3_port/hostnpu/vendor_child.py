@@ -126,4 +126,4 @@ def set_formats(internal: bool) -> None:
     import torch
 
     if internal:
-        torch.npu.config.allow_internal_format = True
+        torch.get_device_module("npu").config.allow_internal_format = True

@@ -76,7 +76,7 @@ def read(report: Path, file: str, known: dict[str, str]) -> list[Result]:
                 outcome = "skipped" if child.tag == "skipped" else "failed"
                 text = child.get("message") or child.text or ""
                 whole = child.get("message") == "collection failure"  # its name is the file's
-                reason = " ".join((child.text if whole else text or "").split())[
+                reason = " ".join(((child.text if whole else text) or "").split())[
                     -200 if whole else 0 :
                 ][:200]
                 lines = [f"{n}:{at}" for n, at in LINE.findall(child.text or "") if n == file]
