@@ -56,6 +56,7 @@ def run_checks(python: str) -> int:
         ("spelling", ["-m", "codespell_lib"]),
         ("notebooks", ["ci/tools/check_notebooks.py"]),
         ("twins", ["ci/tools/twins.py"]),
+        ("messages", ["ci/tools/messages.py"]),
         ("README tables", ["ci/tools/readme.py", "--check"]),
     )
     failed = []

@@ -1,13 +1,18 @@
 """What notebooks import: `from dsv3_port.lab import measure, plots, show`.
 
 Each name is looked up in its room on first use, so a notebook loads only what it names; `plots` and
-a few more stand for several modules. Nothing is defined here.
+a few more stand for several modules. Nothing is defined here; importing it puts the notebook's language
+in force.
 """
 
 from __future__ import annotations
 
 import importlib
 from typing import Any
+
+from .engine.language import settle
+
+settle()
 
 # names that are a module, or several read as one, and where these stand
 MODULES = {

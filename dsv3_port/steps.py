@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .errors import PortError
+from .messages import tr
 
 # Largest |difference| of logits over their largest magnitude, by dtype; 0 where the step is exact.
 # float32: another order of the same additions. bfloat16: a rounding step of 2^-8 met in every
@@ -26,12 +27,11 @@ EXACT = {"float64": 0.0, "float32": 0.0, "bfloat16": 0.0, "float16": 0.0}
 @dataclass(frozen=True, kw_only=True)
 class Step:
     """One porting step. `before` and `after` name objects of dsv3_port as 'module:attribute' (see
-    course/show.py)."""
+    course/show.py). Chinese for title, stays_equal and saves is in locale/zh.po."""
 
     id: str
     number: str
     title: str
-    title_zh: str
     notebook: str
     field: str  # of PortPlan
     upstream: Any
@@ -48,7 +48,6 @@ STEPS: tuple[Step, ...] = (
         id="tensor_parallel",
         number="1",
         title="Shard the weights over ranks",
-        title_zh="权重切分",
         notebook="01_shard_weights",
         field="tensor_parallel",
         upstream=False,
@@ -62,7 +61,6 @@ STEPS: tuple[Step, ...] = (
         id="mla_low_rank",
         number="2",
         title="MLA low-rank absorb",
-        title_zh="MLA 低秩压缩",
         notebook="02_mla_low_rank",
         field="attention",
         upstream="expanded",
@@ -76,7 +74,6 @@ STEPS: tuple[Step, ...] = (
         id="gmm_routing",
         number="3",
         title="Grouped matmul (GMM) routing",
-        title_zh="GMM 专家路由",
         notebook="03_gmm_routing",
         field="experts",
         upstream="loop",
@@ -90,7 +87,6 @@ STEPS: tuple[Step, ...] = (
         id="one_hot_gate",
         number="4",
         title="One-hot group mask",
-        title_zh="MoeGate 亲和优化",
         notebook="04_one_hot_gating",
         field="group_mask",
         upstream="scatter",
@@ -105,7 +101,6 @@ STEPS: tuple[Step, ...] = (
         id="merged_mlp",
         number="5",
         title="Merged gate and up projections",
-        title_zh="MLP 合并",
         notebook="05_merged_mlp",
         field="mlp",
         upstream="split",
@@ -119,7 +114,6 @@ STEPS: tuple[Step, ...] = (
         id="fixed_kv_cache",
         number="6.1",
         title="Fixed-size KV cache",
-        title_zh="固定 KV cache",
         notebook="06a_fixed_cache",
         field="cache",
         upstream="growing",
@@ -133,7 +127,6 @@ STEPS: tuple[Step, ...] = (
         id="rope_once",
         number="6.2",
         title="cos/sin once per step",
-        title_zh="cos/sin 预计算",
         notebook="06b_small_operators",
         field="rope",
         upstream="per_layer",
@@ -147,7 +140,6 @@ STEPS: tuple[Step, ...] = (
         id="add_rms_norm",
         number="6.3",
         title="Add + RMSNorm fused",
-        title_zh="Add+RMSNorm 融合",
         notebook="06b_small_operators",
         field="norm",
         upstream="separate",
@@ -161,7 +153,6 @@ STEPS: tuple[Step, ...] = (
         id="last_token_head",
         number="6.4",
         title="LM head on the last token",
-        title_zh="LM Head 仅算末位",
         notebook="06b_small_operators",
         field="lm_head",
         upstream="all",
@@ -175,7 +166,6 @@ STEPS: tuple[Step, ...] = (
         id="ge_graph",
         number="7",
         title="torchair GE graph",
-        title_zh="GE 图模式",
         notebook="07_torchair_graph",
         field="graph",
         upstream="eager",
@@ -189,7 +179,6 @@ STEPS: tuple[Step, ...] = (
         id="aclgraph",
         number="8",
         title="aclgraph capture and replay",
-        title_zh="aclgraph 捕获与重放",
         notebook="08_aclgraph",
         field="graph",
         upstream="eager",
@@ -207,7 +196,6 @@ PRODUCTION: tuple[Step, ...] = (
         id="paged_cache",
         number="9",
         title="Paged cache and fused attention",
-        title_zh="分页 KV cache 与融合注意力",
         notebook="12_paged_cache",
         field="cache",
         upstream="fixed",
@@ -222,7 +210,6 @@ PRODUCTION: tuple[Step, ...] = (
         id="mtp",
         number="10",
         title="Multi-token prediction (MTP)",
-        title_zh="多 token 预测",
         notebook="",  # none yet
         field="mtp",
         upstream=False,
@@ -254,20 +241,23 @@ def steps_around(notebook: str) -> tuple[Step, ...]:
 def progress_map(here: str = "") -> str:
     """The ladder as Markdown, with the steps of notebook `here` marked; for the "where we are"
     cells."""
-    rows = ["| | step | notebook |", "|---|---|---|"]
+    rows = [f"| | {tr('step')} | {tr('notebook')} |", "|---|---|---|"]
     for s in steps_around(here):
         mark = "**▶ {}**" if s.notebook == here else "{}"
         where = f"`{s.notebook}`" if s.notebook else "–"
-        rows.append(f"| {s.number} | {mark.format(s.title)} · {s.title_zh} | {where} |")
+        rows.append(f"| {s.number} | {mark.format(tr(s.title))} | {where} |")
     return "\n".join(rows)
 
 
-_TITLES = {s.id: f"{s.number} {s.title}" for s in (*STEPS, *PRODUCTION)}
+_BY_ID = {s.id: s for s in (*STEPS, *PRODUCTION)}
 
 
 def title_of(variant: str) -> str:
     """How a variant is written on a picture: a step's id becomes its number and title."""
     word, _, rest = variant.partition(" ")
-    return (
-        f"{word} {title_of(rest)}" if word in ("only", "without") else _TITLES.get(variant, variant)
-    )
+    if word == "only":
+        return tr("only {step}").format(step=title_of(rest))
+    if word == "without":
+        return tr("without {step}").format(step=title_of(rest))
+    known = _BY_ID.get(variant)
+    return f"{known.number} {tr(known.title)}" if known else tr(variant)

@@ -14,6 +14,9 @@ import pytest
 import setuptools  # noqa: F401  # now: it asserts that nobody has imported Python's own distutils before
 import torch
 
+from dsv3_port import messages
+
+os.environ["DSV3_LANG"] = "en"  # whatever this machine speaks
 TESTS = Path(__file__).parent
 # a person's options are for the run that they started, not for the pytest that a test starts
 os.environ.pop("PYTEST_ADDOPTS", None)
@@ -80,8 +83,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def nothing_left_behind() -> Iterator[None]:
-    """No process group, default dtype or thread count of one test meets the next."""
+    """No process group, default dtype, thread count or language of one test meets the next."""
     dtype, threads = torch.get_default_dtype(), torch.get_num_threads()
+    messages.use("en")
     yield
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

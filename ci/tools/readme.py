@@ -36,35 +36,16 @@ def linked(notebook: str) -> str:
 
 
 def step_rows(steps: Sequence[Any]) -> str:
-    rows = [
-        "| | step | notebook | before → after | stays equal | saves on an NPU |",
-        "|---|---|---|---|---|---|",
-    ]
+    from dsv3_port.messages import tr
+
+    heads = ("", "step", "notebook", "before → after", "stays equal", "saves on an NPU")
+    rows = [f"| {' | '.join(map(tr, heads))} |", "|---|---|---|---|---|---|"]
     for s in steps:
         forms = f"`{s.before.split(':')[1]}` → `{s.after.split(':')[1]}`"
         rows.append(
-            f"| {s.number} | `{s.id}`: {s.title} | {linked(s.notebook)} | {forms} | {s.stays_equal} | {s.saves} |"
+            f"| {s.number} | `{s.id}`: {tr(s.title)} | {linked(s.notebook)} | {forms} | {tr(s.stays_equal)} | "
+            f"{tr(s.saves)} |"
         )
-    return "\n".join(rows)
-
-
-def steps_table_zh() -> str:
-    from dsv3_port.steps import STEPS
-
-    return step_rows_zh(STEPS)
-
-
-def production_table_zh() -> str:
-    from dsv3_port.steps import PRODUCTION
-
-    return step_rows_zh(PRODUCTION)
-
-
-def step_rows_zh(steps: Sequence[Any]) -> str:
-    rows = ["| | 步骤 | 名称 | 笔记本 | 之前 → 之后 |", "|---|---|---|---|---|"]
-    for s in steps:
-        forms = f"`{s.before.split(':')[1]}` → `{s.after.split(':')[1]}`"
-        rows.append(f"| {s.number} | {s.title_zh} | `{s.id}` | {linked(s.notebook)} | {forms} |")
     return "\n".join(rows)
 
 
@@ -90,24 +71,29 @@ def versions_table() -> str:
 
 def exercises_table() -> str:
     from dsv3_port.course.judge import EXERCISES
+    from dsv3_port.messages import tr
 
-    rows = ["| exercise | title | ●○○ | minutes | usual wrong answers |", "|---|---|---|---|---|"]
+    heads = ("exercise", "title", "●○○", "minutes", "usual wrong answers")
+    rows = [f"| {' | '.join(map(tr, heads))} |", "|---|---|---|---|---|"]
     for e in EXERCISES.values():
         rows.append(
-            f"| {e.id} | {e.title} | {'●' * e.difficulty}{'○' * (3 - e.difficulty)} | {e.minutes} | "
-            f"{', '.join(e.wrong)} |"
+            f"| {e.id} | {tr(e.title)} | {'●' * e.difficulty}{'○' * (3 - e.difficulty)} | {e.minutes} | "
+            f"{', '.join(map(tr, e.wrong))} |"
         )
     return "\n".join(rows)
 
 
 def slots_table() -> str:
     from dsv3_port.course.yours import slots
+    from dsv3_port.messages import tr
 
-    rows = ["| slot | they write | seen by | the question that helps |", "|---|---|---|---|"]
+    heads = ("slot", "they write", "seen by", "the question that helps")
+    rows = [f"| {' | '.join(map(tr, heads))} |", "|---|---|---|---|"]
     for s in slots().values():
         for k, (name, wrong) in enumerate(s.wrong.items()):
-            slot = f"`{s.id}`, {s.minutes} min: {s.title}" if k == 0 else ""
-            cells = [x.replace("|", "\\|") for x in (slot, name, wrong.seen_by, wrong.hint)]
+            slot = f"`{s.id}`, {s.minutes} min: {tr(s.title)}" if k == 0 else ""
+            texts = (slot, tr(name), tr(wrong.seen_by), tr(wrong.hint))
+            cells = [x.replace("|", "\\|") for x in texts]
             rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 
@@ -213,7 +199,6 @@ TABLES = {
     "speed": speed_tables,
     "rungs": rungs_table,
 }
-CHINESE = {"steps": steps_table_zh, "production": production_table_zh}  # what a twin has instead
 FILES = {
     "README.md": ("steps", "production"),
     "docs/architecture.md": ("layers",),
@@ -228,13 +213,16 @@ FILES = {
 
 def filled(text: str, file: str) -> str:
     """The text of a file, or of its twin, with every marked table as the code has it now."""
+    from dsv3_port.messages import using
+
     original = next((f for f in FILES if file == _twin(f)), file)
     for name in FILES[original]:
         pattern = rf"(<!-- {name}:begin[^>]*-->\n).*?(<!-- {name}:end -->)"
         found = re.search(pattern, text, flags=re.DOTALL)
         if found is None:
             raise SystemExit(f"{file}: the marks {name}:begin and {name}:end are missing")
-        table = (TABLES | (CHINESE if file != original else {}))[name]()
+        with using("zh" if file != original else "en"):
+            table = TABLES[name]()
         if file != original:
             table = relinked(table, (ROOT / original).parent, ROOT / file, ROOT)
         text = f"{text[: found.start()]}{found[1]}{table}\n{found[2]}{text[found.end() :]}"

@@ -21,6 +21,7 @@ from ..engine.generate import generate
 from ..engine.loading import load_model, with_plan
 from ..engine.tokenizer import encode, load_tokenizer, pad_left
 from ..errors import PortError
+from ..messages import sentences, tr
 from ..model.decoder import DeepseekV3
 from ..paths import tiny
 from ..plan import PortPlan
@@ -43,11 +44,10 @@ CASES: dict[int, Case] = HUNT | SPARES
 
 @dataclass(frozen=True)
 class Said:
-    """A sentence in both languages. ok is None where nothing was answered yet."""
+    """A sentence. ok is None where nothing was answered yet."""
 
     ok: bool | None
     text: str
-    text_zh: str = ""
     head: str = ""  # in place of mark and word
 
     def __bool__(self) -> bool:
@@ -56,25 +56,24 @@ class Said:
     @property
     def _mark(self) -> tuple[str, str, str]:
         return {
-            True: ("✔", "holds", "#009E73"),
-            False: ("✘", "does not hold", "#D55E00"),
-            None: ("…", "open", "#767676"),
+            True: ("✔", tr("holds"), "#009E73"),
+            False: ("✘", tr("does not hold"), "#D55E00"),
+            None: ("…", tr("open"), "#767676"),
         }[self.ok]
 
     def __str__(self) -> str:
         mark, word, _ = self._mark
         head = self.head or f"{mark} {word}"
-        return "\n  ".join([f"{head}: {self.text}", *([self.text_zh] if self.text_zh else [])])
+        return f"{head}: {self.text}"
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
         mark, word, ink = self._mark
         head = html.escape(self.head or f"{mark} {word}")
-        zh = f'<br><span lang="zh">{html.escape(self.text_zh)}</span>' if self.text_zh else ""
         return (
             f'<div role="status" style="border-left:4px solid {ink};padding:4px 10px;margin:.4em 0"><b '
-            f'style="color:{ink}">{head}:</b> {html.escape(self.text)}{zh}</div>'
+            f'style="color:{ink}">{head}:</b> {html.escape(self.text)}</div>'
         )
 
 
@@ -92,7 +91,7 @@ def case(k: int) -> Case:
 
 def symptom(k: int) -> Said:
     """What was seen of model k: 0 is the warm-up, 1 to 6 the hunt, 7 to 9 spares."""
-    return Said(None, case(k).symptom, case(k).symptom_zh, f"Model {k}")
+    return Said(None, tr(case(k).symptom), tr("Model {k}").format(k=k))
 
 
 def model(k: int, right: DeepseekV3 | None = None) -> DeepseekV3:
@@ -120,16 +119,19 @@ def accuse(
                 f"{name}={word!r} is no word of the list; it can be {', '.join(map(repr, known))}"
             )
     if k == DECOY and why == "padding counted":
-        return Said(False, *truth.confirmed[:2])
+        return Said(False, tr(truth.confirmed[0]))
     sure = [n for n, word in given.items() if word is not None and word == getattr(truth, n)]
-    head = f"The {' and the '.join(sure)} may stand. " if sure else ""
+    may = tr("The {words} may stand.")
+    head = may.format(words=tr(" and the ").join(map(tr, sure))) if sure else ""
     for name, word in given.items():
         if word is not None and name not in sure:
-            next_en, next_zh = truth.tools[name]
-            return Said(False, f"{head}Next, the {name}: {next_en}", next_zh)
+            to_try = tr("Next, the {word}: {advice}")
+            advice = to_try.format(word=tr(name), advice=tr(truth.tools[name]))
+            return Said(False, sentences(head, advice))
     if missing := [name for name, word in given.items() if word is None]:
-        return Said(None, f"{head}Not accused yet: {', '.join(missing)}.", "尚未指认。")
-    return Said(True, *truth.confirmed[-2:])
+        open_ones = tr("Not accused yet: {words}.").format(words=", ".join(map(tr, missing)))
+        return Said(None, sentences(head, open_ones))
+    return Said(True, tr(truth.confirmed[-1]))
 
 
 @functools.lru_cache(maxsize=1)
@@ -193,32 +195,25 @@ def prove(
 ) -> Said:
     """Run repair(model) on a fresh model k, which it changes in place, and judge that model: the
     strict gate, then the host's reads. Raises nothing for whatever the repair does."""
-    truth, right = case(k), right or right_model()
+    right = right or right_model()
     if repair is None or repair is ...:
-        return Said(
-            None,
-            "Write repair(model): it changes the model in place.",
-            "写出 repair(model)，就地修改模型。",
-        )
+        return Said(None, tr("Write repair(model): it changes the model in place."))
     ill = model(k, right)
     try:
         repair(ill)
         verdict, more = strict_gate(right, ill, names=("right", "yours")), reads(ill) - reads(right)
     except Exception as error:  # the learner's code may raise anything
         said = str(error).splitlines() or [""]
-        return Said(
-            False, f"Your repair raised {type(error).__name__}: {said[0]}", "修复代码出错。"
-        )
+        raised = tr("Your repair raised {error}")
+        return Said(False, raised.format(error=f"{type(error).__name__}: {said[0]}"))
     if not verdict:
-        return Said(False, verdict.summary(), "修复后仍不一致。")
+        return Said(False, verdict.summary())
     if more > 0:
-        return Said(
-            False,
-            f"All numbers agree, and the host still reads {more} values more in each cached step.",
-            "数值一致，但每步主机仍在读取设备上的值。",
+        still = tr(
+            "All numbers agree, and the host still reads {n} values more in each cached step."
         )
+        return Said(False, still.format(n=more))
     if k == DECOY:
-        return Said(True, f"There was nothing to repair. {verdict.summary()}", "本无故障。")
-    return Said(
-        True, f"{verdict.summary()}; the host reads no more than it should.", truth.healed_zh
-    )
+        return Said(True, sentences(tr("There was nothing to repair."), verdict.summary()))
+    healed = tr("{proof}; the host reads no more than it should.")
+    return Said(True, healed.format(proof=verdict.summary()))

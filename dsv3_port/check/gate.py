@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..engine.graph import eagerly, is_compiled
 from ..engine.loading import with_plan
+from ..messages import N_, tr
 from ..model.decoder import DeepseekV3
 from ..steps import TOLERANCE
 from .compare import compare_stages
@@ -28,7 +29,11 @@ from .stages import EXPERTS, LOGITS, columns, feed, peer_logits, record_stages
 
 LENGTHS = (19, 7, 13)  # tokens of the three prompts; the shorter ones are padded
 CACHED = 4
-MOMENTS = {"prompt": 0, "1 cached": 1, "4 cached": CACHED}  # name -> cached steps before it
+MOMENTS = {
+    N_("prompt"): 0,
+    N_("1 cached"): 1,
+    N_("4 cached"): CACHED,
+}  # name -> cached steps before it
 STRESS = -3.0  # added to every correction bias: scores plus bias are then negative
 
 
@@ -76,23 +81,38 @@ class GateVerdict:
     @property
     def looked_at(self) -> str:
         gates = sum(stage.endswith(EXPERTS) for stage in self.stages)
-        return (
-            f"{len(self.stages)} stages, {gates} of them choices of experts, of {len(LENGTHS)} padded "
-            f"prompts at {', '.join(self.reports)}"
+        return tr(
+            "{n} stages, {gates} of them choices of experts, of {prompts} padded prompts at {moments}"
+        ).format(
+            n=len(self.stages),
+            gates=gates,
+            prompts=len(LENGTHS),
+            moments=tr(", ").join(map(tr, self.reports)),
         )
 
     def summary(self) -> str:
         if self.first is None:
             bound = next(iter(self.reports.values())).rtol
-            return (
-                f"{self.names[1]} equals {self.names[0]} at {self.looked_at}: every row within "
-                f"{bound:.0e} (largest {self.largest:.1e})"
+            return tr(
+                "{b} equals {a} at {looked_at}: every row within {bound:.0e} (largest {largest:.1e})"
+            ).format(
+                a=tr(self.names[0]),
+                b=tr(self.names[1]),
+                looked_at=self.looked_at,
+                bound=bound,
+                largest=self.largest,
             )
         moment, row = self.first
-        what = row.detail or f"{row.max_rel:.1e} of the largest value"
-        return (
-            f"{self.names[1]} parts from {self.names[0]} at {moment}, stage {row.stage}: {what} "
-            f"(looked at {self.looked_at})"
+        off = tr("{share:.1e} of the largest value")
+        return tr(
+            "{b} parts from {a} at {moment}, stage {stage}: {what} (looked at {looked_at})"
+        ).format(
+            a=tr(self.names[0]),
+            b=tr(self.names[1]),
+            moment=tr(moment),
+            stage=row.stage,
+            what=row.detail or off.format(share=row.max_rel),
+            looked_at=self.looked_at,
         )
 
     def __str__(self) -> str:

@@ -18,6 +18,8 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+from .. import messages
+from ..engine.language import reader_language
 from ..errors import PortError
 from ..files import keep_traceback
 from ..version import __version__
@@ -127,6 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: Sequence[str] | None) -> int:
     warnings.showwarning = _warn
     try:
+        messages.use(reader_language())
         args = make_parser().parse_args(argv)
         _check_values(sys.argv[1:] if argv is None else argv)
         if args.needs_torch and not getattr(args, "steps", False):

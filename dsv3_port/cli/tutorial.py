@@ -54,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from ..course.tutorial import find_notebooks, run_tutorial
+    from ..messages import language
 
     notebooks = Path(args.notebooks) if args.notebooks else find_notebooks()
     beside = notebooks.resolve().parent
@@ -86,6 +87,7 @@ def run(args: argparse.Namespace) -> int:
         timeout=args.timeout,
         progress=not args.quiet,
         yours=args.yours,
+        lang=language(),
         on_done=tell,
     )
     failed = [run.name for run in runs if run.status != "ok"]

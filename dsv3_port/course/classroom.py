@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader
 
 from ..errors import PortError
 from ..files import write_atomic
+from ..messages import language, tr
 from ..version import __version__
 from .kept import Tried, read_progress
 from .slots import Slot
@@ -125,8 +126,10 @@ def stuck(room: Classroom, known: dict[str, Slot]) -> list[str]:
 def _foot(room: Classroom, slot_id: str) -> str:
     rows = [r for learner in room.learners if (r := learner.slots.get(slot_id)) and r.tries]
     built = sum(row.built for row in rows)
-    tries = f", median {median(row.tries for row in rows):g} tries" if rows else ""
-    return f"{built} of {len(room.learners)}{tries}"
+    said = tr("{built} of {all}").format(built=built, all=len(room.learners))
+    if not rows:
+        return said
+    return said + tr(", median {n:g} tries").format(n=median(row.tries for row in rows))
 
 
 def write_class(folder: str | Path, target: str | Path) -> Classroom:
@@ -136,12 +139,13 @@ def write_class(folder: str | Path, target: str | Path) -> Classroom:
     rows = [
         (
             learner.name,
-            f"{learner.built(names)} of {len(names)}",
+            tr("{built} of {all}").format(built=learner.built(names), all=len(names)),
             [cell_of(learner.slots.get(name)) for name in names],
         )
         for learner in room.learners
     ]
     env = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True)
+    env.globals |= {"tr": tr, "lang": language()}
     page = env.get_template("class.html").render(
         slots=list(known.values()),
         rows=rows,

@@ -16,6 +16,7 @@ from pygments.lexers import PythonLexer
 from pygments.token import Comment, Keyword, Name, Number, Operator, String, Token
 
 from ..errors import PortError
+from ..messages import tr
 from ..steps import step
 
 _INK = (
@@ -136,20 +137,24 @@ class Beside:
 
 def beside(finished: str, yours: str) -> str:
     """HTML: the learner's text beside finished code ('module:attribute'), folded."""
-    mine = Source("your function", "this notebook", 1, yours.rstrip())
-    shown = Beside(
-        mine, source(finished), "your function beside the finished code", ("yours", "finished")
-    )
-    summary = "Your function beside the finished code 与参考实现对照"
-    return f"<details><summary>{summary}</summary>{shown._repr_html_()}</details>"
+    mine = Source(tr("your function"), tr("this notebook"), 1, yours.rstrip())
+    label = tr("Your function beside the finished code")
+    shown = Beside(mine, source(finished), label, (tr("yours"), tr("finished")))
+    return f"<details><summary>{label}</summary>{shown._repr_html_()}</details>"
 
 
 def diff(step_id: str, built: object = True) -> Beside:
     """The step's upstream form beside its ported form, as they stand in the package. `built`, a
     judged function (yours.Fitted): folded until that is right."""
     s = step(step_id)
-    label = f"step {s.number}, {s.title}: source before and after"
-    return Beside(source(s.before), source(s.after), label, ("before", "after"), not built)
+    label = tr("step {number}, {title}: source before and after")
+    return Beside(
+        source(s.before),
+        source(s.after),
+        label.format(number=s.number, title=tr(s.title)),
+        (tr("before"), tr("after")),
+        not built,
+    )
 
 
 def source(what: Any) -> Source:

@@ -40,13 +40,16 @@ def write_docs(root: Path, folder: Path) -> list[Path]:
     return pages
 
 
-def docs_links(out_dir: Path) -> list[tuple[str, str]]:
-    """(link, title) of each page that lies in out_dir/docs, by name."""
-    return [
-        (f"docs/{file.name}", title_of(file))
-        for file in sorted((out_dir / "docs").glob("*.html"))
-        if file.stem not in ("404", "index")
-    ]
+def docs_links(out_dir: Path, language: str = "") -> list[tuple[str, str]]:
+    """(link, title) of each page that lies in out_dir/docs, by name; in a language where it is there
+    in that."""
+    found = []
+    for file in sorted((out_dir / "docs").glob("*.html")):
+        if file.stem not in ("404", "index"):
+            other = file.parent / language / file.name
+            page = other if language and other.is_file() else file
+            found.append((page.relative_to(out_dir).as_posix(), title_of(page)))
+    return found
 
 
 def title_of(page: Path) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -15,14 +15,17 @@ from ..bench.paired import busy_text
 from ..bench.records import Results, load
 from ..bench.results_table import stamp
 from ..errors import PortError
+from ..messages import sentences, tr, using
 from ..paths import recorded_file
 from ..plots.bars import ladder
 from ..plots.style import ON_DARK, PHONE
 from ..steps import PRODUCTION, STEPS
 from ..version import __version__
 from .docs import docs_links
+from .links import page_name
 from .notebook import Notebook
-from .pages import TEMPLATES
+from .pages import TEMPLATES, switch
+from .translations import code
 
 RECORDED = "recorded-ladder.png"  # beside the run's own pictures
 FOR_PHONES = "phone-{}"  # the same, drawn as wide as a phone
@@ -46,9 +49,11 @@ def ladder_pictures(results: Path) -> list[Picture]:
     return [
         Picture(
             f"results/{name}",
-            "The ladder"
-            + (", a batch of sequences" if "batch" in name else "")
-            + ": time after each step of the port, on this machine",
+            tr(
+                "The ladder, a batch of sequences: time after each step of the port, on this machine"
+            )
+            if "batch" in name
+            else tr("The ladder: time after each step of the port, on this machine"),
             phone=_for_phones(results / name, lambda: _newest(results / "results.json")),
         )
         for name in sorted(
@@ -93,58 +98,96 @@ def _recorded(results: Path, busy: str) -> list[Picture]:
         return []
     results.mkdir(parents=True, exist_ok=True)
     shutil.copy2(picture, results / RECORDED)  # with its date: what was drawn of it stays
-    why = f"This run's machine was busy ({busy.removeprefix('busy: ')}). " if busy else ""
+    why = tr("This run's machine was busy ({why}).").format(why=busy.removeprefix("busy: "))
+    earlier = tr("Recorded earlier, not in this run: {stamp}.").format(stamp=stamp(list(records)))
     return [
         Picture(
             f"results/{RECORDED}",
-            "A recorded ladder: time after each step of the port, not of this run",
-            f"{why}Recorded earlier, not in this run: {stamp(list(records))}.",
+            tr("A recorded ladder: time after each step of the port, not of this run"),
+            sentences(why if busy else "", earlier),
             _for_phones(results / RECORDED, lambda: records),
         )
     ]
 
 
 def write_index(
-    out_dir: Path, notebooks: Sequence[Notebook], runs: Sequence[Any], where: str
+    out_dir: Path,
+    notebooks: Sequence[Notebook],
+    runs: Sequence[Any],
+    where: str,
+    twins: Mapping[str, Mapping[str, Notebook]] | None = None,
 ) -> Path:
     """out_dir/index.html: every notebook with what it says about itself, and with its NotebookRun,
-    if it has one."""
+    if it has one; and index.zh-CN.html where `twins` has what notebooks say in Chinese (language ->
+    name -> notebook)."""
+    here: dict[str, Mapping[str, Notebook]] = {"": {}} | dict(twins or {})
+    for language, said in here.items():
+        others = switch({k: page_name("index", k) for k in here if k != language})
+        with using(code(language)):
+            page = _index(out_dir, notebooks, runs, where, language, said, others)
+        file = out_dir / page_name("index", language)
+        file.write_text(page, encoding="utf-8")
+    return out_dir / "index.html"
+
+
+def _index(
+    out_dir: Path,
+    notebooks: Sequence[Notebook],
+    runs: Sequence[Any],
+    where: str,
+    language: str,
+    said: Mapping[str, Notebook],
+    others: Sequence[tuple[str, str, str]],
+) -> str:
     by_name = {run.name: run for run in runs}
     cards: list[dict[str, Any]] = [
         {
-            "about": n,
+            "about": said.get(n.name, n),
             "run": by_name.get(n.name),
+            "page": localised(out_dir, f"pages/{n.name}.html", language),
+            "file": f"notebooks/{f'{language}/' if n.name in said else ''}{n.name}.ipynb",
             "steps": [s for s in (*STEPS, *PRODUCTION) if s.notebook == n.name],
-            "slides": f"slides/{n.name}.html"
+            "slides": localised(out_dir, f"slides/{n.name}.html", language)
             if (out_dir / "slides" / f"{n.name}.html").is_file()
             else "",
+            "difficulty": n.card.get("Difficulty", ""),
+            "reading": n.reading_minutes,
+            "exercises": n.exercise_minutes,
         }
         for n in notebooks
     ]
     shown = [by_name[n.name] for n in notebooks if n.name in by_name]
-    docs = docs_links(out_dir)
-    guide = [(f"guide/{f.stem}.html", f.stem) for f in sorted((out_dir / "guide").glob("*.html"))]
-    page = (
-        Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True)
-        .get_template("index.html")
-        .render(
-            cards=cards,
-            done=len(shown),
-            failed=sum(run.status != "ok" for run in shown),
-            where=where,
-            guide=guide,
-            docs=docs,
-            reading=sum(n.reading_minutes for n in notebooks),
-            exercises=sum(n.exercise_minutes for n in notebooks),
-            seconds=sum(run.seconds for run in shown),
-            pictures=ladder_pictures(out_dir / "results"),
-            first=next((card for card in cards if card["about"].name.startswith("00")), None),
-            on_dark=ON_DARK,
-            phone=PHONE,
-            version=__version__,
-            date=datetime.now(timezone.utc).strftime("%Y-%m-%d"),
-        )
+    env = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True)
+    env.globals["tr"] = tr
+    return env.get_template("index.html").render(
+        lang=code(language),
+        others=others,
+        cards=cards,
+        done=len(shown),
+        failed=sum(run.status != "ok" for run in shown),
+        where=where,
+        guide=guide_links(out_dir, language),
+        docs=docs_links(out_dir, language),
+        reading=sum(n.reading_minutes for n in notebooks),
+        exercises=sum(n.exercise_minutes for n in notebooks),
+        seconds=sum(run.seconds for run in shown),
+        pictures=ladder_pictures(out_dir / "results"),
+        first=next((card for card in cards if card["about"].name.startswith("00")), None),
+        on_dark=ON_DARK,
+        phone=PHONE,
+        version=__version__,
+        date=datetime.now(timezone.utc).strftime("%Y-%m-%d"),
     )
-    file = out_dir / "index.html"
-    file.write_text(page, encoding="utf-8")
-    return file
+
+
+def localised(out_dir: Path, page: str, language: str) -> str:
+    """A page, or its version in a language where that is there."""
+    path = Path(page)
+    other = path.with_name(page_name(path.stem, language)).as_posix()
+    return other if (out_dir / other).is_file() else page
+
+
+def guide_links(out_dir: Path, language: str) -> list[tuple[str, str]]:
+    """(link, name) of the workshop's pages."""
+    names = [f.stem for f in sorted((out_dir / "guide").glob("*.html")) if "." not in f.stem]
+    return [(localised(out_dir, f"guide/{name}.html", language), tr(name)) for name in names]

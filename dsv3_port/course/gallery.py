@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..engine.generate import Generation, generate
 from ..engine.loading import load_model
 from ..engine.tokenizer import load_tokenizer
+from ..messages import tr
 from ..paths import tiny
 from .show import Shown
 from .slots import Slot
@@ -31,12 +32,16 @@ def gallery(slot: Slot) -> Shown:
                 other = generate(twin_of(slot, base, function), tokenizer, PROMPTS, TOKENS)
         except STOPS as error:
             said = next(iter(str(error).splitlines()), type(error).__name__)
-            rows.append([(name, ""), (right[0].text, ""), ("", f"(no text: {said[:90]})")])
+            none = tr("(no text: {error})").format(error=said[:90])
+            rows.append([(tr(name), ""), (right[0].text, ""), ("", none)])
             continue
         a, b = min(zip(right, other, strict=True), key=lambda pair: _parts_at(*pair))
-        theirs = parted(a, b, tokenizer) if a.token_ids != b.token_ids else ("the same text", "")
-        rows.append([(name, ""), (a.text, ""), theirs])
-    return table_of(["they write", "text, finished code", "text, theirs"], rows)
+        theirs = (
+            parted(a, b, tokenizer) if a.token_ids != b.token_ids else (tr("the same text"), "")
+        )
+        rows.append([(tr(name), ""), (a.text, ""), theirs])
+    heads = [tr("they write"), tr("text, finished code"), tr("text, theirs")]
+    return table_of(heads, rows)
 
 
 def _parts_at(a: Generation, b: Generation) -> int:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import PortError
+from ..messages import tr
 from . import exercises as _package
 from .exercises import Exercise
 
@@ -50,12 +51,12 @@ class Verdict:
         mark, ink = self._mark
         return (
             f'<div style="border-left:4px solid {ink};padding:4px 10px;margin:.4em 0;background:'
-            f'rgba(128,128,128,.1)"><b style="color:{ink}">{mark}</b> <b>{html.escape(self.exercise.title)}</b> '
+            f'rgba(128,128,128,.1)"><b style="color:{ink}">{mark}</b> <b>{html.escape(tr(self.exercise.title))}</b> '
             f"{html.escape(self.text)}</div>"
         )
 
     def __repr__(self) -> str:
-        return f"{self._mark[0]} {self.exercise.title}: {self.text}"
+        return f"{self._mark[0]} {tr(self.exercise.title)}: {self.text}"
 
 
 def check(exercise_id: str, answer: Any) -> Verdict:
@@ -66,18 +67,20 @@ def check(exercise_id: str, answer: Any) -> Verdict:
     exercise = EXERCISES[exercise_id]
     if answer is ... or answer is None:
         return Verdict(
-            exercise, None, "No answer yet: replace the three dots and run the cell again."
+            exercise, None, tr("No answer yet: replace the three dots and run the cell again.")
         )
     if exercise.function and not callable(answer):
-        return Verdict(exercise, False, f"Give a function {exercise.function}")
+        give = tr("Give a function {described}").format(described=tr(exercise.function))
+        return Verdict(exercise, False, give)
     try:
         result = exercise.check(answer)
     except Exception as error:  # the learner's code may raise anything
-        return Verdict(exercise, False, f"Your answer raised {type(error).__name__}: {error}")
+        raised = tr("Your answer raised {error}").format(error=f"{type(error).__name__}: {error}")
+        return Verdict(exercise, False, raised)
     if result is None:
-        return Verdict(exercise, True, "Right.")
+        return Verdict(exercise, True, tr("Right."))
     if result in exercise.wrong:
-        return Verdict(exercise, False, exercise.wrong[result][1], result)
+        return Verdict(exercise, False, tr(exercise.wrong[result][1]), result)
     return Verdict(exercise, False, result)
 
 

@@ -39,7 +39,9 @@ class Notebook:
     @property
     def summary(self) -> str:
         """The claim's first sentence, without markup."""
-        return re.split(r"(?<=[.!?])\s", re.sub(r"[*`]", "", self.claim), maxsplit=1)[0]
+        return re.split(r"(?<=[.!?])\s|(?<=[。！？])", re.sub(r"[*`]", "", self.claim), maxsplit=1)[
+            0
+        ]
 
 
 def course_files(folder: Path) -> list[Path]:
@@ -63,7 +65,7 @@ def read_notebook(file: Path) -> Notebook:
     ]
     titled = next((c.source for c in cells if re.search(r"^# ", c.source, re.MULTILINE)), "")
     second = re.search(r"^# .*\n+# (.*)", titled, re.MULTILINE)
-    claim = re.search(r"\*\*Claim\.\*\*\s+(.*?)(?:\n\n|\Z)", titled, re.DOTALL)
+    claim = re.search(r"\*\*(?:Claim\.|论点。)\*\*\s+(.*?)(?:\n\n|\Z)", titled, re.DOTALL)
     card = next((c.source for c in cells if "card" in c.metadata.get("tags", [])), "")
     return Notebook(
         file.stem,

@@ -23,6 +23,7 @@ from ..engine.launch import run_ranks
 from ..engine.loading import load_model
 from ..engine.tokenizer import load_tokenizer
 from ..errors import PortError
+from ..messages import tr
 from ..model.decoder import DeepseekV3
 from ..parallel import TensorParallel
 from ..paths import tiny
@@ -112,12 +113,14 @@ def objection(hook: Hook, finished: DeepseekV3, sent: Sent) -> str | None:
     try:
         ranks = [trials[0] for trials in _asked(hook, (sent,), finished.plan, "cpu")]
     except PortError as error:
-        return f"two processes with your function: {error}"
+        return tr("two processes with your function: {error}").format(error=error)
     for rank, found in enumerate(ranks):
         if found.place is not None:
-            return f"rank {rank} of {WORLD} stopped, {found.place}"
+            said = tr("rank {rank} of {world} stopped, {place}")
+            return said.format(rank=rank, world=WORLD, place=found.place)
         if found.other:
-            return f"rank {rank} of {WORLD} loads another {found.other} with your function"
+            said = tr("rank {rank} of {world} loads another {what} with your function")
+            return said.format(rank=rank, world=WORLD, what=found.other)
     said = OverRanks.of(finished, ranks)
     return None if said else said.summary()
 
@@ -166,13 +169,15 @@ class OverRanks:
         if not self.verdict:
             return self.verdict.summary()
         if not self.same:
-            return f"the {WORLD} ranks hold different logits after the same tokens"
+            said = tr("the {n} ranks hold different logits after the same tokens")
+            return said.format(n=WORLD)
         if not self.tokens:
-            return f"all stages agree, and {WORLD} ranks write another text than one process"
-        return (
-            f"{self.verdict.summary()}; all ranks bit for bit the same, and the same {TOKENS} greedy "
-            f"tokens after {len(PROMPTS)} prompts"
-        )
+            said = tr("all stages agree, and {n} ranks write another text than one process")
+            return said.format(n=WORLD)
+        return tr(
+            "{proof}; all ranks bit for bit the same, and the same {n} greedy tokens after {prompts} "
+            "prompts"
+        ).format(proof=self.verdict.summary(), n=TOKENS, prompts=len(PROMPTS))
 
     __str__ = __repr__ = summary
 

@@ -7,17 +7,13 @@ embedded.
 
 from __future__ import annotations
 
-import base64
 import itertools
-import mimetypes
-import os
 import re
 from collections.abc import Mapping
 from functools import cache
 from html import escape, unescape
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 from jupyter_core.paths import jupyter_path
 from latex2mathml.converter import convert
@@ -27,9 +23,13 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell, new_notebook
 from traitlets.config import Config
 
+from ..messages import language as reader
+from ..messages import tr, using
 from ..plots.style import CSS_CLASS, ON_DARK
 from .diff import FOLD
-from .translations import LANGUAGES, of_notebook, translated
+from .links import embedded, page_link, page_name
+from .sections import without_marks
+from .translations import LANGUAGES, code, translated, versions
 
 TEMPLATES = Path(__file__).with_name("templates")
 CONTENTS = "<!-- contents -->"  # where the page's template has room for them
@@ -41,29 +41,6 @@ def mathml(tex: str, display: str = "inline") -> str:
         return convert(tex.strip(), display=display)
     except Exception:  # its parser raises many kinds
         return f"<code>{escape(tex.strip())}</code>"
-
-
-def page_link(url: str, notebooks_dir: Path, pages_dir: Path) -> str:
-    """A link of a notebook as it must read in its page: NAME.ipynb -> NAME.html, other files
-    relative to the page."""
-    parts = urlsplit(url)
-    if parts.scheme or parts.netloc or not parts.path:
-        return url
-    path = Path(unquote(parts.path))
-    if len(path.parts) == 1 and path.suffix == ".ipynb":
-        return parts._replace(path=f"{path.stem}.html").geturl()
-    return parts._replace(
-        path=Path(os.path.relpath(notebooks_dir / path, pages_dir)).as_posix()
-    ).geturl()
-
-
-def embedded(url: str, folder: Path) -> str:
-    """A local picture as a data: URL; anything else as it was."""
-    file = folder / unquote(url)
-    if urlsplit(url).scheme or not file.is_file():
-        return url
-    kind = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
-    return f"data:{kind};base64,{base64.b64encode(file.read_bytes()).decode()}"
 
 
 def row_cards(table: str) -> str:
@@ -129,10 +106,12 @@ class PageExporter(HTMLExporter):
             config=Config({"TagRemovePreprocessor": hide, "CoalesceStreamsPreprocessor": merge}),
             template_name=template,
             embed_images=True,
+            language_code=reader(),
             extra_template_basedirs=[str(TEMPLATES)],
             extra_template_paths=[str(TEMPLATES)],
         )
         self.notebooks_dir, self.pages_dir = notebooks_dir, pages_dir
+        self.environment.globals["tr"] = tr
 
     def default_filters(self) -> Any:
         yield from super().default_filters()
@@ -167,8 +146,8 @@ def with_contents(page: str) -> str:
     page = re.sub(r"<h2>(.*?)</h2>", named, page, flags=re.DOTALL)
     items = "".join(f'<li><a href="#{name}">{text}</a></li>' for name, text in links.items())
     table = (
-        '<nav class="contents" aria-label="contents of this page"><details open><summary>Contents · '
-        f"本页目录</summary><ol>{items}</ol></details></nav>"
+        f'<nav class="contents" aria-label="{tr("contents of this page")}"><details open><summary>'
+        f"{tr('Contents')}</summary><ol>{items}</ol></details></nav>"
     )
     return page.replace(CONTENTS, table if len(links) > 1 else "", 1)
 
@@ -197,57 +176,77 @@ def write_page(
     *,
     previous: str = "",
     following: str = "",
+    language: str = "",
     others: Mapping[str, str] | None = None,
 ) -> Path:
-    """pages_dir/NAME.html of an executed notebook that stands in notebooks_dir; others: page -> its
-    language."""
+    """pages_dir/NAME.html of an executed notebook that stands in notebooks_dir, in a language ("":
+    English) that the page's own words then have; others: language -> page."""
     pages_dir.mkdir(parents=True, exist_ok=True)
     resources = {
         "metadata": {"name": name, "path": str(notebooks_dir)},
         "course": {
             "previous": previous,
             "next": following,
-            "others": others or {},
+            "others": switch(others or {}),
+            "index": page_name("index", language),
             "dark": dark_colours(),
         },
     }
-    text, _ = PageExporter(notebooks_dir, pages_dir).from_notebook_node(nb, resources)
-    text = text.replace(f"<details {FOLD}>", f"<details {FOLD} open>")
-    file = pages_dir / f"{name}.html"
-    file.write_text(with_contents(text), encoding="utf-8")
+    with using(code(language)):
+        exporter = PageExporter(notebooks_dir, pages_dir)
+        text, _ = exporter.from_notebook_node(nb, resources)
+        text = with_contents(text.replace(f"<details {FOLD}>", f"<details {FOLD} open>"))
+    file = pages_dir / page_name(name, language)
+    file.write_text(text, encoding="utf-8")
     return file
+
+
+def switch(others: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    """(language's code, its name, page) of a page's other languages."""
+    return [(lang or "en", LANGUAGES.get(lang, "English"), page) for lang, page in others.items()]
 
 
 def write_pages(
     nb: NotebookNode, file: Path, pages_dir: Path, *, previous: str = "", following: str = ""
 ) -> list[Path]:
-    """The page of the executed notebook `file`, and one for each translation of it, which point at
-    each other."""
-    around = {"previous": previous, "following": following}
-    others = of_notebook(file)
-    links = {f"{file.stem}.{language}": LANGUAGES[language] for language in others}
-    made = [write_page(nb, file.stem, pages_dir, file.parent, **around, others=links)]
-    return made + [
-        write_page(
-            translated(nb, path, file),
-            f"{file.stem}.{language}",
-            pages_dir,
-            file.parent,
-            **around,
-            others={file.stem: "English"},
+    """A page in each language of the notebook `file`, which was executed in one of them; they share
+    its outputs and point at each other."""
+    there, made = versions(file), []
+    for language, path in there.items():
+        near = [
+            page_name(name, language if (path.parent / f"{name}.ipynb").is_file() else "")
+            for name in (previous, following)
+        ]
+        made.append(
+            write_page(
+                nb if path == file else translated(nb, path, file),
+                file.stem,
+                pages_dir,
+                path.parent,
+                previous=near[0] if previous else "",
+                following=near[1] if following else "",
+                language=language,
+                others={k: page_name(file.stem, k) for k in there if k != language},
+            )
         )
-        for language, path in others.items()
-    ]
+    return made
 
 
 def write_guide(folder: Path, guide_dir: Path) -> list[Path]:
-    """guide_dir/NAME.html of every Markdown file in `folder`: the workshop's pages."""
-    return [
-        write_page(
-            new_notebook(cells=[new_markdown_cell(file.read_text(encoding="utf-8"))]),
-            file.stem,
-            guide_dir,
-            folder,
-        )
-        for file in sorted(folder.glob("*.md"))
-    ]
+    """guide_dir/NAME.html of every Markdown file in `folder`, and of its twins: the workshop's pages."""
+    made = []
+    for file in sorted(folder.glob("*.md")):
+        there = versions(file)
+        for language, path in there.items():
+            text = without_marks(path.read_text(encoding="utf-8"))
+            made.append(
+                write_page(
+                    new_notebook(cells=[new_markdown_cell(text)]),
+                    file.stem,
+                    guide_dir,
+                    path.parent,
+                    language=language,
+                    others={k: page_name(file.stem, k) for k in there if k != language},
+                )
+            )
+    return made

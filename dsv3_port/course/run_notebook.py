@@ -25,6 +25,7 @@ from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 from papermill.execute import remove_error_markers
 
+from ..engine.language import SESSION
 from ..errors import PortError
 from .filled import Answer, fill, states
 
@@ -54,9 +55,13 @@ class ThisPython(AsyncKernelManager):
         None  # of the last kernel that died; below zero: the signal that ended it
     )
 
+    notebook: ClassVar[str] = (
+        ""  # the file that is executed, as jupyter_server names it to a kernel
+    )
+
     @property
     def kernel_spec(self) -> KernelSpec:
-        spec = get_kernel_dict()
+        spec = get_kernel_dict() | {"env": {SESSION: ThisPython.notebook}}
         return KernelSpec(**spec | {"argv": [*spec["argv"], "--log-level=ERROR"]})
 
     async def is_alive(self) -> bool:  # type: ignore[override]
@@ -95,6 +100,7 @@ def run_notebook(
     logging.getLogger("papermill").setLevel(logging.CRITICAL)
     problem: Exception | None = None
     start = time.perf_counter()
+    ThisPython.notebook = str(file)
     try:
         papermill.execute_notebook(
             str(source),

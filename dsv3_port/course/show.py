@@ -16,6 +16,7 @@ from typing import Any
 from tabulate import tabulate
 
 from ..bench.machine import device_info
+from ..messages import N_, tr, trn
 from ..steps import progress_map, steps_around
 from .diff import RULE
 
@@ -50,47 +51,45 @@ def progress(here: str = "") -> Shown:
         mark = {"done": "✓ ", "here": "▶ ", "next": ""}[state]
         chips.append(
             f'<div style="{look};border-radius:6px;padding:3px 8px;font-size:12px;line-height:1.35">{mark}'
-            f'{s.number} {html.escape(s.title)}<br><span style="opacity:.75">{s.title_zh}</span></div>'
+            f"{s.number} {html.escape(tr(s.title))}</div>"
         )
     body = "".join(chips)
     return Shown(
-        f'<div aria-label="steps of the port" style="display:flex;flex-wrap:wrap;gap:6px;margin:.4em 0">{body}'
+        f'<div aria-label="{tr("steps of the port")}" style="display:flex;flex-wrap:wrap;gap:6px;margin:.4em 0">{body}'
         "</div>",
         progress_map(here),
     )
 
 
 _TIERS = {
-    "cpu": (
+    "cpu": N_(
         "Results are exact. Timings are this CPU's and say nothing about an NPU's speed; what carries over is "
-        "counted: bytes, operators, shapes.",
-        "时间为本机 CPU 实测，不代表 NPU；可迁移的是计数：字节、算子、形状。",
+        "counted: bytes, operators, shapes."
     ),
-    "cuda": (
+    "cuda": N_(
         "Timings are this GPU's. It launches kernels as an NPU does, so launch cost shows; its milliseconds are "
-        "not an NPU's.",
-        "时间为本机 GPU 实测，可反映下发开销，不代表 NPU。",
+        "not an NPU's."
     ),
-    "host-npu": (
-        "The real torch_npu runs on a host stand-in for CANN: results are exact, timings are never shown.",
-        "真实 torch_npu 运行在主机替身之上：结果精确，从不展示时间。",
+    "host-npu": N_(
+        "The real torch_npu runs on a host stand-in for CANN: results are exact, timings are never shown."
     ),
-    "npu": ("Timings are this NPU's.", "时间为本机 NPU 实测。"),
+    "npu": N_("Timings are this NPU's."),
 }
 
 
 def banner(device: str = "cpu") -> Shown:
     """The line every notebook shows first: which device this is and what its numbers are worth."""
     info = device_info(device)
-    text, chinese = _TIERS[info["tier"]]
-    where = f"{info['device_name']} · tier {info['tier']} · torch {info['versions']['torch']}"
+    text = tr(_TIERS[info["tier"]])
+    where = tr("{device} · tier {tier} · torch {torch}").format(
+        device=info["device_name"], tier=info["tier"], torch=info["versions"]["torch"]
+    )
     if info["tier"] == "cpu":
-        where += f" · {info['threads']} threads"
+        where += trn(" · {n} thread", " · {n} threads", info["threads"]).format(n=info["threads"])
     return Shown(
         f'<div style="border-left:4px solid #0072B2;padding:4px 10px;margin:.4em 0;background:'
-        f'rgba(128,128,128,.1)"><b>{html.escape(where)}</b><br>{html.escape(text)}<br>'
-        f'<span style="opacity:.8">{chinese}</span></div>',
-        f"**{where}**  \n{text}  \n{chinese}",
+        f'rgba(128,128,128,.1)"><b>{html.escape(where)}</b><br>{html.escape(text)}</div>',
+        f"**{where}**  \n{text}",
     )
 
 
@@ -98,10 +97,10 @@ def table(
     rows: Iterable[Mapping[str, Any] | Sequence[Any]], headers: Sequence[str] | None = None
 ) -> Shown:
     """Rows (dicts, or sequences with `headers`) as a Markdown table; numbers stand as they are
-    given."""
+    given, texts in the reader's language where the catalogue has them."""
     listed = list(rows)
     if not listed:
-        return Shown("", "(no rows)")
+        return Shown("", tr("(no rows)"))
     if isinstance(listed[0], Mapping):
         headers = (
             list(dict.fromkeys(key for row in listed for key in row))
@@ -113,7 +112,10 @@ def table(
     return Shown(
         "",
         tabulate(
-            cells, [_escaped(h) for h in headers or ()], tablefmt="github", disable_numparse=True
+            cells,
+            [_escaped(str(h)) for h in headers or ()],
+            tablefmt="github",
+            disable_numparse=True,
         ),
     )
 
@@ -121,4 +123,4 @@ def table(
 def _escaped(value: Any) -> Any:
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
-    return value.replace("|", "\\|").replace("\n", " ") if isinstance(value, str) else value
+    return tr(value).replace("|", "\\|").replace("\n", " ") if isinstance(value, str) else value

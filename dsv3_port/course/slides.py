@@ -15,11 +15,14 @@ from typing import Any
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from ..messages import tr, using
 from .deck import WIDTH, Figure, Slide, deck_of, read_deck
 from .diff import FOLD
 from .gallery import gallery
-from .pages import PageExporter, dark_colours
+from .links import page_name
+from .pages import PageExporter, dark_colours, switch
 from .slots import Slot, function_of
+from .translations import code, versions
 from .yours import slots
 
 HIDE = {"tags": ["hide-input"]}
@@ -53,14 +56,16 @@ def _shown(figure: Figure, by_id: Mapping[str, NotebookNode]) -> NotebookNode:
         return _output(gallery(slots()[figure.of])._repr_html_() or "")
     if figure.kind == "build":
         slot = slots()[figure.of]
-        minutes = f"**{slot.minutes} minutes · {slot.minutes} 分钟**"
+        minutes = f"**{tr('{n} minutes').format(n=slot.minutes)}**"
         return new_markdown_cell(f"```python\n{signature(slot)}\n```\n\n{minutes}")
     cell = by_id.get(figure.of)
     if figure.kind == "code" and cell is not None:
         return new_markdown_cell(f"```python\n{cell.source}\n```")
     found = _chosen(cell.get("outputs", []) if cell is not None else [], figure.output)
     if found is None:
-        return new_markdown_cell(f"*{figure.of}: this run has no such output.*")
+        return new_markdown_cell(
+            f"*{tr('{cell}: this run has no such output.').format(cell=figure.of)}*"
+        )
     return new_code_cell("", outputs=[found], metadata=HIDE)
 
 
@@ -95,20 +100,31 @@ def signature(slot: Slot) -> str:
     return "\n".join([*head, *text])
 
 
-def write_slides(nb: NotebookNode, name: str, slides_dir: Path, notebooks_dir: Path) -> Path | None:
-    """slides_dir/NAME.html of an executed notebook that stands in notebooks_dir, if it has a deck."""
-    written = deck_of(notebooks_dir, name)
-    if not written.is_file():
-        return None
-    slides_dir.mkdir(parents=True, exist_ok=True)
-    resources = {
-        "metadata": {"name": name, "path": str(notebooks_dir)},
-        "course": {"dark": dark_colours()},
-    }
-    text, _ = PageExporter(notebooks_dir, slides_dir, "slides").from_notebook_node(
-        deck(read_deck(written.read_text(encoding="utf-8")), nb), resources
-    )
-    text = text.replace(f"<details {FOLD}>", f"<details {FOLD} open>")
-    file = slides_dir / f"{name}.html"
-    file.write_text(text, encoding="utf-8")
-    return file
+def write_slides(nb: NotebookNode, name: str, slides_dir: Path, notebooks_dir: Path) -> list[Path]:
+    """slides_dir/NAME.html of an executed notebook that stands in notebooks_dir, if it has a deck, and
+    one for each of the deck's twins."""
+    there = versions(deck_of(notebooks_dir, name))
+    made = []
+    for language, written in there.items():
+        slides_dir.mkdir(parents=True, exist_ok=True)
+        page = page_name(name, language)
+        known = (slides_dir.parent / "pages" / page).is_file()
+        others = {k: page_name(name, k) for k in there if k != language}
+        resources = {
+            "metadata": {"name": name, "path": str(notebooks_dir)},
+            "course": {
+                "dark": dark_colours(),
+                "others": switch(others),
+                "index": page_name("index", language),
+                "page": page if known else page_name(name),
+            },
+        }
+        with using(code(language)):
+            text, _ = PageExporter(notebooks_dir, slides_dir, "slides").from_notebook_node(
+                deck(read_deck(written.read_text(encoding="utf-8")), nb), resources
+            )
+        text = text.replace(f"<details {FOLD}>", f"<details {FOLD} open>")
+        file = slides_dir / page
+        file.write_text(text, encoding="utf-8")
+        made.append(file)
+    return made

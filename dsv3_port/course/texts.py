@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..engine.generate import Generation, generate
+from ..messages import tr
 from ..model.decoder import DeepseekV3
 from .show import Shown
 from .timer import Late, limit
@@ -26,20 +27,22 @@ def text_table(
     right = generate(model, tokenizer, prompts, max_new_tokens)
     if wrong is None:
         return table_of(
-            ["prompt", f"text, {code}"], [[(g.prompt, ""), (g.text, "")] for g in right]
+            [tr("prompt"), tr("text, {whose}").format(whose=code)],
+            [[(g.prompt, ""), (g.text, "")] for g in right],
         )
     try:
         with limit(60.0):
             other = generate(wrong, tokenizer, prompts, max_new_tokens)
     except (Exception, Late) as error:  # numbers that are none, other shapes
-        said = f"(no text: {str(error).splitlines()[0]})"
+        said = tr("(no text: {error})").format(error=str(error).splitlines()[0])
         rows = [[(g.prompt, ""), (g.text, ""), ("", said)] for g in right]
     else:
         rows = [
             [(a.prompt, ""), (a.text, ""), parted(a, b, tokenizer)]
             for a, b in zip(right, other, strict=True)
         ]
-    return table_of(["prompt", f"text, {code}", f"text, {name}"], rows)
+    heads = [tr("text, {whose}").format(whose=whose) for whose in (code, name)]
+    return table_of([tr("prompt"), *heads], rows)
 
 
 def parted(a: Generation, b: Generation, tokenizer: Any) -> tuple[str, str]:
@@ -54,13 +57,13 @@ def parted(a: Generation, b: Generation, tokenizer: Any) -> tuple[str, str]:
     whole = b.text
     if not whole.startswith(shared):
         return "", whole
-    return shared, whole[len(shared) :] or " (ends here)"
+    return shared, whole[len(shared) :] or tr(" (ends here)")
 
 
 def table_of(headers: list[str], rows: list[list[tuple[Any, str]]]) -> Shown:
     def cell(same: Any, other: str) -> str:
         mark = (
-            f'<mark title="from the first other token on" style="background:rgba(213,94,0,.17);color:'
+            f'<mark title="{tr("from the first other token on")}" style="background:rgba(213,94,0,.17);color:'
             f'inherit"><b>▸</b>{html.escape(other)}</mark>'
             if other
             else ""

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..messages import tr
 from .slots import Function, Slot
 from .written import load_function
 
@@ -78,20 +79,31 @@ class Toy:
         letters = f"[{', '.join(self.result)}]"
         sizes = ", ".join(f"{k}={v}" for k, v in self.sizes.items())
         if got[1]:
-            return f"your function changes its argument {got[1][0]}; it may read it only"
+            return tr("your function changes its argument {name}; it may read it only").format(
+                name=got[1][0]
+            )
         if not isinstance(got[0], Tensor):
-            return f"your function returns a {type(got[0]).__name__}, not a tensor {letters}"
+            said = tr("your function returns a {kind}, not a tensor {letters}")
+            return said.format(kind=type(got[0]).__name__, letters=letters)
         x, y = got[0], want[0]
         if x.shape != y.shape:
-            return f"your result is {list(x.shape)}; {letters} is {list(y.shape)} here ({sizes})"
+            said = tr("your result is {shape}; {letters} is {due} here ({sizes})")
+            return said.format(shape=[*x.shape], letters=letters, due=[*y.shape], sizes=sizes)
         if x.dtype != y.dtype:
-            return f"your result is {x.dtype}, it must be {y.dtype}"
+            return tr("your result is {dtype}, it must be {due}").format(dtype=x.dtype, due=y.dtype)
         off = ~torch.isclose(
             x.float(), y.float(), rtol=0, atol=CLOSE * float(y.float().abs().max())
         )
         at = off.nonzero()[0].tolist() if bool(off.any()) else (x != y).nonzero()[0].tolist()
         place, share = ", ".join(map(str, at)), float((x != y).float().mean())
-        return (
-            f"of {letters} ({sizes}) the first place that differs is [{place}]: yours "
-            f"{float(x[tuple(at)]):.4g}, right {float(y[tuple(at)]):.4g}; {share:.0%} of all differ"
+        return tr(
+            "of {letters} ({sizes}) the first place that differs is [{place}]: yours {yours:.4g}, right "
+            "{right:.4g}; {share:.0%} of all differ"
+        ).format(
+            letters=letters,
+            sizes=sizes,
+            place=place,
+            yours=float(x[tuple(at)]),
+            right=float(y[tuple(at)]),
+            share=share,
         )

@@ -12,7 +12,7 @@ import ast
 import hashlib
 import io
 import tokenize
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -133,7 +133,18 @@ def translated(executed: NotebookNode, file: Path, original: Path) -> NotebookNo
     return nb
 
 
-def of_notebook(file: Path) -> Mapping[str, Path]:
-    """Language -> translation of a notebook, for those that are there."""
-    found = {language: file.parent / language / file.name for language in LANGUAGES}
+def versions(file: Path) -> dict[str, Path]:
+    """Language ("" for English) -> file, of a notebook or text that is there in one or more."""
+    home = file.parent.parent if file.parent.name in LANGUAGES else file.parent
+    found = {"": home / file.name} | {name: home / name / file.name for name in LANGUAGES}
     return {language: path for language, path in found.items() if path.is_file()}
+
+
+def of_language(file: Path, reader: str) -> Path:
+    """The version of an original for a reader of en or zh, the original where there is none."""
+    return next((p for name, p in versions(file).items() if code(name) == reader), file)
+
+
+def code(language: str) -> str:
+    """A folder's language as messages.py calls it: zh-CN -> zh, "" -> en."""
+    return language.partition("-")[0] or "en"

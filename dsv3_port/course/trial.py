@@ -18,6 +18,7 @@ from ..engine.generate import generate
 from ..engine.loading import with_plan
 from ..engine.tokenizer import load_tokenizer
 from ..errors import PortError
+from ..messages import N_, sentences, tr, trn
 from ..model.decoder import DeepseekV3
 from ..paths import tiny
 from .slots import Function, Slot
@@ -31,7 +32,7 @@ PROMPTS = (  # three lengths
     "Once upon a time Mira lived near the river.",
     "Wei had 4 apples. Lena gave Wei 3 more, so now he had",
 )
-UNTIMED = ("Nothing was timed; the finished code runs below.", "未计时，下文使用参考实现。")
+UNTIMED = N_("Nothing was timed; the finished code runs below.")
 STOPS = (Exception, SystemExit, Late)  # what the learner's code may do to us
 
 
@@ -62,10 +63,8 @@ def try_out(
 ) -> Trial:
     """All judges. toy=False leaves out the small inputs: what the model alone would find."""
     if mine.function is None or mine.function is ... or is_empty(mine.text, slot.name):
-        text = f"The finished code runs. Write {slot.name}, run its cell, then this one."
-        return Trial(
-            Verdict(slot, "empty", text, "当前使用参考实现；写出函数并运行其单元，再运行本单元。")
-        )
+        text = tr("The finished code runs. Write {name}, run its cell, then this one.")
+        return Trial(Verdict(slot, "empty", text.format(name=slot.name)))
     if other := other_parameters(mine.function, slot):
         return Trial(named(slot, other, "wrong"))
     if toy:
@@ -78,14 +77,10 @@ def try_out(
 def named(slot: Slot, mistake: str, state: str, *more: str, place: Place | None = None) -> Verdict:
     """A verdict with the hint of a wrong answer, or with a sentence; `more` sentences behind it."""
     wrong = slot.wrong.get(mistake)
-    text, zh = (wrong.hint, wrong.hint_zh) if wrong else (mistake, "")
-    tail = ("", "") if STATES[state].runs else UNTIMED
+    text = tr(wrong.hint) if wrong else mistake
+    tail = "" if STATES[state].runs else tr(UNTIMED)
     name = mistake if wrong else ""
-    return Verdict(slot, state, _joined(text, *more, tail[0]), zh + tail[1], name, place)
-
-
-def _joined(*sentences: str) -> str:
-    return " ".join(s if s[-1] in ".?!。" else s + "." for s in sentences if s)
+    return Verdict(slot, state, sentences(text, *more, tail), name, place)
 
 
 def _toy(slot: Slot, mine: Written) -> Verdict | None:
@@ -105,7 +100,7 @@ def _stopped(slot: Slot, error: BaseException, mine: Written) -> Verdict:
     """It raised, or its time was over. A wrong answer that raises the same names the mistake."""
     place = place_of(error, mine.file, mine.text)
     if isinstance(error, Late):
-        return named(slot, "The function was stopped", "late", place=place)
+        return named(slot, tr("The function was stopped"), "late", place=place)
     for name, wrong in slot.wrong.items():
         try:
             with limit(TOY_SECONDS):
@@ -115,7 +110,7 @@ def _stopped(slot: Slot, error: BaseException, mine: Written) -> Verdict:
         except Exception as known:
             if place_of(known, "").error == place.error:
                 return named(slot, name, "raised", place=place)
-    text = "" if place.line else "Your function came back; what it gave could not be used"
+    text = "" if place.line else tr("Your function came back; what it gave could not be used")
     return named(slot, text, "raised", place=place)
 
 
@@ -131,16 +126,18 @@ def _shown(verdict: Verdict, mine: Written, base: DeepseekV3, seconds: float) ->
             gate = strict_gate(finished_twin(slot, base), twin)
     except STOPS:
         return Trial(verdict)
-    hint = slot.wrong[verdict.mistake].hint if verdict.mistake else verdict.text
-    text = _joined(hint.removesuffix(UNTIMED[0]).strip(), _parts(gate), UNTIMED[0])
+    hint = tr(slot.wrong[verdict.mistake].hint) if verdict.mistake else verdict.text
+    text = sentences(hint.removesuffix(tr(UNTIMED)).strip(), _parts(gate), tr(UNTIMED))
     return Trial(replace(verdict, text=text), twin)
 
 
 def _parts(gate: GateVerdict) -> str:
     if gate.first is None:
-        return f"The trained model alone does not show it: {gate.looked_at} agree"
+        alone = tr("The trained model alone does not show it: {looked_at} agree")
+        return alone.format(looked_at=gate.looked_at)
     moment, row = gate.first
-    return f"In the model it parts first at {moment}, stage {row.stage}"
+    first = tr("In the model it parts first at {moment}, stage {stage}")
+    return first.format(moment=tr(moment), stage=row.stage)
 
 
 class _Model:
@@ -165,15 +162,19 @@ class _Model:
                 dear = self.dear(finished, twin)
         except STOPS as error:
             return Trial(_stopped(slot, error, self.mine))
-        moment = slot.moment or f"in a prompt and {CACHED} cached steps"
-        looked = f"{due} call{'s' * (due != 1)} of your function {moment}; the same as the finished code at "
-        looked += gate.looked_at + slot.looked
+        moment = tr(slot.moment) or tr("in a prompt and {n} cached steps").format(n=CACHED)
+        calls = trn(
+            "{n} call of your function {moment}", "{n} calls of your function {moment}", due
+        ).format(n=due, moment=moment)
+        same = tr("{calls}; the same as the finished code at {looked_at}")
+        looked = same.format(calls=calls, looked_at=gate.looked_at) + tr(slot.looked)
         if tokens_of(finished) is not None:
-            looked += f", and the same {TOKENS} greedy tokens of {len(PROMPTS)} prompts"
+            greedy = tr(", and the same {n} greedy tokens of {prompts} prompts")
+            looked += greedy.format(n=TOKENS, prompts=len(PROMPTS))
         if dear is not None:
             mistake, over = dear
             return Trial(named(slot, mistake, "dear", over, looked), twin)
-        return Trial(Verdict(slot, "right", looked + ".", "与参考实现逐级一致。"), twin)
+        return Trial(Verdict(slot, "right", sentences(looked)), twin)
 
     def counted(self, check: Any) -> Function:
         @functools.wraps(self.mine.function)
@@ -187,10 +188,11 @@ class _Model:
     def objection(self, finished: DeepseekV3, judged: DeepseekV3, gate: GateVerdict) -> str:
         """What is wrong, as a name or a sentence; empty if nothing is."""
         if not self.calls:
-            return "the model never called your function, so nothing was judged"
+            return tr("the model never called your function, so nothing was judged")
         want = self.slot.calls and self.slot.calls(finished, CACHED)
         if want and self.calls != want:
-            return f"the model called your function {self.calls} times where {want} calls are due"
+            said = tr("the model called your function {n} times where {due} calls are due")
+            return said.format(n=self.calls, due=want)
         if self.slot.extra is not None:
             said = self.slot.extra(finished, self.mine.placed, self.mine.file)
             if said:
@@ -201,7 +203,8 @@ class _Model:
         for prompt, a, b in zip(PROMPTS, right or (), yours or (), strict=True):
             if a != b:
                 at = next(i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
-                return f"all stages agree, and token {at} after {prompt!r} is another one"
+                other = tr("all stages agree, and token {at} after {prompt!r} is another one")
+                return other.format(at=at, prompt=prompt)
         return ""
 
     def dear(self, finished: DeepseekV3, twin: DeepseekV3) -> tuple[str, str] | None:
@@ -212,11 +215,15 @@ class _Model:
         over = {k: n for k, n in mine.items() if n > right.get(k, 0)}
         if not over:
             return None
-        said = "; ".join(f"{k}: {n}, the finished code {right.get(k, 0)}" for k, n in over.items())
+        row = tr("{what}: {n}, the finished code {due}")
+        counted = "; ".join(
+            row.format(what=tr(k), n=n, due=right.get(k, 0)) for k, n in over.items()
+        )
+        said = tr("Counted: {counts}").format(counts=counted)
         for name, wrong in self.slot.wrong.items():
             if wrong.seen_by == "count" and self.same_counts(wrong.source, mine):
-                return name, f"Counted: {said}"
-        return "The numbers are right", f"Counted: {said}"
+                return name, said
+        return tr("The numbers are right"), said
 
     def same_counts(self, source: str, mine: Mapping[str, int]) -> bool:
         assert self.slot.count is not None

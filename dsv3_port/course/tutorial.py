@@ -33,6 +33,7 @@ from .notebook import Notebook, course_files, read_notebook
 from .pages import write_guide, write_pages
 from .run_notebook import TIMEOUT, NotebookRun, run_notebook
 from .slides import write_slides
+from .translations import of_language, versions
 
 KNOWN = ("profile", "device", "seed")
 
@@ -110,6 +111,7 @@ def run_tutorial(
     timeout: float = TIMEOUT,
     progress: bool = True,
     yours: str = "",
+    lang: str = "en",
     on_done: Callable[[NotebookRun], None] | None = None,
 ) -> list[NotebookRun]:
     """Execute notebooks and build out_dir/index.html; a failing notebook is recorded and the rest
@@ -118,6 +120,8 @@ def run_tutorial(
     device "auto" and seed None leave what the profile says. A run of the whole course, or of Part I,
     starts with empty results (the former results.json is kept as results-before.json); `only` and
     Part II add to what is there. yours: what is written into the slots of copies (filled.answers).
+    lang "zh": executes the Chinese notebooks, where there are any; the English pages then share their
+    outputs.
     """
     answer = answers(yours) if yours else None
     notebooks, out = Path(notebooks_dir).resolve(), Path(out_dir).resolve()
@@ -137,15 +141,16 @@ def run_tutorial(
         for file in tqdm(todo, "notebooks", unit="notebook", file=sys.stdout, disable=quiet):
             at = names.index(file.stem)
             label = f"{file.stem} ({at + 1} of {len(names)})" if progress else ""
-            run, nb = run_notebook(file, out, parameters, timeout, label, answer)
+            ran = of_language(file, lang)
+            run, nb = run_notebook(ran, out, parameters, timeout, label, answer)
             if nb is not None:
                 previous, following = names[at - 1] if at else "", (names + [""])[at + 1]
-                write_pages(nb, file, out / "pages", previous=previous, following=following)
+                write_pages(nb, ran, out / "pages", previous=previous, following=following)
                 write_slides(nb, file.stem, out / "slides", notebooks)
             runs[run.name] = run
             _write_runs(out, runs)
             line = _device_line(where, profile)
-            write_index(out, [_about(f) for f in course], list(runs.values()), line)
+            write_index(out, [_about(f) for f in course], list(runs.values()), line, _twins(course))
             if on_done is not None:
                 on_done(run)
     except OSError as error:
@@ -195,6 +200,16 @@ def _alone(out: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _twins(course: Sequence[Path]) -> dict[str, dict[str, Notebook]]:
+    """Language -> name -> what the notebook says of itself in it."""
+    found: dict[str, dict[str, Notebook]] = {}
+    for file in course:
+        for language, path in versions(file).items():
+            if language:
+                found.setdefault(language, {})[file.stem] = _about(path)
+    return found
 
 
 def _about(file: Path) -> Notebook:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import html
 from dataclasses import dataclass
 
+from ..messages import N_, tr
 from .slots import Slot
 from .written import Place
 
@@ -15,19 +16,18 @@ from .written import Place
 @dataclass(frozen=True)
 class State:
     mark: str
-    word: str
-    word_zh: str
+    word: str  # of the catalogue
     ink: str
     runs: bool  # the learner's function is what later cells run
 
 
 STATES = {
-    "empty": State("…", "not written yet", "尚未作答", "#767676", False),
-    "raised": State("✘", "raised an error", "运行出错", "#D55E00", False),
-    "late": State("✘", "did not come back", "超时", "#D55E00", False),
-    "wrong": State("✘", "not the same", "结果不一致", "#D55E00", False),
-    "dear": State("▲", "right, and costs more", "结果正确，但代价更高", "#B57900", True),
-    "right": State("✔", "right", "正确", "#009E73", True),
+    "empty": State("…", N_("not written yet"), "#767676", False),
+    "raised": State("✘", N_("raised an error"), "#D55E00", False),
+    "late": State("✘", N_("did not come back"), "#D55E00", False),
+    "wrong": State("✘", N_("not the same"), "#D55E00", False),
+    "dear": State("▲", N_("right, and costs more"), "#B57900", True),
+    "right": State("✔", N_("right"), "#009E73", True),
 }
 
 
@@ -39,7 +39,6 @@ class Verdict:
     slot: Slot
     state: str
     text: str
-    text_zh: str = ""
     mistake: str = ""
     place: Place | None = None
     below: str = ""  # HTML: yours beside the finished code
@@ -53,21 +52,18 @@ class Verdict:
         if self.place is not None:
             text = html.escape(str(self.place))
             lines.insert(0, f'<code style="overflow-wrap:anywhere">{text}</code>')
-        if self.text_zh:
-            lines.append(f'<span lang="zh" style="opacity:.85">{html.escape(self.text_zh)}</span>')
         return (
             f'<div role="status" data-slot="{self.slot.id}" data-state="{self.state}" style="border-left:'
             f'4px solid {s.ink};padding:4px 10px;margin:.4em 0;background:rgba(128,128,128,.1)">'
             f'<span style="color:{s.ink};font-weight:bold" aria-hidden="true">{s.mark}</span> '
-            f"<b>{html.escape(self.slot.title)}: {s.word}</b> "
-            f'<span lang="zh">{s.word_zh}</span><br>{"<br>".join(lines)}</div>{self.below}'
+            f"<b>{html.escape(tr(self.slot.title))}: {tr(s.word)}</b><br>{'<br>'.join(lines)}</div>{self.below}"
         )
 
     def __str__(self) -> str:
         s = STATES[self.state]
-        lines = [f"{s.mark} {self.slot.title} ({self.slot.id}): {s.word} {s.word_zh}"]
+        lines = [f"{s.mark} {tr(self.slot.title)} ({self.slot.id}): {tr(s.word)}"]
         if self.place is not None:
             lines.append(str(self.place))
-        return "\n  ".join([*lines, self.text, *([self.text_zh] if self.text_zh else [])])
+        return "\n  ".join([*lines, self.text])
 
     __repr__ = __str__

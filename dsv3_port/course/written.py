@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..errors import PortError
+from ..messages import tr
 from .slots import Function, Slot, function_of
 
 
@@ -111,17 +112,17 @@ def other_parameters(function: Function, slot: Slot) -> str:
     try:
         found = inspect.signature(function).parameters
     except (TypeError, ValueError):
-        return f"this is a {type(function).__name__}, not a function {slot.name}"
+        said = tr("this is a {kind}, not a function {name}")
+        return said.format(kind=type(function).__name__, name=slot.name)
 
     def shape(parameters: Mapping[str, inspect.Parameter]) -> list[tuple[Any, ...]]:
         return [(p.name, p.kind, p.default) for p in parameters.values()]
 
     if shape(found) == shape(wanted):
         return ""
-    return (
-        f"the model calls {slot.name}({', '.join(wanted)}); yours takes ({', '.join(found)}). "
-        "Keep the first line as it was given"
-    )
+    return tr(
+        "the model calls {name}({wanted}); yours takes ({found}). Keep the first line as it was given"
+    ).format(name=slot.name, wanted=", ".join(wanted), found=", ".join(found))
 
 
 @dataclass(frozen=True)
@@ -137,8 +138,9 @@ class Place:
         if not self.line:
             return self.error
         shapes = ", ".join(f"{name} {shape}" for name, shape in self.shapes.items())
-        there = f" (there: {shapes})" if shapes else ""
-        return f"line {self.line}, `{self.text}`: {self.error}{there}"
+        there = tr(" (there: {shapes})").format(shapes=shapes) if shapes else ""
+        said = tr("line {n}, `{text}`: {error}{there}")
+        return said.format(n=self.line, text=self.text, error=self.error, there=there)
 
 
 def place_of(error: BaseException, file: str, text: str = "") -> Place:

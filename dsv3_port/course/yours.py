@@ -16,6 +16,7 @@ from typing import Any, cast
 
 from ..bench.records import YOURS
 from ..errors import PortError
+from ..messages import N_, tr
 from ..model.decoder import DeepseekV3
 from . import kept, session
 from . import slots as _package
@@ -158,9 +159,9 @@ class Fitted:
     ) -> Shown:
         """Greedy text: of `model`; and of a wrong function that runs beside it, in a column of that
         name (default: your code, or the course's answer's) with the first other token marked."""
-        name = name or self.filled or "your code"
+        name = tr(name or self.filled or N_("your code"))
         wrong = self.tried if self.state == "wrong" else None
-        code = name if self else "finished code"
+        code = name if self else tr("finished code")
         return text_table(self.model, wrong, code, tokenizer, prompts, max_new_tokens, name)
 
     def _repr_html_(self) -> str:
@@ -216,11 +217,10 @@ def hint(slot_id: str) -> Shown:
     at = min(_asked.get(slot_id, 0), 2)
     _asked[slot_id] = at + 1
     _note_hint(place, at + 1)
-    more = (
-        f"call it again for hint {at + 2}" if at < 2 else f'the next step is solution("{slot_id}")'
-    )
-    body = f"{place.hints[at]}\n\n{place.hints_zh[at]}"
-    return Shown("", f"**Hint {at + 1} of 3.** {body}\n\n({more})")
+    again = tr("call it again for hint {n}").format(n=at + 2)
+    last = tr("the next step is {call}").format(call=f'solution("{slot_id}")')
+    head = tr("Hint {n} of 3.").format(n=at + 1)
+    return Shown("", f"**{head}** {tr(place.hints[at])}\n\n({again if at < 2 else last})")
 
 
 def solution(slot_id: str) -> Shown:

@@ -142,6 +142,14 @@ class Settings:
         "AIV: collectives on the vector cores",
         *("", "AIV", "AI_CPU", "HOST", "HOST_TS"),
     )
+    lang: str = setting(
+        "DSV3_LANG",
+        "auto",
+        "language of what a reader reads: notebooks, verdicts, pages, `doctor`; auto: the system's. A notebook "
+        "in Chinese speaks Chinese whatever is set",
+        *("auto", "en", "zh"),
+        in_sample=False,
+    )
     origin: Mapping[str, str] = field(
         default_factory=dict, compare=False, repr=False
     )  # field -> what set it

@@ -26,6 +26,7 @@ from PIL import Image, PngImagePlugin
 from ..bench.records import Record
 from ..bench.results_table import stamp
 from ..errors import PortError
+from ..messages import using
 from .colours import GREY, INK, LARGE, NORMAL, PAPER, SMALL
 
 P = ParamSpec("P")
@@ -112,7 +113,7 @@ def styled(draw: Callable[P, LabFigure]) -> Callable[P, LabFigure]:
 
     @functools.wraps(draw)
     def call(*args: P.args, **kwargs: P.kwargs) -> LabFigure:
-        with rc_context(RC):
+        with rc_context(RC), using("en"):  # matplotlib's own font draws boxes for Chinese
             return draw(*args, **kwargs)
 
     return call

@@ -100,7 +100,7 @@ def test_outputs_are_those_of_the_run(tmp_path):
     assert kinds[-1] == ("note", False, True)
     assert cells[1].outputs[0].data == picture.data and cells[3].outputs[0].data == table.data
     assert "this run has no such output" in cells[5].source and "draw()" in cells[7].source
-    assert write_slides(nb, "02_x", tmp_path, tmp_path) is None  # no deck, no slides
+    assert write_slides(nb, "02_x", tmp_path, tmp_path) == []  # no deck, no slides
 
 
 def test_a_gallery_shows_text_beside_text():

@@ -107,7 +107,7 @@ def site(tmp_path_factory):
     for number in ("00", "01"):
         (out / "workshop" / "deck" / f"{number}.md").write_text(DECK, encoding="utf-8")
     for name in ("00_one", "01_two"):
-        around = {"following": "01_two"} if name == "00_one" else {"previous": "00_one"}
+        around = {"following": "01_two.html"} if name == "00_one" else {"previous": "00_one.html"}
         write_page(nb, name, out / "pages", out, **around)
         write_slides(nb, name, out / "slides", out)
         runs.append(NotebookRun(name, "ok", 1.0, 2, f"pages/{name}.html"))

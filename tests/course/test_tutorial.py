@@ -177,7 +177,7 @@ def test_pages_fetch_nothing_from_the_net(course):
         ]
     )
     page = pages.write_page(
-        nb, "01_a", root / "out" / "pages", folder, following="02_b"
+        nb, "01_a", root / "out" / "pages", folder, following="02_b.html"
     ).read_text()
     assert not re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=[\"'](?:https?:)?//", page)
     assert "cdnjs" not in page

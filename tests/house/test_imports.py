@@ -30,7 +30,7 @@ LAYERS = (
     ("ops", "parallel"),
     ("plan",),
     ("steps", "config"),
-    ("presets", "published", "typed", "files", "markdown", "paths", "version"),
+    ("presets", "published", "typed", "files", "markdown", "messages", "paths", "version"),
     ("errors",),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(reversed(LAYERS)) for room in rooms}
@@ -66,6 +66,7 @@ GLOBALS = {
     "ops/table.py:_torch_npu",  # imported late; Dynamo must see a module's attribute
     "ops/mindspeed.py:_module",  # the same
     "ops/cpu.py:_plain",  # set by a context manager only
+    "messages.py:_language",  # whoever meets the reader sets it once: cli/main, lab
 }
 MAX_FILE = 300
 MAX_FUNCTION = 60

@@ -1,5 +1,6 @@
 """The slots of the notebooks as data: places in the model for one function of the learner's. One module
-a notebook, each with a tuple SLOTS.
+a notebook, each with a tuple SLOTS. Titles, hints and names of answers are shown in the reader's
+language: their Chinese is in locale/zh.po.
 
 Texts of Python code (stub, solution, accepted and wrong answers) define one function of the same name
 and use `torch` only. tests/course/test_slots.py judges every one of them.
@@ -26,7 +27,6 @@ class Wrong:
 
     source: str
     hint: str
-    hint_zh: str
     seen_by: Literal["model", "toy", "count"] = "model"
 
 
@@ -44,14 +44,12 @@ class Slot:
     id: str  # "02.absorbed": notebook number, then the function's name
     notebook: str
     title: str
-    title_zh: str
     minutes: int
     difficulty: int  # 1 to 3
     stub: str  # the cell as shipped: signature, docstring with shapes, body `...`
     solution: str  # 5 to 15 lines
     finished: str  # "model.attention:LowRankAttention.absorbed", shown beside a right answer
     hints: tuple[str, str, str]  # direction; the shapes line by line; one line of the solution
-    hints_zh: tuple[str, str, str]
     wrong: Mapping[str, Wrong]  # three or more
     accepted: Mapping[str, str] = field(default_factory=dict)  # other right ways
     plan: PortPlan  # a whole model that runs the finished code here

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...count.tape import Tape, replayed
 from ...engine.loading import with_plan
+from ...messages import N_, tr
 from ...model.decoder import DeepseekV3
 from ...plan import PortPlan
 from ..written import load_function
@@ -120,19 +121,22 @@ def toy(function: Function, slot: Slot) -> str | None:
             continue
     for k, (name, first) in enumerate(CALLS):
         x, y = got.came[k], want.came[k]
-        what = "prompt" if first else "cached step"
+        what = tr("prompt") if first else tr("cached step")
         if x.shape != y.shape:
-            return f"the {what} of cache {name} gave {list(x.shape)}, [B, 1, V] is {list(y.shape)}"
+            said = tr("the {what} of cache {name} gave {got}, [B, 1, V] is {due}")
+            return said.format(what=what, name=name, got=[*x.shape], due=[*y.shape])
         if not torch.equal(x, y):
-            return (
-                f"call {k + 1} of {len(CALLS)}, a {what} of cache {name}, is the first that differs"
-            )
+            said = tr("call {k} of {n}, a {what} of cache {name}, is the first that differs")
+            return said.format(k=k + 1, n=len(CALLS), what=what, name=name)
     if got.recorded == 0:
-        return "nothing was recorded: every step ran eagerly, and no launch was saved"
+        return tr("nothing was recorded: every step ran eagerly, and no launch was saved")
     if got.recorded < want.recorded:
-        return f"{got.recorded} recordings for {want.recorded} caches, and yet the right numbers"
+        said = tr("{n} recordings for {caches} caches, and yet the right numbers")
+        return said.format(n=got.recorded, caches=want.recorded)
     if got.recorded == want.recorded:
-        return "the numbers were right when they came back; a later step changed tensors that you gave out"
+        return tr(
+            "the numbers were right when they came back; a later step changed tensors that you gave out"
+        )
     return None  # more recordings than are needed: the model's count tells
 
 
@@ -163,7 +167,7 @@ def count(twin: DeepseekV3) -> Mapping[str, int]:
     cache = twin.new_cache(1, 8 + STEPS)
     for part in ids.split([8] + [1] * STEPS, dim=1):
         twin(part, cache=cache)
-    return {"recordings in five cached steps": len(recorded) - before}
+    return {N_("recordings in five cached steps"): len(recorded) - before}
 
 
 SLOTS = (
@@ -171,7 +175,6 @@ SLOTS = (
         id="08.replayed",
         notebook="08_aclgraph",
         title="Record a step once, replay it",
-        title_zh="捕获一次，反复重放",
         minutes=25,
         difficulty=3,
         stub=STUB,
@@ -186,42 +189,31 @@ SLOTS = (
             "For a cache with a recording: tape.inputs[0].copy_(ids), tape.run(), and "
             "tape.output.clone() as the result.",
         ),
-        hints_zh=(
-            "每次调用先问三件事：是否为提示？该 cache 是否已有录制？若有，这一步有什么是新的，录制从哪里读取它？",
-            "提示的 ids 为 [B, S]，解码步为 [B, 1]：一次录制只适合一种形状，也只适合一个 cache（地址）；"
-            "用字典 id(cache) -> tape 保存。tape.inputs[0] 为 [B, 1]，tape.output 为 [B, 1, V]。",
-            "已有录制时：tape.inputs[0].copy_(ids)，tape.run()，返回 tape.output.clone()。",
-        ),
         wrong={
             "ids not copied": Wrong(
                 changed(SOLUTION, (f"            {COPY}\n", "")),
                 "The second replayed step already goes wrong: which ids did it read? A recording reads its "
                 "own copy, at an address; nothing put the new ids there.",
-                "重放读取的是哪些 ids？录制只读它自己的副本，没有人把新的 ids 放进去。",
             ),
             "another tensor in the list": Wrong(
                 changed(SOLUTION, (COPY, "tapes[id(cache)].inputs[0] = ids")),
                 "You changed the list, not the mailbox: the recorded operators hold the address of the old "
                 "tensor. Write into it.",
-                "你换掉了列表里的名字，没有写入那个地址；录制的算子仍读旧张量。",
             ),
             "one tape for all caches": Wrong(
                 SOLUTION.replace("id(cache)", "0"),
                 "Second text, first cache: a recording holds the addresses of the cache that it was made "
                 "with, and writes there.",
-                "第二段文本用了第一个 cache：录制保存的是当时那个 cache 的地址。",
             ),
             "output not cloned": Wrong(
                 changed(SOLUTION, (".output.clone()", ".output")),
                 "Right when they come back, yet the logits of all steps are one tensor: each replay writes "
                 "there again. Hand out a clone.",
-                "返回时正确，但各步的 logits 是同一个张量，下一次重放会覆盖它；应返回副本。",
             ),
             "prompt recorded too": Wrong(
                 changed(SOLUTION, ("cache is None or first", "cache is None")),
                 "Which shape does a recording fit? You recorded the prompt, [B, S], and replayed it for "
                 "a step of one token.",
-                "录制只适合一种形状：你录下了 [B, S] 的提示，却用它重放单个 token 的步骤。",
             ),
             "run after the capture": Wrong(
                 changed(
@@ -230,13 +222,11 @@ SLOTS = (
                 ),
                 "The first cached step ran twice, and its row stands in the cache twice: this capture has "
                 "computed already.",
-                "首个解码步执行了两次，cache 里多了一行：这里的捕获本身已经计算过。",
             ),
             "recorded at each step": Wrong(
                 changed(SOLUTION, ("if id(cache) not in tapes:", "if True:")),
                 "Right, and nothing is saved: every step is recorded anew, which costs more than running "
                 "it.",
-                "结果正确，但每一步都重新捕获，没有省下任何开销。",
                 seen_by="count",
             ),
         },

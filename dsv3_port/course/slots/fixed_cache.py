@@ -9,6 +9,7 @@ import torch
 
 from ...count.copies import addresses_over, written_bytes
 from ...count.syncs import host_syncs
+from ...messages import N_
 from ...model.decoder import DeepseekV3
 from ...plan import PortPlan
 from ..toys import Toy
@@ -74,9 +75,9 @@ def count(twin: DeepseekV3) -> dict[str, int]:
         asks += bool(host_syncs(write))
         copies += sum(written_bytes(write).values()) >= room
     return {
-        "addresses in three steps": places,
-        "layers whose write asks the host": asks,
-        "layers whose write copies the whole room": copies,
+        N_("addresses in three steps"): places,
+        N_("layers whose write asks the host"): asks,
+        N_("layers whose write copies the whole room"): copies,
     }
 
 
@@ -85,7 +86,6 @@ SLOTS = (
         id="06a.write_rows",
         notebook="06a_fixed_cache",
         title="Rows written in place",
-        title_zh="原地写入 KV cache",
         minutes=20,
         difficulty=2,
         stub=STUB,
@@ -98,45 +98,34 @@ SLOTS = (
             "of new's shape: [B, N, S, W], the same place for every head and every column.",
             "The index is at[:, None, :, None].expand_as(new).",
         ),
-        hints_zh=(
-            "S 行新数据需要 S 个位置，第一个在 slot。位置用设备上的张量计算，再用一个原地算子写入。",
-            "slot 为 [B]，加上 arange(S) 得位置 [B, S]；沿 L 轴的 scatter_ 需要与 new 同形状的索引 [B, N, S, W]。",
-            "索引为 at[:, None, :, None].expand_as(new)。",
-        ),
         wrong={
             "one late": Wrong(
                 changed(SOLUTION, (f"+ {AT}", f"+ {AT} + 1")),
                 "What does the query see in its own place? Yours leaves the place at the slot as it was and "
                 "writes behind it, where the mask hides the new row.",
-                "query 在自己的位置上看到什么？slot 处未写入，新行落在了被遮住的位置。",
             ),
             "all rows at the slot": Wrong(
                 changed(SOLUTION, (f"+ {AT}", f"+ 0 * {AT}")),
                 "S new rows need S places: yours all land at the slot, and the last one stays.",
-                "S 行需要 S 个位置：你的各行都写在 slot，互相覆盖。",
             ),
             "index not expanded": Wrong(
                 changed(SOLUTION, (INDEX, INDEX.removesuffix(".expand_as(new)"))),
                 "You wrote column 0 of each row, of head 0: scatter_ writes as much as the index has "
                 "elements, and complains of nothing.",
-                "只写了每行的第 0 列：scatter_ 只写索引里有的元素。",
             ),
             "only the filled part": Wrong(
                 changed(SOLUTION, ("index, new)", "index, new)[:, :, : slot[0] + new.shape[2]]")),
                 "The mask has the width of the whole room, L: hand back the buffer, not the part that is "
                 "filled. Its shape must not change from step to step.",
-                "掩码的宽度是整个 L：应返回整个 buffer，而不是已写入的部分。",
             ),
             "nothing handed back": Wrong(
                 changed(SOLUTION, ("return buffer.scatter_", "buffer.scatter_")),
                 "You wrote in place and returned nothing: attention reads what you hand back, the buffer.",
-                "已原地写入，但没有返回值：应返回 buffer。",
             ),
             "a new tensor": Wrong(
                 changed(SOLUTION, ("scatter_(", "scatter(")),
                 "Right text, and another address in every step: a captured graph would go on reading the "
                 "first one. And the whole room is copied for one row.",
-                "文本正确，但每步地址都变：捕获的图仍会读第一个地址，并且每次复制整个 cache。",
                 "count",
             ),
             "read on the host": Wrong(
@@ -147,7 +136,6 @@ SLOTS = (
                 ),
                 "Right, and one host read in each layer and step: the host waits there until the device has "
                 "caught up, and a graph keeps the number that it read.",
-                "结果正确，但每层每步都有一次 host 读取，图会把该数固定下来。",
                 "count",
             ),
             "the whole room rewritten": Wrong(
@@ -159,7 +147,6 @@ SLOTS = (
                 ),
                 "Right, and it stays at its address; yet you write all L positions to change S of them, in "
                 "every layer and step.",
-                "结果与地址都正确，但为改 S 行而重写了全部 L 行。",
                 "count",
             ),
         },

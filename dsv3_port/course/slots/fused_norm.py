@@ -100,7 +100,6 @@ SLOTS = (
         id="06b.add_norm",
         notebook="06b_small_operators",
         title="Three outputs, which two?",
-        title_zh="三个输出，取哪两个？",
         minutes=6,
         difficulty=1,
         stub=STUB,
@@ -112,47 +111,36 @@ SLOTS = (
             "Its outputs are (normalised [B, S, H], rstd [B, S, 1], x1 + x2 [B, S, H]), in this order.",
             "normalised, _, stream = npu_add_rms_norm(residual, delta, weight, eps)",
         ),
-        hints_zh=(
-            "该算子先相加再归一化。下一个模块读取哪个输出？下一次相加需要哪个输出？",
-            "输出依次为 normalised [B, S, H]、rstd [B, S, 1]、x1 + x2 [B, S, H]。",
-            "normalised, _, stream = npu_add_rms_norm(residual, delta, weight, eps)",
-        ),
         wrong={
             "rstd": Wrong(
                 changed(SOLUTION, (OUTPUTS, "normalised, stream, _")),
                 "The second output is rstd [B, S, 1], not the residual: the order is (normalised, rstd, new "
                 "residual). In a plain addition it would broadcast, and nothing would complain.",
-                "第二个输出是 rstd [B, S, 1]，不是残差；顺序为 (normalised, rstd, 新残差)。",
             ),
             "swapped": Wrong(
                 changed(SOLUTION, (RETURN, "return stream, normalised")),
                 "The two are swapped: the block reads the normalised value, the next addition the stream. "
                 "Both are [B, S, H], so that no shape tells them apart.",
-                "两个结果交换了：模块读取归一化的值，下一次相加用残差流；形状相同，无从分辨。",
             ),
             "old residual": Wrong(
                 changed(SOLUTION, (RETURN, "return normalised, residual")),
                 "You hand on the residual that came in: what this block added is lost for all later layers. "
                 "Which output is the sum?",
-                "你把输入的残差原样传下去：本模块的增量丢失。哪个输出是和？",
             ),
             "added again": Wrong(
                 changed(SOLUTION, (RETURN, "return normalised, stream + delta")),
                 "The third output already is residual + delta; you added delta twice.",
-                "第三个输出已经是 residual + delta；你又加了一次 delta。",
             ),
             "default epsilon": Wrong(
                 changed(SOLUTION, ("weight, eps)", "weight)")),
                 "You left epsilon to its default. This model's is the default 1e-6 by chance; the toy's is "
                 "not, nor is that of npu_kv_rmsnorm_rope_cache (1e-5). Pass eps.",
-                "你使用了默认 epsilon：本模型恰好等于 1e-6，其他模型未必。请传入 eps。",
                 "toy",
             ),
             "unfused": Wrong(
                 UNFUSED,
                 "The numbers are right, by an addition and six operators of a norm. What the step should "
                 "launch is one: call the operator that you are given.",
-                "数值正确，但用了一次加法和归一化的六个算子；应只下发给定的一个算子。",
                 "count",
             ),
         },

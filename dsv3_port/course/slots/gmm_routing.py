@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ... import ops
 from ...count.syncs import host_syncs
+from ...messages import N_
 from ...model.decoder import DeepseekV3
 from ...model.experts import GroupedExperts
 from ...plan import PortPlan
@@ -99,7 +100,7 @@ def count(twin: DeepseekV3) -> dict[str, int]:
     cache = twin.new_cache(1, 8)
     twin(ids, cache=cache)
     waits = host_syncs(lambda: twin(ids[:, :1].contiguous(), cache=cache))
-    return {"host reads in a cached step": sum(waits.values())}
+    return {N_("host reads in a cached step"): sum(waits.values())}
 
 
 ENDS = "(expert <= numbers.unsqueeze(-1)).sum(-1)   #"
@@ -108,7 +109,6 @@ SLOTS = (
         id="03.moe_infer_normal",
         notebook="03_gmm_routing",
         title="Experts by sorting",
-        title_zh="用排序完成专家路由",
         minutes=25,
         difficulty=2,
         stub=STUB,
@@ -122,40 +122,29 @@ SLOTS = (
             "order of choices it is [T, K, H]; weighed and summed over K, [T, H].",
             "Where a choice went is the inverse of the order: back = order.argsort().",
         ),
-        hints_zh=(
-            "按专家对 T·K 个选择排序，按此顺序复制 token；multiply 只需知道每个专家的行在哪里结束；最后把行放回原处。",
-            "chosen.flatten() 为 [T*K]，选择编号 p = t*K + k；排序给出专家号与 order；ends 为 [E]；"
-            "乘积放回后为 [T, K, H]，加权求和得 [T, H]。",
-            "选择去了哪里是 order 的逆：back = order.argsort()。",
-        ),
         wrong={
             "counts for row ends": Wrong(
                 changed(SOLUTION, (ENDS, "(expert == numbers.unsqueeze(-1)).sum(-1)   #")),
                 "The last entry must be T·K: ends are inclusive, the row after each expert's last. "
                 "Yours counts each expert's rows.",
-                "最后一项必须为 T·K：要的是行的结束位置，不是每个专家的行数。",
                 "toy",
             ),
             "starts for row ends": Wrong(
                 changed(SOLUTION, (ENDS, "(expert < numbers.unsqueeze(-1)).sum(-1)   #")),
                 "The last entry must be T·K: ends, inclusive. Yours says where each expert's rows begin.",
-                "最后一项必须为 T·K：要的是结束位置，不是起始位置。",
                 "toy",
             ),
             "numbered by columns": Wrong(
                 changed(SOLUTION, ("x[order // top]", "x[order % tokens]")),
                 "Choices are numbered t·K + k: which division gives t?",
-                "选择编号为 t·K + k：怎样除得到 t？",
             ),
             "order used to go back": Wrong(
                 changed(SOLUTION, ("out[back]", "out[order]")),
                 "`order` says who comes next; you need where each one went, its inverse.",
-                "order 说明下一个是谁；需要的是每个选择去了哪里，即它的逆。",
             ),
             "not brought back": Wrong(
                 changed(SOLUTION, ("out[back]", "out")),
                 "Row i of your result belongs to which token? After the product rows stand by expert.",
-                "结果的第 i 行属于哪个 token？乘积之后行仍按专家排列。",
             ),
             "viewed as [K, T]": Wrong(
                 changed(
@@ -163,18 +152,15 @@ SLOTS = (
                     (".view(tokens, top, -1)", ".view(top, tokens, -1).transpose(0, 1)"),
                 ),
                 "Brought back, the rows stand token after token, K rows each: [T, K, H], not [K, T, H].",
-                "放回后每个 token 连续占 K 行：形状为 [T, K, H]。",
             ),
             "weights left out": Wrong(
                 changed(SOLUTION, (" * weights.unsqueeze(-1)", "")),
                 "Which of the formula's terms is missing? Each expert's result is weighed before the sum.",
-                "公式中缺了哪一项？求和前每个专家的结果要乘权重。",
             ),
             "shared expert left out": Wrong(
                 changed(SOLUTION, ("y if shared is None else y + shared", "y")),
                 "Which of the formula's terms is missing? It adds what every token gets, whatever was "
                 "chosen.",
-                "公式中缺了哪一项？共享专家的结果要加上。",
             ),
             "read on the host": Wrong(
                 changed(
@@ -192,7 +178,6 @@ SLOTS = (
                 ),
                 "Right, and the host stops once in each MoE layer: it reads numbers that the device "
                 "could have compared itself.",
-                "结果正确，但每个 MoE 层 host 都要停下一次。",
                 "count",
             ),
         },

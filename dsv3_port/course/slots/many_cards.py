@@ -69,7 +69,6 @@ SLOTS = (
         id="09.arrange",
         notebook="09_many_cards",
         title="The gathered logits in order",
-        title_zh="聚合后的 logits 排序",
         minutes=15,
         difficulty=2,
         stub=STUB,
@@ -82,12 +81,6 @@ SLOTS = (
             "token ids 0 to V/W - 1, so that in [B, S, V] the rank stands before V/W: [B, S, W, V/W].",
             "flat.unflatten(0, (world, -1)) is [W, B, S, V/W].",
         ),
-        hints_zh=(
-            "每个轴数的是什么？先拆开被合并的轴，再把 rank 轴移到它该在的位置，最后在那里合并。",
-            "flat [W*B, S, V/W] 在内存中是 [W, B, S, V/W]：rank 0 的所有行在最前。rank 0 持有词号 0 到 V/W - 1，"
-            "因此在 [B, S, V] 中 rank 轴位于 V/W 之前：[B, S, W, V/W]。",
-            "flat.unflatten(0, (world, -1)) 的形状为 [W, B, S, V/W]。",
-        ),
         wrong={
             "reshape alone": Wrong(
                 STUB.replace(
@@ -96,7 +89,6 @@ SLOTS = (
                 ),
                 "Right for one sequence; which rows mix with two? The first row of yours holds rank 0's "
                 "part of two sequences.",
-                "只有一条序列时正确；两条时哪些行混在一起？你的第一行是 rank 0 对两条序列的部分。",
             ),
             "batch before rank": Wrong(
                 changed(
@@ -104,24 +96,20 @@ SLOTS = (
                 ),
                 "You read the first axis as [B, W]. The collective puts whole ranks one after the other: rows "
                 "0 to B - 1 are all of rank 0.",
-                "你把第一个轴当作 [B, W]；集合通信按 rank 依次存放，前 B 行都属于 rank 0。",
             ),
             "vocabulary interleaved": Wrong(
                 changed(SOLUTION, ("movedim(0, -2)", "movedim(0, -1)")),
                 "Token ids come out as 0, 0, 1, 1: the first of rank 0, the first of rank 1, and so on. A "
                 "rank holds neighbours.",
-                "词号变成 0、0、1、1：各 rank 交替排列。每个 rank 持有的是相邻的词号。",
             ),
             "one part": Wrong(
                 changed(SOLUTION, (LAST, "parts[0]")),
                 "Half of the words can no longer be said: you return one rank's part of the vocabulary.",
-                "一半的词再也说不出来：你只返回了一个 rank 的词表部分。",
             ),
             "summed": Wrong(
                 changed(SOLUTION, (LAST, "parts.sum(0)")),
                 "A sum is for a row cut, whose parts are partial sums of all outputs. The head is a column "
                 "cut: its parts stand side by side.",
-                "求和用于行切分（各部分是全部输出的部分和）；lm_head 是列切分，各部分应并排放置。",
             ),
         },
         accepted={

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ...engine.loading import load_model, with_plan
 from ...errors import PortError
+from ...messages import tr
 from ...model.decoder import DeepseekV3
 from ...parallel import TensorParallel
 from ...paths import tiny
@@ -117,7 +118,8 @@ def loaded(finished: DeepseekV3, source: str, file: str) -> str | None:
             right.named_parameters(), mine.named_parameters(), strict=True
         ):
             if not torch.equal(a, b):
-                return f"rank {rank} of {WORLD} loads another {path} with your function"
+                said = tr("rank {rank} of {world} loads another {what} with your function")
+                return said.format(rank=rank, world=WORLD, what=path)
     return None
 
 
@@ -126,7 +128,6 @@ SLOTS = (
         id="05.pack",
         notebook="05_merged_mlp",
         title="Cut, then merge",
-        title_zh="先切分，后合并",
         minutes=18,
         difficulty=2,
         stub=STUB,
@@ -139,11 +140,6 @@ SLOTS = (
             "on; one on top of the other they are [2I/W, H].",
             "A cut is gate.narrow(0, rank * rows, rows) with rows = gate.shape[0] // world.",
         ),
-        hints_zh=(
-            "每个 rank 计算 gate 的 I/W 个输出和 up 的相同 I/W 个输出：各取一段，再按 npu_swiglu 的顺序上下拼接。",
-            "gate 与 up 为 [I, H]，行是输出；每段为 [I/W, H]，从 rank·I/W 开始；拼接后为 [2I/W, H]。",
-            "切分为 gate.narrow(0, rank * rows, rows)，其中 rows = gate.shape[0] // world。",
-        ),
         wrong={
             "merged, then cut": Wrong(
                 changed(
@@ -153,28 +149,23 @@ SLOTS = (
                 ),
                 "Right for one rank; with two, rank 0 holds only gate and rank 1 only up. Cut both, then "
                 "merge.",
-                "单卡时正确；两卡时 rank 0 只有 gate，rank 1 只有 up。先切分，后合并。",
             ),
             "up first": Wrong(
                 changed(SOLUTION, (LAST, "torch.cat((up, gate))")),
                 "Which half does SiLU get? npu_swiglu takes the first for it, so gate stands on top.",
-                "SiLU 作用于哪一半？npu_swiglu 取前一半，因此 gate 在前。",
             ),
             "rows interleaved": Wrong(
                 changed(SOLUTION, (LAST, "torch.stack((gate, up), 1).flatten(0, 1)")),
                 "npu_swiglu splits in the middle; your rows alternate gate, up, gate, up.",
-                "npu_swiglu 从中间分成两半；你的行是 gate、up 交替排列。",
             ),
             "every world-th row": Wrong(
                 changed(SOLUTION, (CUT, "    gate, up = gate[rank::world], up[rank::world]\n")),
                 "The right count, another rank's rows: down_proj of this rank expects the outputs from "
                 "rank·I/W on, without gaps.",
-                "行数正确，但行属于别的 rank：down_proj 需要从 rank·I/W 开始的连续输出。",
             ),
             "rank 0's rows everywhere": Wrong(
                 changed(SOLUTION, (CUT, CUT.replace("rank * rows", "0"))),
                 "All ranks hold the same rows: where does this rank's part begin?",
-                "所有 rank 都拿到相同的行：本 rank 的部分从哪里开始？",
             ),
             "cut along the inputs": Wrong(
                 changed(
@@ -182,14 +173,12 @@ SLOTS = (
                     (CUT, CUT.replace("shape[0]", "shape[1]").replace("narrow(0", "narrow(1")),
                 ),
                 "[2I/W, H]: which axis is H? Gate and up are cut by outputs; every rank reads all inputs.",
-                "[2I/W, H]：哪个轴是 H？gate 与 up 按输出切分，每个 rank 读取全部输入。",
                 "toy",
             ),
             "whole on every rank": Wrong(
                 changed(SOLUTION, (CUT, "")),
                 "Nothing was cut: every rank would hold all 2I rows, and the sum over ranks count each "
                 "product W times.",
-                "没有切分：每个 rank 都拿到全部 2I 行。",
                 "toy",
             ),
         },

@@ -101,7 +101,6 @@ SLOTS = (
         id="02.absorbed",
         notebook="02_mla_low_rank",
         title="Attention over latent rows",
-        title_zh="在潜在空间中做注意力",
         minutes=25,
         difficulty=2,
         stub=STUB,
@@ -115,18 +114,11 @@ SLOTS = (
             "the latent part [B, 1, L, R]; times w_v [N, R, Dv].",
             "The first line is q = torch.cat((q_nope @ w_k, q_rope), -1).",
         ),
-        hints_zh=(
-            "让 query 走向缓存行，而不是相反：先用 w_k 变换 q_nope。所有头共用一行 key，其前 R 个数也是 value。",
-            "q_nope·w_k 为 [B, N, S, R]，接上 q_rope 为 [B, N, S, R + Dr]；与 rows 相乘得分数 [B, N, S, L]；"
-            "在 L 上做 softmax；乘潜在部分，再乘 w_v。",
-            "第一行是 q = torch.cat((q_nope @ w_k, q_rope), -1)。",
-        ),
         wrong={
             "scale of R + Dr": Wrong(
                 changed(SOLUTION, ("* scale", "* rows.shape[-1] ** -0.5")),
                 "All scores are off by one factor: whose width is the scale's? It belongs to the dot "
                 "product of the model that was trained, Dn + Dr wide.",
-                "所有分数差同一个因子：缩放属于训练时的宽度 Dn + Dr。",
             ),
             "rotary part left out": Wrong(
                 changed(
@@ -135,27 +127,22 @@ SLOTS = (
                     ("q @ rows.transpose", "q @ rows[..., : w_k.shape[-1]].transpose"),
                 ),
                 "Your scores know what a key says, not where it stands: q_rope has to meet k_rope.",
-                "分数只含内容，不含位置：q_rope 必须与 k_rope 相乘。",
             ),
             "parts swapped": Wrong(
                 changed(SOLUTION, ("(q_nope @ w_k, q_rope)", "(q_rope, q_nope @ w_k)")),
                 "In which order does a row hold its two parts? The query must hold them in the same.",
-                "缓存行中两部分的顺序是什么？query 必须一致。",
             ),
             "no mask": Wrong(
                 changed(SOLUTION, (" + mask ", "")),
                 "Right while the cache is full: what stands behind the slot, and left of a short prompt?",
-                "仅在缓存写满时正确：空位与左侧填充里是什么？",
             ),
             "softmax over the queries": Wrong(
                 changed(SOLUTION, ("softmax(-1)", "softmax(-2)")),
                 "The weights of one query add up to 1 over positions, the last axis of [B, N, S, L].",
-                "一个 query 的权重在位置轴（最后一轴）上之和为 1。",
             ),
             "last numbers as values": Wrong(
                 changed(SOLUTION, (": w_k.shape[-1]]", "-w_k.shape[-1] :]")),
                 "Which R of the R + Dr numbers of a row are the latent? A row is [latent | k_rope].",
-                "一行 R + Dr 个数中哪 R 个是潜在向量？顺序为 [latent | k_rope]。",
             ),
         },
         accepted={"einsum": EINSUM, "expanded, for one query as right": EXPANDED},

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+from ...messages import N_
 from ...model.decoder import DeepseekV3
 from ...model.gate import Gate
 from ...plan import PortPlan
@@ -90,7 +91,7 @@ def count(twin: DeepseekV3) -> dict[str, int]:
     twin(ids, cache=cache)
     with _Writes() as writes:
         twin(ids[:, :1].contiguous(), cache=cache)
-    return {"indexed writes in a cached step": writes.seen}
+    return {N_("indexed writes in a cached step"): writes.seen}
 
 
 SLOTS = (
@@ -98,7 +99,6 @@ SLOTS = (
         id="04.group_mask",
         notebook="04_one_hot_gating",
         title="A mask by comparing",
-        title_zh="用比较代替写入的掩码",
         minutes=12,
         difficulty=1,
         stub=STUB,
@@ -111,22 +111,15 @@ SLOTS = (
             "is [T, K, G]; the sum over the K pages is [T, G].",
             "The pages are group_idx.unsqueeze(-1) == torch.arange(group_scores.shape[1]).",
         ),
-        hints_zh=(
-            "把每个选择同时与所有组号比较：每个选择得到一页，只有一个 1；再把同一 token 的各页合并。",
-            "group_idx 为 [T, K]，组号 0 到 G - 1 为 [G]；[T, K, 1] == [G] 得 [T, K, G]；在 K 上求和得 [T, G]。",
-            "各页为 group_idx.unsqueeze(-1) == torch.arange(group_scores.shape[1])。",
-        ),
         wrong={
             "pages not merged": Wrong(
                 changed(SOLUTION, (LAST, "pages.to(group_scores.dtype) ")),
                 "One page per choice, [T, K, G]: merge the pages of a token.",
-                "每个选择一页，形状为 [T, K, G]：还要把各页合并。",
                 "toy",
             ),
             "product of the pages": Wrong(
                 changed(SOLUTION, (".sum(1)", ".prod(1)")),
                 "Nothing is kept: in a product a group would have to be every choice at once.",
-                "什么都没有保留：求积要求一个组同时是所有选择。",
             ),
             "numbered from 1": Wrong(
                 changed(
@@ -134,30 +127,25 @@ SLOTS = (
                     ("arange(group_scores.shape[1],", "arange(1, group_scores.shape[1] + 1,"),
                 ),
                 "The first group is 0: topk counts from there, your numbers start at 1.",
-                "第一个组的编号是 0，你的编号从 1 开始。",
             ),
             "first choice only": Wrong(
                 changed(SOLUTION, (LAST, "pages[:, 0].to(group_scores.dtype) ")),
                 "Each token keeps one group, its best: where are the pages of the other choices?",
-                "每个 token 只保留了一个组：其他选择的页在哪里？",
             ),
             "inverted": Wrong(
                 changed(SOLUTION, (LAST, "1 - " + LAST)),
                 "1 means kept: your mask lights what was rejected.",
-                "1 表示保留：你的掩码标出了被拒绝的组。",
             ),
             "by score": Wrong(
                 BY_SCORE,
                 "Two equal scores, and you keep a group too many: who was chosen stands in group_idx, not "
                 "in the scores.",
-                "分数相同时会多保留一个组：选了谁由 group_idx 说明，而不是分数。",
                 "toy",
             ),
             "written": Wrong(
                 WRITTEN,
                 "Right, and it is the form you were to replace: it writes to places that are known at run "
                 "time only. Which comparison gives the same board?",
-                "结果正确，但这正是要替换的写法：写入位置只有运行时才知道。",
                 "count",
             ),
         },

@@ -71,7 +71,6 @@ SLOTS = (
         id="12.slots",
         notebook="12_paged_cache",
         title="From block table to slots",
-        title_zh="由 block table 计算 slot",
         minutes=15,
         difficulty=2,
         stub=STUB,
@@ -86,38 +85,27 @@ SLOTS = (
             "With block = positions.clamp(min=0) // block_size the row's block begins at slot "
             "table.gather(1, block) * block_size.",
         ),
-        hints_zh=(
-            "一个位置由两个数组成：它在序列的第几个块（从 0 数起），以及在该块的第几行。"
-            "block table 把前者换成整个 cache 的块号。",
-            "两个数都是 [B, S]。table 为 [B, M]，第 b 行的块在 table[b]：沿 M 轴 gather，索引 [B, S]，得到块号 [B, S]。"
-            "负位置先 clamp 再索引，最后置为 -1，再展平为 [B * S]。",
-            "令 block = positions.clamp(min=0) // block_size，则该块从 slot table.gather(1, block) * block_size 开始。",
-        ),
         wrong={
             "position as slot": Wrong(
                 body("    return torch.where(positions < 0, -1, positions).flatten()\n"),
                 "Two sequences have a row at position 0: yours both go to slot 0. Who says which blocks a "
                 "sequence holds?",
-                "两个序列都有位置 0：你把它们都写到 slot 0。哪个张量说明序列持有哪些块？",
                 "model",
             ),
             "the first row's table": Wrong(
                 changed(SOLUTION, (FIRST, "table[0][block] * block_size")),
                 "Every sequence writes into the blocks of the first one. Each row of positions belongs to "
                 "its own row of the table.",
-                "所有序列都写进了第一个序列的块。每一行 positions 对应 table 中自己的那一行。",
                 "model",
             ),
             "offset left out": Wrong(
                 changed(SOLUTION, (f" + {OFFSET}", "")),
                 "All rows of a block land on its first one. Where in the block does a position stand?",
-                "同一块的各行都落在块的第一行。位置在块内是第几行？",
                 "model",
             ),
             "block id not scaled": Wrong(
                 changed(SOLUTION, (FIRST, "table.gather(1, block)")),
                 "A block id counts blocks, a slot counts rows. How many rows stand before block 3?",
-                "块号以块计数，slot 以行计数。第 3 块之前有多少行？",
                 "model",
             ),
             "blocks counted, not numbered": Wrong(
@@ -130,7 +118,6 @@ SLOTS = (
                 ),
                 "That is how many blocks the positions before this one fill, rounded up. Position 1 is "
                 "still in block 0 of its sequence: round down.",
-                "这是向上取整得到的块数。位置 1 仍在序列的第 0 块：应向下取整。",
                 "model",
             ),
             "block and offset exchanged": Wrong(
@@ -141,28 +128,24 @@ SLOTS = (
                 ),
                 "Neighbours should share a block; yours go to another block at every step. Which of "
                 "quotient and remainder changes at every position?",
-                "相邻位置应在同一块；你的却每个位置换一块。商与余数，哪一个每个位置都变？",
                 "model",
             ),
             "padding written": Wrong(
                 changed(SOLUTION, (RETURN, "slot.flatten()")),
                 "Padding has no position, and yours has a slot all the same, in the block of the first "
                 "real rows. The writing operators skip a negative slot only.",
-                "填充没有位置，你却给了它一个 slot，就在真实数据所在的块里。写入算子只跳过负的 slot。",
                 "toy",
             ),
             "padding at slot 0": Wrong(
                 changed(SOLUTION, ("positions < 0, -1, slot", "positions < 0, 0, slot")),
                 "Slot 0 is a place like any other, the first row of block 0, which must stay zero. Which "
                 "number is no place?",
-                "slot 0 也是一个位置：块 0 的第一行，它必须保持为零。哪个数不是位置？",
                 "toy",
             ),
             "not in one row": Wrong(
                 changed(SOLUTION, (RETURN, RETURN.removesuffix(".flatten()"))),
                 "The numbers are right; the operators take them as one list, [B * S], a slot for each new "
                 "row.",
-                "数值正确；算子需要一维 [B * S]，每个新行一个 slot。",
                 "toy",
             ),
             "read on the host": Wrong(
@@ -176,7 +159,6 @@ SLOTS = (
                 ),
                 "Right, and the host waits for the device in every step to read the positions; a graph "
                 "keeps the numbers that it read.",
-                "结果正确，但每一步 host 都要等设备读出位置；图会把读到的数固定下来。",
                 "count",
             ),
         },

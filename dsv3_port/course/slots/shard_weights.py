@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...engine.loading import load_model, with_plan
+from ...messages import tr
 from ...model.decoder import DeepseekV3
 from ...parallel import TensorParallel
 from ...paths import tiny
@@ -86,7 +87,9 @@ def toy(function: Function, slot: Slot) -> str | None:
         outcome_of(load_function(slot.solution, slot.name)),
     )
     if changed_it:
-        return "your function changes its argument weight; it may read it only"
+        return tr("your function changes its argument {name}; it may read it only").format(
+            name="weight"
+        )
     if same(got, want):
         return None
     for name, wrong in slot.wrong.items():
@@ -98,14 +101,19 @@ def toy(function: Function, slot: Slot) -> str | None:
 
 def _first_place(got: list[Parts], want: list[Parts]) -> str | None:
     for (shape, axis, unit, world), mine, right in zip((*FITS, *REFUSED), got, want, strict=True):
-        case = f"{list(shape)} cut along axis {axis} in units of {unit} over {world} ranks"
+        case = tr("{shape} cut along axis {axis} in units of {unit} over {world} ranks").format(
+            shape=[*shape], axis=axis, unit=unit, world=world
+        )
         for rank, (x, y) in enumerate(zip(mine, right, strict=True)):
             if y is None and x is not None:
-                return f"{case}: {shape[axis] // unit} units do not divide, and rank {rank} got {list(x.shape)}"
+                said = tr("{case}: {n} units do not divide, and rank {rank} got {got}")
+                return said.format(case=case, n=shape[axis] // unit, rank=rank, got=[*x.shape])
             if y is not None and x is not None and x.shape != y.shape:
-                return f"{case}: rank {rank} got {list(x.shape)}, its part is {list(y.shape)}"
+                said = tr("{case}: rank {rank} got {got}, its part is {due}")
+                return said.format(case=case, rank=rank, got=[*x.shape], due=[*y.shape])
             if y is not None and x is not None and not torch.equal(x, y):
-                return f"{case}: rank {rank} got the right shape and other elements"
+                said = tr("{case}: rank {rank} got the right shape and other elements")
+                return said.format(case=case, rank=rank)
     return None
 
 
@@ -170,7 +178,6 @@ SLOTS = (
         id="01.cut",
         notebook="01_shard_weights",
         title="One rank's part",
-        title_zh="一个 rank 的切片",
         minutes=20,
         difficulty=2,
         stub=STUB,
@@ -184,12 +191,6 @@ SLOTS = (
             "many on. The other axis stays whole.",
             "A cut is weight.narrow(axis, start, length); unlike a slice it raises past the end.",
         ),
-        hints_zh=(
-            "按 unit 计数，而不是按行：该轴有多少个 unit？每个 rank 分到的数目是否相同？本 rank 从哪里开始？",
-            "weight 为 [out, in]。沿 axis 有 weight.shape[axis] // unit 个 unit；每个 rank 得 units // world 个，"
-            "即 units // world * unit 行（或列），从 rank 乘以该数目处开始；另一轴保持完整。",
-            "切分为 weight.narrow(axis, start, length)；与切片不同，越界时会报错。",
-        ),
         wrong={
             "every world-th row": Wrong(
                 changed(
@@ -201,19 +202,16 @@ SLOTS = (
                 ),
                 "The right count, another rank's rows: a rank holds neighbours, from rank times its size "
                 "on, and whole heads.",
-                "数目正确，但行属于别的 rank：每个 rank 拿相邻的一段，并且是完整的头。",
             ),
             "rank 0's part everywhere": Wrong(
                 changed(SOLUTION, ("rank * size", "0")),
                 "All ranks hold the same part, and the sum over ranks counts it W times: where does this "
                 "rank's part begin?",
-                "所有 rank 都拿到同一段：本 rank 的部分从哪里开始？",
             ),
             "always axis 0": Wrong(
                 SOLUTION.replace("shape[axis]", "shape[0]").replace("narrow(axis", "narrow(0"),
                 "`down_proj` gave each rank some outputs of a sum over all inputs, and a rank has only its "
                 "own inputs. Which axis does `axis` name?",
-                "`down_proj` 让每个 rank 得到对全部输入求和的部分输出，而它只有自己的输入。axis 指的是哪个轴？",
             ),
             "slice": Wrong(
                 changed(
@@ -227,14 +225,12 @@ SLOTS = (
                 ),
                 "Of 7 heads rank 2 of 3 got fewer rows and nobody complained: a slice past the end becomes "
                 "shorter, or empty. Refuse what does not divide.",
-                "7 个头分给 3 个 rank 时，rank 2 的行变少却没有报错：切片越界只会变短。不能整除时应当报错。",
                 **NOWHERE,
             ),
             "not checked": Wrong(
                 changed(SOLUTION, (CHECK, "")),
                 "Of 7 heads each of 3 ranks got two, and the seventh is in no rank: // rounds down, and "
                 "narrow raises past the end only. Who checks that units divide?",
-                "7 个头分给 3 个 rank，每个得 2 个，第 7 个不在任何 rank：// 向下取整，narrow 只在越界时报错。",
                 **NOWHERE,
             ),
             "remainder to the last rank": Wrong(
@@ -249,7 +245,6 @@ SLOTS = (
                 ),
                 "All ranks compute the same shapes at the same time: one that holds more makes the others "
                 "wait, and no parameter has its shape. Refuse instead.",
-                "所有 rank 同时计算相同的形状：多拿的 rank 让其他 rank 等待，且形状与参数不符。应当拒绝。",
                 **NOWHERE,
             ),
             "through a head": Wrong(
@@ -258,7 +253,6 @@ SLOTS = (
                 ),
                 "Of 4 heads over 5 ranks rank 0 got four of a head's five rows: rows divide, heads do not. "
                 "Count in units.",
-                "4 个头分给 5 个 rank：rank 0 得到一个头 5 行中的 4 行。行能整除，头不能；应按 unit 计数。",
                 **NOWHERE,
             ),
         },

@@ -105,7 +105,6 @@ SLOTS = (
         id="06b.turn",
         notebook="06b_small_operators",
         title="Turned by the position",
-        title_zh="按位置旋转",
         minutes=12,
         difficulty=2,
         stub=STUB,
@@ -118,12 +117,6 @@ SLOTS = (
             "the other they are [B, N, S, D], as cos and sin are. Their halves are a and b.",
             "With x in halves: x * cos + torch.cat((-b, a), -1) * sin.",
         ),
-        hints_zh=(
-            "(a, b) 旋转后为 (a cos - b sin, b cos + a sin)。先把各对排成与 cos、sin 一致的布局，再一起旋转。",
-            "x[..., 0::2] 与 x[..., 1::2] 为各对的第一、第二个数，各 [B, N, S, D/2]；"
-            "前后拼接得 [B, N, S, D]，两半即 a 与 b。",
-            "x 排成两半之后：x * cos + torch.cat((-b, a), -1) * sin。",
-        ),
         wrong={
             "pairs not brought to halves": Wrong(
                 changed(
@@ -134,29 +127,24 @@ SLOTS = (
                     ),
                 ),
                 "x0 turns with x1, not with the number half a row further: which two numbers are a pair here?",
-                "x0 与 x1 是一对，而不是与后半行对应的数。",
             ),
             "turned the other way": Wrong(
                 changed(SOLUTION, ("(-b, a)", "(b, -a)")),
                 "Clockwise for one, counter-clockwise for the other: which of a and b gets the minus? The "
                 "model was trained with (a cos - b sin, b cos + a sin).",
-                "旋转方向反了：负号应在 a 还是 b 上？",
             ),
             "minus left out": Wrong(
                 changed(SOLUTION, ("(-b, a)", "(b, a)")),
                 "A turn changes no length: compare the norms of a pair before and after yours.",
-                "旋转不改变长度：比较每一对旋转前后的范数。",
             ),
             "not turned": Wrong(
                 changed(SOLUTION, ("return x * cos + torch.cat((-b, a), -1) * sin", "return x")),
                 "The position is lost: every key looks the same from everywhere. Which text would still look "
                 "right?",
-                "位置信息丢失：从任何位置看每个 key 都一样。",
             ),
             "scaled, not turned": Wrong(
                 changed(SOLUTION, ("x * cos + torch.cat((-b, a), -1) * sin", "x * (cos + sin)")),
                 "Each number is scaled by itself: a turn mixes the two of a pair.",
-                "每个数只是自己被缩放；旋转应混合一对中的两个数。",
             ),
         },
         accepted={"left in pairs": INTERLEAVED, "complex numbers": COMPLEX},

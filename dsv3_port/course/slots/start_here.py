@@ -35,7 +35,6 @@ SLOTS = (
         id="00.last",
         notebook="00_start_here",
         title="The position that chooses",
-        title_zh="决定下一个 token 的位置",
         minutes=5,
         difficulty=1,
         stub=STUB,
@@ -48,26 +47,18 @@ SLOTS = (
             "positions stays, one position long.",
             "A slice keeps its axis, a number removes it: hidden[:, a:b] is [B, b-a, H].",
         ),
-        hints_zh=(
-            "LM head 把一个位置的向量变成 logits，下一个 token 只由一个位置决定。哪个位置看过整个提示？",
-            "hidden 为 [B, S, H]；结果为 [B, 1, H]，位置轴保留，长度为 1。",
-            "切片保留该轴，整数下标会去掉它：hidden[:, a:b] 为 [B, b-a, H]。",
-        ),
         wrong={
             "first position": Wrong(
                 changed(SOLUTION, (LINE, "hidden[:, :1]")),
                 "Which token is chosen from these logits? The first position has seen one token only.",
-                "这样的 logits 会选出哪个 token？第一个位置只看过一个 token。",
             ),
             "axis gone": Wrong(
                 changed(SOLUTION, (LINE, "hidden[:, -1]")),
                 "One axis is gone: the head and the cached steps expect [B, 1, H].",
-                "少了一个轴：结果应为 [B, 1, H]。",
             ),
             "mean": Wrong(
                 changed(SOLUTION, (LINE, "hidden.mean(1, keepdim=True)")),
                 "The right shape, and no position: a mean over positions was never trained to choose.",
-                "形状正确，但它不是任何一个位置。",
             ),
         },
         accepted={

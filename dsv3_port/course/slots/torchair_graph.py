@@ -10,6 +10,7 @@ import torch
 from ...count.captured import first_layers
 from ...count.compiled import step_graphs
 from ...engine.loading import with_plan
+from ...messages import N_
 from ...model.decoder import DeepseekV3
 from ...plan import PortPlan
 from ..toys import Toy
@@ -110,8 +111,8 @@ def count(twin: DeepseekV3) -> dict[str, int]:
     small.visible = twin.visible
     found = step_graphs(small)
     return {
-        "graphs for a prompt and three steps": found.after[-1],
-        "pieces that a step runs in": found.pieces,
+        N_("graphs for a prompt and three steps"): found.after[-1],
+        N_("pieces that a step runs in"): found.pieces,
     }
 
 
@@ -120,7 +121,6 @@ SLOTS = (
         id="07.visible",
         notebook="07_torchair_graph",
         title="What a query sees, unasked",
-        title_zh="不询问 host 的可见性掩码",
         minutes=20,
         difficulty=2,
         stub=STUB,
@@ -133,33 +133,23 @@ SLOTS = (
             "A comparison of [B, S, 1] with [L] is [B, S, L]; pad as [B, 1, 1] compares in the same way.",
             "The first half is torch.arange(keys, device=slot.device) <= query.unsqueeze(-1).",
         ),
-        hints_zh=(
-            "用张量给 query 与 key 编号（与 slot 同一设备），然后比较；host 上只需要已给出的两个长度。",
-            "slot [B] 加 arange(S) 得 query 位置 [B, S]；key 为 arange(L) [L]；[B, S, 1] 与 [L] 比较得 [B, S, L]，"
-            "pad 取 [B, 1, 1] 同样比较。",
-            "前一半为 torch.arange(keys, device=slot.device) <= query.unsqueeze(-1)。",
-        ),
         wrong={
             "no padding": Wrong(
                 changed(SOLUTION, (RETURN, "return seen.expand(len(pad), new, keys)")),
                 "One prompt of the three is longer than the others: what stands left of the short ones? "
                 "Your queries see it.",
-                "三个提示长度不同：短提示左边是什么？你的 query 看到了填充。",
             ),
             "itself hidden": Wrong(
                 changed(SOLUTION, ("key <= query", "key < query")),
                 "Does a token see itself? Its row has been written at its place when attention looks.",
-                "token 能看到自己吗？注意力计算时它的行已写入该位置。",
             ),
             "inverted": Wrong(
                 changed(SOLUTION, (RETURN, f"return ~({RETURN.removeprefix('return ')})")),
                 "True means seen; yours is True where a key must be hidden.",
-                "True 表示可见；你的结果在应遮住处为 True。",
             ),
             "slot left out": Wrong(
                 changed(SOLUTION, ("slot.unsqueeze(1) +", "0 * slot.unsqueeze(1) +")),
                 "Right for a prompt. In a cached step the query does not stand at place 0: where does it?",
-                "提示阶段正确；解码步的 query 不在位置 0，它在哪里？",
             ),
             "only what is filled": Wrong(
                 changed(
@@ -168,27 +158,23 @@ SLOTS = (
                 ),
                 "The mask is as wide as the keys, L, in every step. Yours is as wide as what is filled: "
                 "another shape in each step, and another graph.",
-                "掩码宽度始终为 L；你的宽度随已写入长度变化，每步形状不同，图也不同。",
             ),
             "made on the host": Wrong(
                 SOLUTION.replace(", device=slot.device", ""),
                 "Right on a CPU only: torch.arange without a device lies on the host, slot and pad on the "
                 "NPU, which refuses to mix them.",
-                "仅在 CPU 上正确：不带 device 的 torch.arange 在 host 上，slot 与 pad 在 NPU 上，不能混用。",
                 seen_by="toy",
             ),
             "asked for the slot": Wrong(
                 changed(SOLUTION, ("slot.unsqueeze(1) +", "int(slot[0]) +")),
                 "Right text, and the graph is broken: who asked for a number? At int(slot[0]) the host must "
                 "wait, Python goes on with the number, and the step falls into pieces.",
-                "文本正确，但图在此断开：谁向设备要了一个数？int(slot[0]) 使 host 等待，一步被拆成多段。",
                 seen_by="count",
             ),
             "counted in Python": Wrong(
                 OWN_COUNT,
                 "Right text and no break, but a graph for every step: a Python number is a constant of the "
                 "graph, and yours is another one each time.",
-                "文本正确也未断图，但每步都重新编译：Python 数是图中的常量，而它每步都变。",
                 seen_by="count",
             ),
         },

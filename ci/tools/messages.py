@@ -1,0 +1,193 @@
+"""Texts that a reader of the course meets, and their Chinese: `python ci/tools/messages.py` (exit code 1
+where one is missing).
+
+--update writes dsv3_port/locale/zh.po anew: new texts with an empty translation, those that nobody says any
+more left out; what is translated stays. Texts come from `tr`, `trn` and `N_` of the package and of its
+templates, and from data: slots, exercises, faulty models, steps, headings of tables in notebooks.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import string
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from babel.messages.catalog import Catalog
+from babel.messages.extract import extract
+from babel.messages.pofile import read_po, write_po
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "dsv3_port"
+PO = PACKAGE / "locale" / "zh.po"
+KEYWORDS = {"tr": None, "N_": None, "trn": (1, 2)}
+METHODS = {".py": "python", ".html": "jinja2.ext:babel_extract", ".j2": "jinja2.ext:babel_extract"}
+Found = tuple[str, "str | tuple[str, ...]"]  # place, text; of `trn` both texts
+HEAD = """\
+# What a reader of the course is told, in Chinese. Words: notebooks/workshop/glossary.md.
+# `python ci/tools/messages.py --update` adds what is new.
+"""
+
+
+def said() -> Iterator[Found]:
+    """Texts of the package's code and templates."""
+    for file in sorted(PACKAGE.rglob("*")):
+        if method := METHODS.get(file.suffix):
+            place = file.relative_to(PACKAGE).as_posix()
+            with file.open("rb") as stream:
+                for _, text, _, _ in extract(method, stream, KEYWORDS):
+                    yield place, text
+
+
+def unsaid() -> Iterator[str]:
+    """Calls of `tr`, `trn` or `N_` in which no text is written: nobody could find it."""
+    for file in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+                continue
+            if node.func.id in KEYWORDS and any(isinstance(a, ast.JoinedStr) for a in node.args):
+                place = file.relative_to(PACKAGE).as_posix()
+                yield f"{place}:{node.lineno}: an f-string; put values in by .format"
+
+
+def data() -> Iterator[Found]:
+    """Texts that stand in the course's data."""
+    from dsv3_port.check.fault_cases import PARTS, WHYS
+    from dsv3_port.check.faults import CASES
+    from dsv3_port.course.judge import EXERCISES
+    from dsv3_port.course.yours import slots
+    from dsv3_port.steps import PRODUCTION, STEPS
+
+    for s in (*STEPS, *PRODUCTION):
+        yield from ((f"step {s.id}", text) for text in (s.title, s.stays_equal, s.saves))
+    for slot in slots().values():
+        place = f"slot {slot.id}"
+        texts = [slot.title, *slot.hints, slot.moment, slot.looked, *slot.accepted]
+        for name, wrong in slot.wrong.items():
+            texts += [name, wrong.hint]
+        yield from ((place, text) for text in texts if text)
+    for one in EXERCISES.values():
+        hints = [*one.wrong, *(hint for _, hint in one.wrong.values())]
+        yield from ((f"exercise {one.id}", t) for t in (one.title, one.function, *hints) if t)
+    for k, case in CASES.items():
+        texts = [case.symptom, *case.tools.values(), *case.confirmed]
+        yield from ((f"faulty model {k}", text) for text in texts)
+    yield from (("faulty models", word) for word in ("layer", "part", "why", *PARTS, *WHYS))
+
+
+def headings() -> Iterator[Found]:
+    """Headings of the tables that notebooks show."""
+    for file in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        for cell in json.loads(file.read_text(encoding="utf-8"))["cells"]:
+            text = "".join(cell["source"])
+            if cell["cell_type"] != "code" or "show.table" not in text:
+                continue
+            for call in ast.walk(ast.parse(re.sub(r"^[%!].*", "", text, flags=re.MULTILINE))):
+                if isinstance(call, ast.Call) and ast.unparse(call.func) == "show.table":
+                    yield from ((f"tables of {file.stem}", word) for word in _heads(call))
+
+
+def _heads(call: ast.Call) -> Iterator[str]:
+    keys = [
+        k for node in ast.walk(call) if isinstance(node, ast.Dict) for k in node.keys
+    ]  # dicts of rows, wherever they are made within the call
+    listed = [k.value for k in call.keywords if k.arg == "headers"] + call.args[1:2]
+    keys += [e for node in listed if isinstance(node, ast.List | ast.Tuple) for e in node.elts]
+    for key in keys:
+        if isinstance(key, ast.Constant) and isinstance(key.value, str):
+            if re.search(r"[A-Za-z]{2}", key.value):
+                yield key.value
+
+
+def generated() -> Iterator[Found]:
+    """Headings of the tables that ci/tools/readme.py writes, and words in them."""
+    for node in ast.walk(ast.parse((ROOT / "ci/tools/readme.py").read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "heads":
+            yield from (("tables of pages", t) for t in ast.literal_eval(node.value) if t)
+    yield from (("tables of pages", word) for word in ("model", "toy", "count"))
+
+
+def wanted() -> dict[str, tuple[tuple[str, ...], list[str]]]:
+    """Text -> (its forms, places where it is said)."""
+    found: dict[str, tuple[tuple[str, ...], list[str]]] = {}
+    for place, text in (*said(), *data(), *headings(), *generated()):
+        forms = (text,) if isinstance(text, str) else tuple(text)
+        places = found.setdefault(forms[0], (forms, []))[1]
+        if place not in places:
+            places.append(place)
+        if len(forms) > 1:
+            found[forms[0]] = (forms, places)
+    return found
+
+
+def read() -> Catalog:
+    if not PO.is_file():
+        return Catalog(locale="zh")
+    with PO.open("rb") as stream:
+        return read_po(stream, locale="zh")
+
+
+def translation(catalog: Catalog, text: str) -> str:
+    message = catalog.get(text)
+    there = message.string if message is not None else ""
+    return there if isinstance(there, str) else there[0] if there else ""
+
+
+def update() -> None:
+    old = read()
+    new = Catalog(locale="zh", project="dsv3-port", charset="utf-8", header_comment=HEAD.rstrip())
+    for forms, places in wanted().values():
+        text = translation(old, forms[0])
+        several = len(forms) > 1
+        new.add(
+            forms if several else forms[0],
+            (text,) if several else text,
+            locations=[(place, None) for place in places],
+        )
+    with PO.open("wb") as stream:
+        write_po(stream, new, width=110, no_location=False, omit_header=False, sort_output=False)
+    text = PO.read_text(encoding="utf-8")
+    gone = r'"(?:POT-Creation-Date|PO-Revision-Date|Last-Translator|Language-Team|Generated-By|Report).*\n'
+    PO.write_text(re.sub(gone, "", text), encoding="utf-8")
+
+
+def fields(text: str) -> set[str]:
+    """Names of the values that go into a text."""
+    return {name for _, name, _, _ in string.Formatter().parse(text) if name}
+
+
+def findings() -> list[str]:
+    lines, catalog, due = list(unsaid()), read(), wanted()
+    for text, (forms, places) in due.items():
+        there = translation(catalog, text)
+        short = f"{places[0]}: {text[:70]!r}"
+        if not there:
+            lines.append(f"{short} has no Chinese")
+            continue
+        if any(p.endswith((".py", ".html", ".j2")) for p in places) and set().union(
+            *map(fields, forms)
+        ) != fields(there):
+            lines.append(f"{short}: its Chinese puts in other values")
+    stale = [
+        m.id for m in catalog if m.id and (m.id if isinstance(m.id, str) else m.id[0]) not in due
+    ]
+    return lines + [f"{str(text)[:70]!r} is said nowhere any more" for text in stale]
+
+
+def main(argv: Sequence[str]) -> int:
+    if "--update" in argv:
+        update()
+    lines = findings()
+    for line in lines:
+        print(line)
+    print(f"{len(wanted())} texts, {len(lines)} findings" + (": --update" if lines else ""))
+    return 1 if lines and "--update" not in argv else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,109 @@
+"""One catalogue: whatever is said is found, Chinese where the reader is, and nothing is missing."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from babel.messages.pofile import read_po as babel_read
+
+from dsv3_port import messages
+from dsv3_port.engine import language
+from dsv3_port.errors import PortError
+from dsv3_port.messages import N_, catalogue, read_po, sentences, tr, trn, using
+
+ROOT = Path(__file__).parents[2]
+PO = ROOT / "dsv3_port" / "locale" / "zh.po"
+
+
+def test_our_reader_finds_what_babel_finds():
+    with PO.open("rb") as stream:
+        theirs = babel_read(stream, locale="zh")
+    due = {}
+    for m in theirs:
+        if m.id and not m.fuzzy:
+            one = isinstance(m.id, str)
+            due[m.id if one else m.id[0]] = m.string if one else m.string[0]
+    assert len(due) > 500 and read_po(PO.read_text(encoding="utf-8")) == due
+
+
+def test_hard_entries():
+    text = (
+        'msgid ""\nmsgstr "Language: zh\\n"\n\n#: a.py\nmsgid ""\n"two \\"lines\\"\\n"\n"of it"\nmsgstr "两行"\n\n'
+        '#, fuzzy\nmsgid "doubtful"\nmsgstr "疑"\n\nmsgid "one"\nmsgid_plural "many"\nmsgstr[0] "若干"\n'
+    )
+    assert read_po(text) == {'two "lines"\nof it': "两行", "one": "若干"}
+
+
+def test_a_language_is_in_force_where_it_is_used():
+    assert tr("not written yet") == "not written yet" and N_("a") == "a"
+    with using("zh"):
+        assert tr("not written yet") == "尚未作答" and tr("said by nobody") == "said by nobody"
+        assert trn(" · {n} thread", " · {n} threads", 1) == trn(
+            " · {n} thread", " · {n} threads", 2
+        )
+        assert sentences("甲", "乙？", "") == "甲。乙？"
+    assert messages.language() == "en" and sentences("a", "b?") == "a. b?"
+    assert trn(" · {n} thread", " · {n} threads", 2) == " · {n} threads"
+    assert catalogue("fr").gettext("Right.") == "Right."
+
+
+@pytest.fixture
+def env(monkeypatch):
+    for name in ("DSV3_LANG", "LC_ALL", "LC_MESSAGES", "LANG", language.SESSION):
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch.setenv
+
+
+def test_the_system_then_the_setting(env):
+    env("LANG", "zh_CN.UTF-8")
+    assert language.reader_language() == "zh"
+    env("LC_ALL", "C")
+    assert language.reader_language() == "en"
+    env("DSV3_LANG", "zh")
+    assert language.reader_language() == "zh"
+    env("DSV3_LANG", "fr")
+    with pytest.raises(PortError, match="DSV3_LANG is 'fr'; it can be 'auto', 'en', 'zh'"):
+        language.reader_language()
+
+
+def test_the_notebooks_language_wins(env, tmp_path):
+    folder = tmp_path / "notebooks" / "zh-CN"
+    folder.mkdir(parents=True)
+    file = folder / "00_a.ipynb"
+    file.write_text(json.dumps({"metadata": {"dsv3": {"language": "zh-CN"}}, "cells": []}))
+    env("DSV3_LANG", "en")
+    language.settle(tmp_path)
+    assert messages.language() == "en"
+    env(language.SESSION, str(file))  # as JupyterLab says it
+    language.settle(tmp_path)
+    assert messages.language() == "zh"
+    env(language.SESSION, str(tmp_path / "gone.ipynb"))
+    language.settle(folder)
+    assert messages.language() == "en"
+    env(language.SESSION, "")  # nobody says it: the folder does
+    language.settle(folder)
+    assert messages.language() == "zh"
+
+
+def test_a_missing_text_and_another_value_are_found(monkeypatch, tmp_path):
+    sys.path.insert(0, str(ROOT / "ci" / "tools"))
+    import messages as tool
+
+    po = tmp_path / "zh.po"
+    po.write_text(
+        'msgid "call {n}"\nmsgstr "第 {m} 次"\n\nmsgid "gone"\nmsgstr "无"\n', encoding="utf-8"
+    )
+    due = {
+        "call {n}": (("call {n}",), ["course/a.py"]),
+        "new": (("new",), ["course/a.py"]),
+    }
+    monkeypatch.setattr(tool, "PO", po)
+    monkeypatch.setattr(tool, "wanted", lambda: due)
+    assert tool.findings() == [
+        "course/a.py: 'call {n}': its Chinese puts in other values",
+        "course/a.py: 'new' has no Chinese",
+        "'gone' is said nowhere any more",
+    ]
