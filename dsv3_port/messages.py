@@ -56,7 +56,7 @@ def read_po(text: str) -> dict[str, str]:
             if entry:
                 close()
             entry, fuzzy = {}, line.startswith("#,")
-        word, _, quoted = line.rpartition(' "') if line[0] == "m" else ("", "", line[1:])
+        word, _, quoted = line.partition(' "') if line[0] == "m" else ("", "", line[1:])
         part = word or part
         if not line.startswith("#,"):
             entry[part] = entry.get(part, "") + ast.literal_eval(f'"{quoted}')
