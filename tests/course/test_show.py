@@ -6,10 +6,10 @@ from html.parser import HTMLParser
 
 import pytest
 
-from dsv3_port.messages import using
 from dsv3_port.course.diff import _highlight, diff, source
 from dsv3_port.course.show import banner, progress, table
 from dsv3_port.errors import PortError
+from dsv3_port.messages import using
 from dsv3_port.steps import STEPS
 
 
