@@ -44,7 +44,7 @@ def test_both_languages_become_pages_that_point_at_each_other(folder):
     english, chinese = (
         (folder / "pages" / f"00_a{end}.html").read_text() for end in ("", ".zh-CN")
     )
-    assert "Hello" in english and _switch(english) == ("00_a.zh-CN.html", "zh", "中文")
+    assert "Hello" in english and _switch(english) == ("00_a.zh-CN.html", "zh-CN", "中文")
     assert "你好" in chinese and "Hello" not in chinese and "it ran" in chinese
     assert _switch(chinese) == ("00_a.html", "en", "English")
     assert '<html lang="zh">' in chinese and '<html lang="en">' in english
