@@ -32,7 +32,7 @@ def test_the_command_names_every_setting(capsys):
 
 def test_which_names_are_not_of_the_old_sample():
     own = [r.variable for r in TABLE if not r.in_sample]
-    assert own == ["PREFILL_CHUNK", "BLOCK_SIZE", "GMM_PROVIDER", "JOB_TIMEOUT"]
+    assert own == ["PREFILL_CHUNK", "BLOCK_SIZE", "GMM_PROVIDER", "JOB_TIMEOUT", "DSV3_LANG"]
 
 
 def test_defaults_are_those_of_the_old_sample():
