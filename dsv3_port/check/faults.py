@@ -195,6 +195,7 @@ def prove(
 ) -> Said:
     """Run repair(model) on a fresh model k, which it changes in place, and judge that model: the
     strict gate, then the host's reads. Raises nothing for whatever the repair does."""
+    case(k)  # an unknown one is refused before anything is asked
     right = right or right_model()
     if repair is None or repair is ...:
         return Said(None, tr("Write repair(model): it changes the model in place."))

@@ -144,13 +144,12 @@ def run_tutorial(
             ran = of_language(file, lang)
             run, nb = run_notebook(ran, out, parameters, timeout, label, answer)
             if nb is not None:
-                previous, following = names[at - 1] if at else "", (names + [""])[at + 1]
-                write_pages(nb, ran, out / "pages", previous=previous, following=following)
+                _write_notebook(nb, ran, out, names, at)
                 write_slides(nb, file.stem, out / "slides", notebooks)
             runs[run.name] = run
             _write_runs(out, runs)
-            line = _device_line(where, profile)
-            write_index(out, [_about(f) for f in course], list(runs.values()), line, _twins(course))
+            about, line = [_about(f) for f in course], _device_line(where, profile)
+            write_index(out, about, list(runs.values()), line, _twins(course))
             if on_done is not None:
                 on_done(run)
     except OSError as error:
@@ -160,6 +159,15 @@ def run_tutorial(
     finally:
         stack.close()
     return [runs[f.stem] for f in todo]
+
+
+def _write_notebook(nb: Any, ran: Path, out: Path, names: Sequence[str], at: int) -> None:
+    """The pages of a notebook that was executed, the at-th of `names`."""
+    around = {
+        "previous": names[at - 1] if at else "",
+        "following": names[at + 1] if at + 1 < len(names) else "",
+    }
+    write_pages(nb, ran, out / "pages", **around)
 
 
 def _device_line(device: str, profile: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from copy import deepcopy
 
 import nbformat
@@ -43,9 +44,18 @@ def test_both_languages_become_pages_that_point_at_each_other(folder):
     english, chinese = (
         (folder / "pages" / f"00_a{end}.html").read_text() for end in ("", ".zh-CN")
     )
-    assert "Hello" in english and '<a href="00_a.zh-CN.html">中文</a>' in english
+    assert "Hello" in english and _switch(english) == ("00_a.zh-CN.html", "zh-CN", "中文")
     assert "你好" in chinese and "Hello" not in chinese and "it ran" in chinese
-    assert '<a href="00_a.html">English</a>' in chinese
+    assert _switch(chinese) == ("00_a.html", "en", "English")
+    assert '<html lang="zh">' in chinese and '<html lang="en">' in english
+
+
+def _switch(page: str) -> tuple[str, str, str]:
+    """(page, language, name) of the link to the other language."""
+    (link,) = re.findall(r'<a [^>]*class="language"[^>]*>[^<]*', page)
+    names = [re.search(rf'{key}="([^"]*)"', link)[1] for key in ("href", "hreflang", " lang")]
+    assert names[1] == names[2]
+    return names[0], names[1], link.rpartition(">")[2]
 
 
 def test_other_code_is_refused(folder):

@@ -38,6 +38,7 @@ def test_which_names_are_not_of_the_old_sample():
         "NUM_SPECULATIVE_TOKENS",
         "GMM_PROVIDER",
         "JOB_TIMEOUT",
+        "DSV3_LANG",
     ]
 
 
