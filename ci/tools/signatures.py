@@ -118,19 +118,23 @@ def operators() -> list[str]:
 
 
 def calls(package: Path = ROOT / "dsv3_port") -> dict[str, list[Call]]:
-    """Every call `ops.<operator>(...)` in the model, and in the products that it is handed."""
+    """Every call `ops.<operator>(...)` in the model, and in the products that it is handed; and of an
+    operator that a function was handed under its own name."""
     found: dict[str, list[Call]] = {}
     for file in [*sorted((package / "model").rglob("*.py")), package / "ops" / "providers.py"]:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if (
-                isinstance(node, ast.Call)
-                and isinstance(node.func, ast.Attribute)
-                and isinstance(node.func.value, ast.Name)
-                and node.func.value.id == "ops"
-            ):
+            if isinstance(node, ast.Call) and (name := _operator(node.func)):
                 names = frozenset(k.arg for k in node.keywords if k.arg)
-                found.setdefault(node.func.attr, []).append(Call(len(node.args), names))
+                found.setdefault(name, []).append(Call(len(node.args), names))
     return found
+
+
+def _operator(called: ast.expr) -> str:
+    if isinstance(called, ast.Name):
+        return called.id if called.id.startswith("npu_") else ""
+    if isinstance(called, ast.Attribute) and isinstance(called.value, ast.Name):
+        return called.attr if called.value.id == "ops" else ""
+    return ""
 
 
 # ---- result --------------------------------------------------------------------------------------

@@ -324,12 +324,12 @@ def test_jupyterlab_starts_for_root_too(called, monkeypatch):
 
 def test_check_runs_every_check_and_fails_with_any(called, monkeypatch, capsys):
     assert run.main(["check"]) == 0
-    assert len(called) == 6
+    assert len(called) == 8
     monkeypatch.setattr(run, "call", lambda command: int("mypy" in command))
     assert run.main(["check"]) == 1
     out = capsys.readouterr().out
     assert out.count("FAILED") == 1
-    assert out.count(" ok ") == 11
+    assert out.count(" ok ") == 15
 
 
 def test_problems_are_told(called, monkeypatch, capsys):

@@ -227,12 +227,12 @@ def test_plan_prints_a_table_and_json(capsys):
 
 def test_plan_counts_a_paged_cache_in_whole_blocks(capsys):
     sizes = {}
-    for plan, length in (("full", 4097), ("full", 4224), ("production", 4097)):
+    for plan, length in (("full", 4097), ("full", 4224), ("upto:9", 4097)):
         words = ("--plan", plan, "--seq-len", str(length), "--world-size", "32", "--json")
         assert run("plan", *words) == 0
         (row,) = json.loads(capsys.readouterr().out)
         sizes[plan, length] = row["kv_latent_bytes"], row["total_bytes"], row["fits"]
-    assert sizes["production", 4097] == sizes["full", 4224] > sizes["full", 4097]
+    assert sizes["upto:9", 4097] == sizes["full", 4224] > sizes["full", 4097]
     assert sizes["full", 4224][2] is True
 
 
