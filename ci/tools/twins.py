@@ -36,12 +36,7 @@ from dsv3_port.course.translations import LANGUAGES, fingerprint, is_text, seal_
 ROOT = Path(__file__).resolve().parents[2]
 # what is still to be translated: without a twin, these are no findings; a pattern goes when its last
 # twin is there
-WAITING = (
-    "notebooks/*.ipynb",
-    "docs/*.md",
-    "notebooks/workshop/*.md",
-    "notebooks/workshop/deck/*.md",
-)
+WAITING = ("notebooks/workshop/deck/*.md",)
 
 
 # ---- notebooks -----------------------------------------------------------------------------------
