@@ -34,7 +34,8 @@ dsv3-port infer   # a comment
 
 
 @pytest.fixture
-def root(tmp_path):
+def root(tmp_path, monkeypatch):
+    monkeypatch.setattr(twins, "WAITING", ("notebooks/*.ipynb", "docs/*.md"))
     for folder in ("docs", "notebooks/workshop/deck"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "docs" / "settings.md").write_text(PAGE)
