@@ -148,7 +148,7 @@ def sentences(text: str) -> list[str]:
     ci/tools/readme.py apart."""
     text = re.sub(r"<!-- [\w-]+:begin.*?:end -->", "", text, flags=re.DOTALL)
     text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
-    parts = re.split(r"(?<=[.!?。；])\s+|\n\s*\n|\n(?=[|*\-])", text)
+    parts = re.split(r"(?<=[.!?])\s+|(?<=[。；])\s*|\n\s*\n|\n(?=[|*\-])", text)
     return [p for p in parts if _NPU.search(p)]
 
 
