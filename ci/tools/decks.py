@@ -22,6 +22,7 @@ def known_slots() -> list[str]:
 def check_decks(folder: Path, core: Sequence[str]) -> list[str]:
     """Findings about the decks of the notebooks `core` in `folder`, as lines."""
     from dsv3_port.course.deck import deck_of, problems, read_deck
+    from dsv3_port.course.translations import LANGUAGES, versions
 
     lines, known = [], set()
     for name in core:
@@ -33,11 +34,15 @@ def check_decks(folder: Path, core: Sequence[str]) -> list[str]:
         cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
         code = {c["id"]: "".join(c["source"]) for c in cells if c["cell_type"] == "code"}
         slots = [slot for slot in known_slots() if slot.partition(".")[0] == deck.stem]
-        slides = read_deck(deck.read_text(encoding="utf-8"))
-        lines += [f"deck/{deck.name}: {text}" for text in problems(slides, code, slots)]
+        for file in versions(deck).values():  # a twin's slides are no longer than the original's
+            slides, named = (
+                read_deck(file.read_text(encoding="utf-8")),
+                file.relative_to(deck.parent),
+            )
+            lines += [f"deck/{named.as_posix()}: {text}" for text in problems(slides, code, slots)]
     lines += [
         f"deck/{file.name}: belongs to no notebook of the core"
         for file in sorted((folder / "workshop" / "deck").glob("*"))
-        if file not in known
+        if file not in known and file.name not in LANGUAGES
     ]
     return lines

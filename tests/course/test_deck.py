@@ -79,6 +79,20 @@ def test_a_missing_and_a_foreign_deck_are_found(tmp_path):
     ]
 
 
+def test_a_twin_is_held_to_the_same_rules(tmp_path):
+    """Its folder is no foreign deck, and what is wrong with its slides is found."""
+    (tmp_path / "workshop" / "deck" / "zh-CN").mkdir(parents=True)
+    (tmp_path / "02_x.ipynb").write_text('{"cells": []}')
+    (tmp_path / "workshop" / "deck" / "02.md").write_text("\n---\n".join(["# One"] * 9))
+    twin = tmp_path / "workshop" / "deck" / "zh-CN" / "02.md"
+    twin.write_text("\n---\n".join(["# 一"] * 9))
+    assert check_decks(tmp_path, ["02_x"]) == []
+    twin.write_text("\n---\n".join(["# 这个标题比一张幻灯片能放得下的还要长"] + ["# 一"] * 8))
+    assert check_decks(tmp_path, ["02_x"]) == [
+        "deck/zh-CN/02.md: slide 1: a title of 9 words, at most 8"
+    ]
+
+
 @pytest.mark.parametrize("slot_id", slots())
 def test_a_signature_fits_a_slide(slot_id):
     lines = signature(slots()[slot_id]).splitlines()
