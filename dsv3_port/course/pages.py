@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import sys
 from collections.abc import Mapping
 from functools import cache
 from html import escape, unescape
@@ -23,6 +24,7 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell, new_notebook
 from traitlets.config import Config
 
+from ..errors import PortError
 from ..messages import language as reader
 from ..messages import tr, using
 from ..plots.style import CSS_CLASS, ON_DARK
@@ -210,16 +212,23 @@ def write_pages(
     nb: NotebookNode, file: Path, pages_dir: Path, *, previous: str = "", following: str = ""
 ) -> list[Path]:
     """A page in each language of the notebook `file`, which was executed in one of them; they share
-    its outputs and point at each other."""
-    there, made = versions(file), []
-    for language, path in there.items():
+    its outputs and point at each other. A twin that does not fit any more, as after a cell of the
+    learner's own, is left out and told: the notebook itself ran."""
+    texts, made = {}, []
+    for language, path in versions(file).items():
+        try:
+            texts[language] = path, nb if path == file else translated(nb, path, file)
+        except PortError as error:
+            print(f"{error}; no page of it is written", file=sys.stderr)
+    there = {language: path for language, (path, _) in texts.items()}
+    for language, (path, text) in texts.items():
         near = [
             page_name(name, language if (path.parent / f"{name}.ipynb").is_file() else "")
             for name in (previous, following)
         ]
         made.append(
             write_page(
-                nb if path == file else translated(nb, path, file),
+                text,
                 file.stem,
                 pages_dir,
                 path.parent,

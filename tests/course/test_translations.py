@@ -63,6 +63,8 @@ def test_other_code_is_refused(folder):
     nbformat.write(notebook("# 你好", "print(2)"), twin)
     with pytest.raises(PortError, match="cell code: its code differs"):
         translated(executed(), twin, original)
+    made = write_pages(executed(), original, folder / "pages")  # the notebook itself has its page
+    assert [page.name for page in made] == ["00_a.html"]
     nbformat.write(new_notebook(cells=[new_markdown_cell("# 你好", id="text")]), twin)
     with pytest.raises(PortError, match="cell code: missing"):
         translated(executed(), twin, original)
