@@ -78,7 +78,7 @@ def check_memory(
     weights = (
         sum(torch.Size(t.shape).numel() for t in targets(config, PortPlan.full())) * dtype.itemsize
     )
-    need, there = weights * len(layouts), psutil.virtual_memory().available
+    need, there = weights * len(layouts), free_bytes(torch.device("cpu"))
     if need > there:
         raise PortError(
             f"the ladder would hold about {need / 2**30:.0f} GiB of weights ({len(layouts)} layouts), this "
