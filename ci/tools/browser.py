@@ -28,6 +28,9 @@ MISSING = (
 )
 
 
+DIALOG = 10**9  # the answer to a dialog, which no call waits for
+
+
 class BrowserError(Exception):
     """The browser did not start, or a page did not do what was waited for."""
 
@@ -73,6 +76,16 @@ class Page:
         elif kind == "Runtime.consoleAPICalled" and p["type"] == "error":
             self.errors.append(
                 " ".join(str(a.get("value", a.get("description", ""))) for a in p["args"])
+            )
+        elif kind == "Page.javascriptDialogOpening":  # a page with unsaved work asks before it goes
+            self.socket.send(
+                json.dumps(
+                    {
+                        "id": DIALOG,
+                        "method": "Page.handleJavaScriptDialog",
+                        "params": {"accept": True},
+                    }
+                )
             )
         elif kind == "Log.entryAdded" and p["entry"]["level"] == "error":
             self.errors.append(f"{p['entry']['text']} {p['entry'].get('url', '')}".strip())

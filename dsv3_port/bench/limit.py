@@ -172,10 +172,18 @@ def prefill_limit(
 
 
 def prefill_flops(model: DeepseekV3, ids: Tensor) -> int:
-    """Counted on an eager run of the prompt [B, S]."""
-    plain = with_plan(model, model.plan.replace(graph="eager"))
-    cache = plain.new_cache(*ids.shape)
-    return sum(count_flops(lambda: plain(ids, cache=cache)).values())
+    """What an eager run of the prompt [B, S] needs: its products as counted; of fused attention only
+    the S (S + 1) / 2 pairs that causality leaves, at the true widths of K and V."""
+    eager, c = with_plan(model, model.plan.replace(graph="eager")), model.config
+    cache = eager.new_cache(*ids.shape)
+    counted = count_flops(lambda: eager(ids, cache=cache))
+    kernels = [op for op in counted if "attention" in op]
+    total = sum(n for op, n in counted.items() if op not in kernels)
+    if kernels:
+        batch, tokens = ids.shape
+        pairs = batch * c.num_hidden_layers * c.num_attention_heads * tokens * (tokens + 1) // 2
+        total += 2 * pairs * (c.qk_head_dim + c.v_head_dim)
+    return total
 
 
 def _model(

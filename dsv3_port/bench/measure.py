@@ -14,6 +14,7 @@ import secrets
 import sys
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,24 +24,34 @@ from ..errors import PortError
 from .clock import DeviceClock, HostClock, clock_of
 from .gpu_state import gpu_state
 from .machine import BUSY_SHARE, BusyWatch, device_info
-from .paired import UNSURE, ratio_of
+from .paired import LEAST_FLOOR, UNSURE, ratio_of
 from .records import Record, Results
 
 # seconds; a shorter call is repeated within a sample, timer and scheduler noise would rule it
 # otherwise
 SHORT = 1e-3
 Prepare = Callable[[str, int], None]
-# the last run of this process, if it was busy at its end: then waiting does not help, and the next
-# one is not repeated
-_stays_busy: list[str] = []
-LESSON_ROUNDS = 2
-_lessons: list[bool] = []
+LESSON_ROUNDS = 2  # of a lesson on a machine that stays busy
+SETTLED = 0.05  # a lesson's noise floor up to which its rounds may end early
+
+
+@dataclass
+class _Manner:
+    """How this process measures. stays_busy: the last run was busy at its end, so waiting does not
+    help, and the next one is not repeated."""
+
+    lesson: bool = False
+    stays_busy: bool = False
+
+
+_manner = _Manner()
 
 
 def in_a_lesson() -> None:
-    """From here on, a machine that stays busy is looked at for LESSON_ROUNDS only: what it says gives no
-    verdict anyway, and a learner waits for it. A bench keeps all its rounds."""
-    _lessons[:] = [True]
+    """From here on, rounds end when the figure is settled: after two thirds of them at the earliest, or
+    later, up to twice as many. A machine that stays busy is looked at for LESSON_ROUNDS only: what
+    it says gives no verdict anyway, and a learner waits for it. A bench keeps all its rounds."""
+    _manner.lesson = True
 
 
 class _Variant:
@@ -104,7 +115,7 @@ def measure(
 
     A run on a busy machine is repeated once, unless the repetition before this one was busy as well;
     what is busy then is marked, and gives no verdict.
-    In a lesson (`in_a_lesson`) a machine that stays busy ends the rounds early.
+    In a lesson (`in_a_lesson`) rounds end when the figure is settled, or the machine stays busy.
     prepare(name, n) runs untimed before the n-th call of a variant (a fresh token, a rewound
     cache).
     min_seconds: shortest sample; calls below 1 ms are repeated to 1 ms in any case.
@@ -121,13 +132,13 @@ def measure(
         for v in timed:
             v.warm_up(warmup, min_seconds)
             bar.update()
-        for _ in range(1 if _stays_busy else 2):
+        for _ in range(1 if _manner.stays_busy else 2):
             share = _sampled(timed, rounds, bar)
             busy = share > BUSY_SHARE or _unsure(timed[0])
             if not busy:
                 break
             bar.reset()
-    _stays_busy[:] = [label] if busy else []
+    _manner.stays_busy = busy
     if share > BUSY_SHARE:
         warnings.warn(
             f"other processes used {share:.0%} of this machine during {label or 'the measurement'}: "
@@ -163,6 +174,27 @@ def _unsure(base: _Variant) -> bool:
     return pair is not None and abs(pair.median - 1) > UNSURE
 
 
+def _settled(timed: list[_Variant]) -> bool:
+    """Whether the noise floor is small, and the quartiles of every other variant within it."""
+    base = timed[0]
+    same = ratio_of(base.samples, base.again)
+    floor = max(LEAST_FLOOR, abs(same.low - 1), abs(same.high - 1))
+    pairs = [ratio_of(base.samples, v.samples) for v in timed[1:]]
+    return floor <= SETTLED and all(p.high - p.low <= 2 * floor * p.median for p in pairs)
+
+
+def _enough(timed: list[_Variant], rounds: int, watch: BusyWatch) -> bool:
+    """Whether the rounds may end here."""
+    done = len(timed[0].samples)
+    if not _manner.lesson or not timed[0].again:
+        return done >= rounds
+    if watch.share > BUSY_SHARE:
+        return done >= (LESSON_ROUNDS if _manner.stays_busy else rounds)
+    if _unsure(timed[0]):  # the whole run is repeated
+        return done >= rounds
+    return done >= 2 * rounds or (done >= math.ceil(2 * rounds / 3) and _settled(timed))
+
+
 def _sampled(timed: list[_Variant], rounds: int, bar: Any) -> float:
     """Every variant once a round, the first of them another one each time, and no garbage collector
     in between. Returns the share of the machine that others used."""
@@ -177,13 +209,13 @@ def _sampled(timed: list[_Variant], rounds: int, bar: Any) -> float:
     collecting = gc.isenabled()
     gc.disable()
     try:
-        for i in range(rounds):
+        for i in range(2 * rounds):
             for k in range(len(turns)):
                 v, samples = turns[(i + k) % len(turns)]
                 samples.append(v.sample())
                 bar.update()
             watch.look()
-            if _lessons and _stays_busy and i + 1 >= LESSON_ROUNDS and watch.share > BUSY_SHARE:
+            if _enough(timed, rounds, watch):
                 break
     finally:
         if collecting:

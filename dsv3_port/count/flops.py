@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from ..config import DeepseekV3Config
 from ..errors import PortError
@@ -23,10 +24,19 @@ from ..plan import PortPlan
 FORMS = ("expanded", "latent, absorbed", "latent, expanded again")
 
 
+def _fused_attention(q: Any, k: Any, v: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+    return int(sdpa_flop_count(q, k, v))
+
+
+# torch counts the fused kernels of GPUs, and left the CPU's out
+_LEFT_OUT = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _fused_attention}
+
+
 def count_flops(fn: Callable[[], object]) -> dict[str, int]:
     """Floating-point operations of the matrix products that `fn` does, by operator; 2 for a
-    multiply and an add."""
-    with torch.no_grad(), plain_products(), FlopCounterMode(display=False) as counter:
+    multiply and an add. Fused attention counts every pair of positions, causal or not."""
+    counting = FlopCounterMode(display=False, custom_mapping=_LEFT_OUT)
+    with torch.no_grad(), plain_products(), counting as counter:
         fn()
     return {
         str(op).removeprefix("aten."): n for op, n in counter.get_flop_counts()["Global"].items()

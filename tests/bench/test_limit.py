@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from dsv3_port import PortPlan, load_model
-from dsv3_port.bench.limit import decode_bytes, decode_limit, prefill_limit
+from dsv3_port.bench.limit import decode_bytes, decode_limit, prefill_flops, prefill_limit
+from dsv3_port.check.equivalence import random_ids
+from dsv3_port.engine.loading import with_plan
 from dsv3_port.errors import PortError
 from dsv3_port.model.gate import Gate
 
@@ -53,6 +55,16 @@ def test_fraction_is_work_over_time_over_rate():
     by_hand = sorted(limit.work / s / (2 * 2048**3 / b) for s, b in zip(step, bound, strict=True))
     assert limit.fraction.median == pytest.approx(by_hand[1])
     assert limit.unit == "FLOP" and limit.work > 32 * 2 * 256 * 96
+
+
+def test_a_prompt_needs_half_of_its_pairs_whatever_computes_them(model):
+    """The plain formula multiplies all pairs, the fused kernels those that causality leaves."""
+    ids = random_ids(model, (2, 24), 0)
+    plain = with_plan(model, model.plan.replace(prefill_attention="plain"))
+    c = model.config
+    pair = 2 * 2 * c.num_hidden_layers * c.num_attention_heads * (c.qk_head_dim + c.v_head_dim)
+    masked = 24 * 24 - 24 * 25 // 2
+    assert prefill_flops(plain, ids) - prefill_flops(model, ids) == masked * pair
 
 
 def test_unknown_profile_is_a_sentence():

@@ -15,7 +15,7 @@ import torch
 
 from dsv3_port.bench import machine as module
 from dsv3_port.bench.machine import device_info
-from dsv3_port.bench.measure import _unsure, in_a_lesson, measure
+from dsv3_port.bench.measure import _Manner, _unsure, in_a_lesson, measure
 from dsv3_port.bench.outcome import BUSY, outcome
 from dsv3_port.bench.paired import LEAST_FLOOR, floor_of, quartiles
 from dsv3_port.bench.records import Record, Results, load, save
@@ -31,8 +31,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:other processes used")
 
 @pytest.fixture(autouse=True)
 def nothing_measured_before(monkeypatch):
-    for name in ("_stays_busy", "_lessons"):
-        monkeypatch.setattr(sys.modules[measure.__module__], name, [])
+    monkeypatch.setattr(sys.modules[measure.__module__], "_manner", _Manner())
 
 
 def record(name="a", samples=(1.0, 2.0, 3.0), **fields) -> Record:
@@ -269,8 +268,31 @@ def test_a_lesson_does_not_wait_for_a_machine_that_stays_busy(monkeypatch):
     assert rounds_at(0.5) == (True, [5, 5]) and rounds_at(0.5) == (True, [5, 5])  # a bench
     in_a_lesson()
     assert rounds_at(0.5) == (True, [2, 2])
-    assert rounds_at(0.0) == (False, [5, 5])  # quiet again: all of them, and patient again
+    busy, (rounds, _) = rounds_at(0.0)  # quiet again, and patient again
+    assert not busy and 4 <= rounds <= 10
     assert rounds_at(0.5) == (True, [5, 5])
+
+
+@pytest.mark.parametrize(
+    ("seconds", "rounds"),
+    [
+        (lambda n: 0.010, 4),  # settled after two thirds
+        (
+            lambda n: 0.010 if n % 3 else 0.012,
+            12,
+        ),  # the same code twice 20 % apart at times: twice as many
+    ],
+)
+def test_a_lesson_ends_when_its_figure_is_settled(monkeypatch, seconds, rounds):
+    call = _clock(monkeypatch, seconds)
+    assert {len(r.samples) for r in measure({"a": call, "b": call}, rounds=6, progress=False)} == {
+        6
+    }
+    in_a_lesson()
+    found = measure({"a": call, "b": call}, rounds=6, progress=False)
+    assert {len(r.samples) for r in found} == {rounds} and not found.busy
+    (alone,) = measure({"a": call}, rounds=6, progress=False)
+    assert len(alone.samples) == 6  # nothing to be settled against
 
 
 # ---- results -------------------------------------------------------------------------------------

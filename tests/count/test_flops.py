@@ -57,6 +57,12 @@ def test_count_flops():
     assert count_flops(lambda: a @ b) == {"mm": 2 * 3 * 4 * 5}
 
 
+def test_the_fused_attention_of_a_cpu_is_counted():
+    q, k = torch.rand(2, 3, 8, 16), torch.rand(2, 3, 8, 16)
+    counted = count_flops(lambda: torch.nn.functional.scaled_dot_product_attention(q, k, k))
+    assert list(counted.values()) == [2 * 2 * 3 * 8 * 8 * (16 + 16)]
+
+
 def test_refusals():
     c = DeepseekV3Config.preset("tiny")
     with pytest.raises(PortError, match="unknown form"):

@@ -61,6 +61,19 @@ def page():
         yield made
 
 
+def test_a_page_that_asks_before_it_goes_is_left(page, tmp_path):
+    """JupyterLab with unsaved work asks; unanswered, the browser answers nothing any more."""
+    asks, other = tmp_path / "asks.html", tmp_path / "other.html"
+    script = "addEventListener('beforeunload', e => { e.preventDefault(); e.returnValue = 'x' })"
+    asks.write_text(f"<title>asks</title><input id=i><script>{script}</script>", encoding="utf-8")
+    other.write_text("<title>other</title>", encoding="utf-8")
+    page.open(asks.as_uri())
+    page.run("document.getElementById('i').focus()")
+    page.write("typed")  # a browser asks only where somebody did something
+    page.open(other.as_uri())
+    assert page.run("document.title") == "other"
+
+
 def _output(html: str) -> nbformat.NotebookNode:
     return new_output("display_data", {"text/html": html})
 
