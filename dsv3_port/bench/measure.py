@@ -38,7 +38,7 @@ _lessons: list[bool] = []
 
 
 def in_a_lesson() -> None:
-    """From here on, a machine that stays busy is looked at for LESSON_ROUNDS only: what it says gives no
+    """From here on, a busy machine is looked at for LESSON_ROUNDS only, each time: what it says gives no
     verdict anyway, and a learner waits for it. A bench keeps all its rounds."""
     _lessons[:] = [True]
 
@@ -104,7 +104,7 @@ def measure(
 
     A run on a busy machine is repeated once, unless the repetition before this one was busy as well;
     what is busy then is marked, and gives no verdict.
-    In a lesson (`in_a_lesson`) a machine that stays busy ends the rounds early.
+    In a lesson (`in_a_lesson`) a busy machine ends the rounds early.
     prepare(name, n) runs untimed before the n-th call of a variant (a fresh token, a rewound
     cache).
     min_seconds: shortest sample; calls below 1 ms are repeated to 1 ms in any case.
@@ -183,7 +183,7 @@ def _sampled(timed: list[_Variant], rounds: int, bar: Any) -> float:
                 samples.append(v.sample())
                 bar.update()
             watch.look()
-            if _lessons and _stays_busy and i + 1 >= LESSON_ROUNDS and watch.share > BUSY_SHARE:
+            if _lessons and i + 1 >= LESSON_ROUNDS and watch.share > BUSY_SHARE:
                 break
     finally:
         if collecting:

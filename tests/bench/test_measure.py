@@ -269,8 +269,8 @@ def test_a_lesson_does_not_wait_for_a_machine_that_stays_busy(monkeypatch):
     assert rounds_at(0.5) == (True, [5, 5]) and rounds_at(0.5) == (True, [5, 5])  # a bench
     in_a_lesson()
     assert rounds_at(0.5) == (True, [2, 2])
-    assert rounds_at(0.0) == (False, [5, 5])  # quiet again: all of them, and patient again
-    assert rounds_at(0.5) == (True, [5, 5])
+    assert rounds_at(0.0) == (False, [5, 5])  # quiet again: all of them
+    assert rounds_at(0.5) == (True, [2, 2])  # and busy again
 
 
 # ---- results -------------------------------------------------------------------------------------
