@@ -29,14 +29,6 @@ if False:  # for type checkers only
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# what commands and notebooks import, compiled here rather than in the first notebook
-FIRST = (
-    "torch, torch._dynamo, torch._inductor.compile_fx, torch.distributed.launcher.api",
-    "transformers.models.deepseek_v3.modeling_deepseek_v3",
-    "papermill, nbconvert, ipykernel.kernelapp, jupyterlab.labapp, matplotlib.pyplot",
-    "dsv3_port.course.session, dsv3_port.course.tutorial",
-)
-
 
 # ---- where things are ----------------------------------------------------------------------------
 
@@ -219,7 +211,8 @@ def fill(log: "Path") -> None:
     phase("dsv3-port itself", pip_install(python, *own), log)
     kernel = ["--sys-prefix", "--name", "python3", "--display-name", "Python 3 (ipykernel)"]
     phase("registering the kernel", [python, "-m", "ipykernel", "install"] + kernel, log)
-    phase("first import", [python, "-c", f"import {', '.join(FIRST)}"], log)
+    wanted = "import torch, transformers, papermill, nbconvert, dsv3_port.course.session"
+    phase("first import", [python, "-c", wanted], log)
     add_host_npu(python, log)
     new = stamp_file().with_name(stamp_file().name + ".new")
     new.write_text(json.dumps({"python": version, "key": setup_key(version)}), encoding="utf-8")
@@ -227,11 +220,7 @@ def fill(log: "Path") -> None:
 
 
 def pip_install(python: str, *words: str) -> "list[str]":
-    # 14,000 files: to compile them all takes longer than to unpack them, and an import compiles what it
-    # needs, once, where Python may write it down
-    compiled = [] if os.environ.get("PYTHONDONTWRITEBYTECODE") else ["--no-compile"]
-    quiet = ["--no-input", "--disable-pip-version-check"]
-    return [python, "-m", "pip", "install"] + quiet + compiled + list(words)
+    return [python, "-m", "pip", "install", "--no-input", "--disable-pip-version-check", *words]
 
 
 def choose_torch(python: str) -> "torch_build.Build":
