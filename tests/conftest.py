@@ -16,14 +16,19 @@ import setuptools  # noqa: F401  # now: it asserts that nobody has imported Pyth
 import torch
 
 from dsv3_port import messages
+from dsv3_port.engine import launch
+from tests import forks
 
 os.environ["DSV3_LANG"] = "en"  # whatever this machine speaks
 TESTS = Path(__file__).parent
 # a person's options are for the run that they started, not for the pytest that a test starts
 os.environ.pop("PYTEST_ADDOPTS", None)
+# ranks of `run_ranks` in the tests themselves; those of a command that a test starts are a user's
+launch.START_METHOD = forks.START_METHOD
 # place below tests/, a folder, a file or a test's name in it -> mark
 MARKS = {
     "hostnpu/": "hostnpu",
+    "house/test_forks.py": "ranks",
     "engine/test_job_npu.py": "hostnpu",
     "engine/test_job.py": "ranks",
     "engine/test_job_ends.py": "ranks",
@@ -80,6 +85,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         mark = mark_of(f"{item.path.relative_to(TESTS).as_posix()}::{name}")
         if mark:
             item.add_marker(mark)
+
+
+@pytest.fixture
+def real_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rank of this test is a new Python, as a user's."""
+    monkeypatch.setattr(launch, "START_METHOD", "spawn")
 
 
 @pytest.fixture(autouse=True)

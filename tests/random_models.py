@@ -30,6 +30,8 @@ CONFIG = DeepseekV3Config(
     rope_scaling=RopeScaling(4, 64, mscale=1.0, mscale_all_dim=1.0),
     max_position_embeddings=256,
 )
+# a dense layer and one of experts: everything that a graph is made of, in less time to compile it
+SHORT = CONFIG.replace(num_hidden_layers=2)
 
 
 def random_sources(

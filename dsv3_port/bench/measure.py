@@ -31,7 +31,7 @@ from .records import Record, Results
 # otherwise
 SHORT = 1e-3
 Prepare = Callable[[str, int], None]
-LESSON_ROUNDS = 2  # of a lesson on a machine that stays busy
+LESSON_ROUNDS = 2  # of a lesson on a busy machine
 SETTLED = 0.05  # a lesson's noise floor up to which its rounds may end early
 
 
@@ -49,8 +49,8 @@ _manner = _Manner()
 
 def in_a_lesson() -> None:
     """From here on, rounds end when the figure is settled: after two thirds of them at the earliest, or
-    later, up to twice as many. A machine that stays busy is looked at for LESSON_ROUNDS only: what
-    it says gives no verdict anyway, and a learner waits for it. A bench keeps all its rounds."""
+    later, up to twice as many. A busy machine is looked at for LESSON_ROUNDS only, each time: what it
+    says gives no verdict anyway, and a learner waits for it. A bench keeps all its rounds."""
     _manner.lesson = True
 
 
@@ -115,7 +115,7 @@ def measure(
 
     A run on a busy machine is repeated once, unless the repetition before this one was busy as well;
     what is busy then is marked, and gives no verdict.
-    In a lesson (`in_a_lesson`) rounds end when the figure is settled, or the machine stays busy.
+    In a lesson (`in_a_lesson`) rounds end when the figure is settled, or the machine is busy.
     prepare(name, n) runs untimed before the n-th call of a variant (a fresh token, a rewound
     cache).
     min_seconds: shortest sample; calls below 1 ms are repeated to 1 ms in any case.
@@ -189,7 +189,7 @@ def _enough(timed: list[_Variant], rounds: int, watch: BusyWatch) -> bool:
     if not _manner.lesson or not timed[0].again:
         return done >= rounds
     if watch.share > BUSY_SHARE:
-        return done >= (LESSON_ROUNDS if _manner.stays_busy else rounds)
+        return done >= LESSON_ROUNDS
     if _unsure(timed[0]):  # the whole run is repeated
         return done >= rounds
     return done >= 2 * rounds or (done >= math.ceil(2 * rounds / 3) and _settled(timed))

@@ -137,6 +137,7 @@ def run_tutorial(
         runs = _prepare(out, todo, fresh=not only and part != 2)
         _write_runs(out, runs)
         _write_texts(notebooks, out)
+        about, twins = [_about(f) for f in course], _twins(course)
         quiet = None if progress else True
         for file in tqdm(todo, "notebooks", unit="notebook", file=sys.stdout, disable=quiet):
             at = names.index(file.stem)
@@ -148,8 +149,7 @@ def run_tutorial(
                 write_slides(nb, file.stem, out / "slides", notebooks)
             runs[run.name] = run
             _write_runs(out, runs)
-            about, line = [_about(f) for f in course], _device_line(where, profile)
-            write_index(out, about, list(runs.values()), line, _twins(course))
+            write_index(out, about, list(runs.values()), _device_line(where, profile), twins)
             if on_done is not None:
                 on_done(run)
     except OSError as error:

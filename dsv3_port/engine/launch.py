@@ -23,6 +23,8 @@ from .device import use_card
 from .ranks import GONE, LOST, TIMEOUT, joined
 from .settings import environment
 
+START_METHOD = "spawn"  # a new Python for each rank, as torchrun starts them
+
 
 def _rank_main(
     fn: Callable[..., Any],
@@ -145,7 +147,7 @@ def run_ranks(
         rdzv_endpoint=f"{host}:{port}",
         max_restarts=0,
         monitor_interval=0.1,
-        start_method="spawn",
+        start_method=START_METHOD,
         run_id=secrets.token_hex(8),
         local_addr=host,  # what the ranks are told to meet on, else this host's name, known or not
     )

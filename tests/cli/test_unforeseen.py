@@ -16,6 +16,7 @@ from dsv3_port import PortError, files
 from dsv3_port.cli import main, plan
 from dsv3_port.engine import launch
 from dsv3_port.paths import tiny
+from tests import forks
 
 RUN = [sys.executable, "-m", "dsv3_port"]
 WORDS = ["plan", "--steps"]
@@ -121,7 +122,7 @@ def test_a_terminal_that_knows_few_letters(encoding):
           "--prompt", prompt], 0),
         (["infer", "--model-dir", "没有\N{DRAGON}"], 2),
     ):  # fmt: skip
-        run = subprocess.run([*RUN, *words], env=env, capture_output=True)
+        run = forks.command(*words, env=env)
         assert run.returncode == code and b"Traceback" not in run.stderr, run.stderr
         text = (run.stdout + run.stderr).decode(encoding)
         if "--steps" not in words:

@@ -16,7 +16,7 @@ from dsv3_port.errors import PortError
 from dsv3_port.model.visible import visible_keys
 from dsv3_port.plan import PortPlan
 
-from ..random_models import CONFIG, random_model
+from ..random_models import CONFIG, SHORT, random_model
 
 
 def run(model, steps=3, prompt=5, cache=None):
@@ -164,7 +164,7 @@ def call(args):
 
 
 def test_generated_code_of_a_compiled_step():
-    model = compile_steps(random_model(PortPlan.full()))
+    model = compile_steps(random_model(PortPlan.full(), SHORT))
     cache = model.new_cache(1, 8)
     cache.fill_random(3)
     token = torch.zeros(1, 1, dtype=torch.int64)

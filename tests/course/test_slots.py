@@ -8,15 +8,17 @@ import inspect
 import json
 import re
 import threading
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from dsv3_port import PortError, load_model
+from dsv3_port import PortError, PortPlan, load_model
+from dsv3_port.check.gate import Recorded, compare_recorded, record_gate
 from dsv3_port.cli.main import main
-from dsv3_port.course import yours
+from dsv3_port.course import trial, yours
 from dsv3_port.course.diff import source
 from dsv3_port.course.slots import function_of
 from dsv3_port.course.trial import try_out
@@ -34,6 +36,33 @@ FILE, CHINESE = "cell.py", catalogue("zh").gettext
 @functools.cache
 def base_of(slot_id: str):
     return load_model(tiny(), SLOTS[slot_id].plan, "cpu", "float32")
+
+
+RECORDED: dict[PortPlan, Recorded] = {}
+TOKENS: dict[PortPlan, list[list[int]] | None] = {}
+
+
+@pytest.fixture(autouse=True)
+def finished_code_runs_once(monkeypatch):
+    """Every answer is held against finished models of the same weights: what these compute is kept."""
+    finished = weakref.WeakSet()
+    tokens_of = trial.tokens_of
+
+    def gate(reference, candidate):
+        finished.add(reference)
+        if reference.plan not in RECORDED:
+            RECORDED[reference.plan] = record_gate(reference)
+        return compare_recorded(RECORDED[reference.plan], record_gate(candidate))
+
+    def tokens(model):
+        if model not in finished:
+            return tokens_of(model)
+        if model.plan not in TOKENS:
+            TOKENS[model.plan] = tokens_of(model)
+        return TOKENS[model.plan]
+
+    monkeypatch.setattr(trial, "strict_gate", gate)
+    monkeypatch.setattr(trial, "tokens_of", tokens)
 
 
 def judge(slot_id: str, text: str):

@@ -27,7 +27,7 @@ from dsv3_port.model.decoder import DeepseekV3
 from dsv3_port.model.paged_cache import NOBODY, PagedCache, Paging
 from dsv3_port.model.row_cache import RowCache
 from tests.oracle import hf_model
-from tests.random_models import CONFIG, random_model
+from tests.random_models import CONFIG, SHORT, random_model
 
 TINY = Path(__file__).parents[2] / "data" / "tiny-dsv3"
 PAGED = PortPlan.upto("paged_cache")
@@ -177,10 +177,11 @@ def test_text_of_transformers() -> None:
         assert [r.token_ids for r in results] == [want[n] for n in order]
 
 
-def test_one_graph_by_inductor(fixed) -> None:
+def test_one_graph_by_inductor() -> None:
     """Made before the first request, and none after it, whatever is admitted and ends."""
     torch._dynamo.reset()
-    model = compile_steps(random_model(PAGED), "ge")
+    fixed = random_model(PortPlan.full(), SHORT)
+    model = compile_steps(random_model(PAGED, SHORT), "ge")
     model.paging = Paging(16, poison=math.nan)
     requests = requests_of(4)
     batch = ContinuousBatch(model, 3, longest(requests), STOP)

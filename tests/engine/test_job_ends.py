@@ -19,6 +19,7 @@ import psutil
 import pytest
 
 from dsv3_port.weights.sharding import rank_folder, shard_checkpoint
+from tests import forks
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "data" / "tiny-dsv3"
@@ -56,6 +57,17 @@ def end(process: subprocess.Popen[str]) -> tuple[int, str, str]:
         process.kill()
         raise
     return process.returncode, out, err
+
+
+def ended(*started: forks.Started) -> list[tuple[int, str, str]]:
+    """The same of commands that ran as forks."""
+    found = [each.end(LIMIT) for each in started]
+    return [(done.returncode, done.stdout.decode(), done.stderr.decode()) for done in found]
+
+
+def infer(*words: str, **values: str) -> forks.Started:
+    """A rank or a refusal; jobs that start ranks of their own are real processes here: `start`."""
+    return forks.start(*INFER[2:], *words, env=environment(**values))
 
 
 def free_port() -> int:
@@ -100,7 +112,7 @@ def halves(tmp_path_factory) -> Path:
 def want(tmp_path_factory) -> list[int]:
     """What one rank generates."""
     file = tmp_path_factory.mktemp("want") / "one.json"
-    code, _, err = end(start(*INFER, "--model-dir", str(TINY), "--json", str(file)))
+    ((code, _, err),) = ended(infer("--model-dir", str(TINY), "--json", str(file)))
     assert code == 0, err
     return said(file)
 
@@ -168,10 +180,9 @@ def test_ranks_started_one_by_one_as_the_old_sample_did(halves, want, tmp_path):
         "MODEL_DIR": str(halves),
     }
     ranks = [
-        start(*INFER, "--json", str(file), RANK_ID=str(r), LOCAL_RANK=str(r), **shared)
-        for r in range(2)
+        infer("--json", str(file), RANK_ID=str(r), LOCAL_RANK=str(r), **shared) for r in range(2)
     ]
-    ends = [end(rank) for rank in ranks]
+    ends = ended(*ranks)
     assert [code for code, *_ in ends] == [0, 0], ends
     assert said(file) == want and ends[1][1] == ""
 
@@ -218,7 +229,7 @@ def test_a_bad_file_of_one_rank_is_the_cause_that_is_told(halves, tmp_path):
         "rank 1 of 2 failed" in err and str(file) in err and "write it again with --ranks 1" in err
     )
     shared = {"WORLD_SIZE": "2", "MASTER_PORT": str(free_port()), "MODEL_DIR": str(broken)}
-    ends = [end(rank) for rank in [start(*INFER, RANK_ID=str(r), **shared) for r in range(2)]]
+    ends = ended(*[infer(RANK_ID=str(r), **shared) for r in range(2)])
     assert all(code for code, *_ in ends) and str(file) in ends[1][2]
     assert (
         "another rank is gone: rank 1 (" in ends[0][2] and str(file) in ends[0][2]
@@ -230,55 +241,33 @@ def test_a_busy_port_is_said(halves):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        code, _, err = end(start(*INFER, "--model-dir", str(halves), "--master-port", str(port)))
-        assert code == 2 and f"MASTER_PORT {port} is in use on 127.0.0.1: choose another" in err
-        code, _, err = end(
-            start(
-                *INFER,
-                "--model-dir",
-                str(halves),
-                RANK_ID="0",
-                WORLD_SIZE="2",
-                MASTER_PORT=str(port),
-            )
+        folder = ("--model-dir", str(halves))
+        launcher, rank = ended(
+            infer(*folder, "--master-port", str(port)),
+            infer(*folder, RANK_ID="0", WORLD_SIZE="2", MASTER_PORT=str(port)),
         )
+        code, _, err = launcher
+        assert code == 2 and f"MASTER_PORT {port} is in use on 127.0.0.1: choose another" in err
+        code, _, err = rank
         assert code == 2 and f"MASTER_PORT {port} is in use on " in err
 
 
 def test_an_address_of_another_machine_is_refused(halves):
     """192.0.2.1 is reserved for documentation (RFC 5737)."""
-    code, _, err = end(start(*INFER, "--model-dir", str(halves), "--master-addr", "192.0.2.1"))
+    ((code, _, err),) = ended(infer("--model-dir", str(halves), "--master-addr", "192.0.2.1"))
     assert code == 2 and "need an address of this machine" in err and "torchrun" in err
 
 
 def test_a_rank_that_never_starts_is_waited_for_so_long(halves):
-    code, _, err = end(
-        start(
-            *INFER,
-            "--model-dir",
-            str(halves),
-            "--job-timeout",
-            "2",
-            RANK_ID="0",
-            WORLD_SIZE="2",
-            MASTER_PORT=str(free_port()),
-        )
+    words = ("--model-dir", str(halves), "--job-timeout", "2")
+    ((code, _, err),) = ended(
+        infer(*words, RANK_ID="0", WORLD_SIZE="2", MASTER_PORT=str(free_port()))
     )
     assert code == 2 and "did not all start within 2 s" in err
 
 
 def test_a_rank_without_rank_0_is_told_where_it_looked(halves):
     port = free_port()
-    code, _, err = end(
-        start(
-            *INFER,
-            "--model-dir",
-            str(halves),
-            "--job-timeout",
-            "2",
-            RANK_ID="1",
-            WORLD_SIZE="2",
-            MASTER_PORT=str(port),
-        )
-    )
+    words = ("--model-dir", str(halves), "--job-timeout", "2")
+    ((code, _, err),) = ended(infer(*words, RANK_ID="1", WORLD_SIZE="2", MASTER_PORT=str(port)))
     assert code == 2 and f"found no rank 0 at 127.0.0.1:{port}" in err

@@ -64,6 +64,7 @@ def test_ranks_equal_the_whole_model(world, tmp_path):
         assert torch.equal(got, results[0])
 
 
+@pytest.mark.usefixtures("real_starts")
 def test_ranks_of_the_upstream_forms_straight_from_the_checkpoint():
     plan = PortPlan.with_steps("tensor_parallel")
     want = logits_of_rank(TensorParallel(), str(TINY), plan)
@@ -78,6 +79,7 @@ def test_a_failing_rank_is_named():
         run_ranks(fail_on_one, 2)
 
 
+@pytest.mark.usefixtures("real_starts")
 def test_a_rank_that_dies_is_named():
     with pytest.raises(PortError, match=r"rank 1 of 2 failed on .*: Signal 9"):
         run_ranks(die_on_one, 2)
@@ -127,6 +129,7 @@ def rank_only(parallel: TensorParallel) -> int:
     return parallel.rank
 
 
+@pytest.mark.usefixtures("real_starts")
 def test_the_launcher_leaves_signal_handlers_as_they_were():
     """torchrun's launcher sets its own; a Jupyter kernel could then not be interrupted."""
     before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]

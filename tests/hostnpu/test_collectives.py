@@ -13,24 +13,22 @@ pytestmark = needs_torch_npu
 RANKS = """
 import dsv3_port.hostnpu as h
 from dsv3_port.engine.launch import run_ranks
-from tests.hostnpu.ranks import {name}
+from dsv3_port.errors import PortError
+from tests.hostnpu import ranks
 h.enable()
-for result in run_ranks({name}, {size}, device='npu'): print(result)
+for result in run_ranks(ranks.everything, 2, device='npu'): print(result)
+print(ranks.one())
+try: print(run_ranks(ranks.second_fails, 2, device='npu'))
+except PortError as error: print(error)
 """
 
 
 @pytest.fixture(scope="module")
-def ran() -> tuple[list[dict[str, Any]], list[int]]:
-    """What two ranks did one after the other (starting them takes longer than most of it), and the
-    tokens of the model on one."""
-    *lines, one = output(
-        RANKS.format(name="everything", size=2)
-        + """
-from tests.hostnpu.ranks import one
-print(one())
-"""
-    ).splitlines()
-    return [eval(line) for line in lines], eval(one)
+def ran() -> tuple[list[dict[str, Any]], list[int], str]:
+    """What two ranks did one after the other (starting them takes longer than most of it), the tokens
+    of the model on one, and what was said of two of which the second fails."""
+    *lines, one, said = output(RANKS).splitlines()
+    return [eval(line) for line in lines], eval(one), said
 
 
 def test_two_ranks(ran) -> None:
@@ -67,11 +65,6 @@ def test_model_over_two_ranks_equals_the_model_on_one(ran) -> None:
         assert part["collectives"] == {"HcomAllReduce": 9, "HcomAllGather": 1}
 
 
-def test_a_rank_that_fails_is_named() -> None:
-    code = (
-        RANKS.format(name="second_fails", size=2)
-        .replace("for result", "from dsv3_port.errors import PortError\ntry:\n  for result")
-        .replace("print(result)", "print(result)\nexcept PortError as error: print(error)")
-    )
-    said = output(code)
+def test_a_rank_that_fails_is_named(ran) -> None:
+    said = ran[2]
     assert "rank 1 of 2" in said and "the second" in said

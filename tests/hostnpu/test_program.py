@@ -13,6 +13,7 @@ import pytest
 
 from dsv3_port.errors import PortError
 from dsv3_port.hostnpu import program, vendor_child, vendor_tests
+from tests import forks
 
 from .processes import ROOT, needs_torch_npu
 
@@ -41,8 +42,9 @@ import torch
 import helper
 x = torch.ones(2, device=helper.DEVICE) * float(sys.argv[1])
 print(__name__, torch.npu.get_device_name(0), torch.npu.device_count(), x.sum().item(), flush=True)
-print(subprocess.run([sys.executable, "-c", "import torch; print(torch.ones(3, device='npu').sum().item())"],
-                     capture_output=True, text=True).stdout.strip(), flush=True)
+if "alone" not in sys.argv:
+    print(subprocess.run([sys.executable, "-c", "import torch; print(torch.ones(3, device='npu').sum().item())"],
+                         capture_output=True, text=True).stdout.strip(), flush=True)
 sys.exit(5)
 """
 
@@ -55,10 +57,10 @@ def test_a_program_and_its_children(tmp_path: Path) -> None:
     done = command(*run, str(tmp_path / "script.py"), "4")
     assert done.stdout.splitlines() == ["__main__ Ascend910B2 2 8.0", "3.0"], done.stderr
     assert done.returncode == 5
-    done = command(*run, "-m", "script", "4", cwd=tmp_path)
-    assert done.stdout.splitlines()[0] == "__main__ Ascend910B2 2 8.0", done.stderr
-    done = command(*run, "nothing.py")
-    assert done.returncode == 2 and "nothing.py: there is no such script" in done.stderr
+    done = command(*run, "-m", "script", "4", "alone", cwd=tmp_path)
+    assert done.stdout.splitlines() == ["__main__ Ascend910B2 2 8.0"], done.stderr
+    refused = forks.command(*run[2:], "nothing.py")
+    assert refused.returncode == 2 and b"nothing.py: there is no such script" in refused.stderr
 
 
 TEST = """
@@ -204,9 +206,11 @@ def test_vendor_files_end_alone(tmp_path: Path) -> None:
     for name, source in sources.items():
         (tmp_path / name).write_text(source, encoding="utf-8")
     files = [tmp_path / name for name in sources]
-    found = {file.name: part for file, part in vendor_tests.results(files, False, "", (1, 40))}
+    limits = dict.fromkeys(sources, 300) | {"test_stuck.py": 5}
+    with vendor_tests.server(False, 1) as run:
+        found = {f.name: vendor_tests.one(f, run, "", limits[f.name], {}) for f in files}
     assert "the process ended with 3" in found["test_ends.py"][0].reason
-    assert "longer than 40 s" in found["test_stuck.py"][0].reason
+    assert "longer than 5 s" in found["test_stuck.py"][0].reason
     long = {r.test: r for r in found["test_long.py"]}
     assert [r.outcome for r in long.values()] == ["passed", "failed", "passed"]
     assert "1 s of processor time" in long["test_long"].reason

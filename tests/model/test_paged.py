@@ -27,7 +27,7 @@ from dsv3_port.model.decoder import DeepseekV3, build
 from dsv3_port.model.paged_attention import PagedAttention
 from dsv3_port.model.paged_cache import PagedCache, Paging
 from dsv3_port.model.visible import compressed_causal
-from tests.random_models import CONFIG, fill, random_model, random_sources
+from tests.random_models import CONFIG, SHORT, fill, random_model, random_sources
 
 TINY = Path(__file__).parents[2] / "data" / "tiny-dsv3"
 FULL, PAGED = PortPlan.full(), PortPlan.upto("9")
@@ -300,8 +300,8 @@ def test_compiled_by_inductor() -> None:
     """Lengths as a tensor, padding's slots without a mask as index; one graph for all cached steps."""
     torch._dynamo.reset()
     ids, mask, prompt = ragged(2)
-    want = follow(random_model(FULL), ids, mask, prompt)[0]
-    model = random_model(PAGED)
+    want = follow(random_model(FULL, SHORT), ids, mask, prompt)[0]
+    model = random_model(PAGED, SHORT)
     model.paging = NAN
     compile_steps(model, "ge")
     before = counters["stats"]["unique_graphs"]

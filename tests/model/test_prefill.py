@@ -20,7 +20,7 @@ from dsv3_port.engine.graph import compile_steps
 from dsv3_port.engine.tokenizer import load_tokenizer
 from dsv3_port.model.cache import write_at_slot
 from dsv3_port.model.decoder import DeepseekV3
-from tests.random_models import CONFIG, random_model
+from tests.random_models import CONFIG, SHORT, random_model
 
 TINY = Path(__file__).parents[2] / "data" / "tiny-dsv3"
 PLANS = {
@@ -144,7 +144,7 @@ def test_another_way_to_write_meets_the_whole_cache() -> None:
 
 @pytest.mark.slow
 def test_a_graph_meets_two_shapes() -> None:
-    model = random_model(PortPlan.full())
+    model = random_model(PortPlan.full(), SHORT)
     ids = torch.arange(14).view(1, 14) % CONFIG.vocab_size
     want = model(ids, cache=model.new_cache(1, 16))
     compile_steps(model, "ge")

@@ -22,12 +22,9 @@ from dsv3_port.weights.sharding import rank_folder, ranks, shard_checkpoint
 from dsv3_port.weights.sharding import source as stream
 from dsv3_port.weights.sharding.journal import lock_rank
 from dsv3_port.weights.synthetic import synthetic_checkpoint
+from tests import forks
 
 TINY = Path(__file__).parents[2] / "data" / "tiny-dsv3"
-RUN = (
-    "import sys; from dsv3_port.weights.sharding import shard_checkpoint; "
-    "print('begin', flush=True); shard_checkpoint(sys.argv[1], sys.argv[2], 2, jobs=2, commit_bytes=1 << 16)"
-)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -40,6 +37,11 @@ def whole(tmp_path_factory) -> dict[str, bytes]:
     out = tmp_path_factory.mktemp("whole") / "out"
     shard_checkpoint(TINY, out, 2)
     return contents(out)
+
+
+def words_of(out: Path) -> list[str]:
+    """The command that splits the embedded model for two ranks."""
+    return ["shard", "--model-path", str(TINY), "--output-path", str(out), "--world-size", "2"]
 
 
 def not_usable(out: Path) -> None:
@@ -64,18 +66,20 @@ def test_killed_at_random_moments(tmp_path):
     want, out, moments = contents(tmp_path / "whole"), tmp_path / "out", random.Random(0)
     found = [0]
     for attempt in range(4):
-        run = subprocess.Popen(
-            [sys.executable, "-c", RUN, str(source), str(out)], stdout=subprocess.PIPE, text=True
+        run = forks.FORKS.Process(
+            target=shard_checkpoint,
+            args=(source, out, 2),
+            kwargs={"jobs": 2, "commit_bytes": 1 << 16},
         )
-        assert run.stdout is not None and run.stdout.readline() == "begin\n"
+        run.start()
         enough = found[-1] + moments.uniform(0.02, 0.2) * total if attempt else 0
         deadline = time.monotonic() + 60
-        while entries(out) < enough and run.poll() is None and time.monotonic() < deadline:
+        while entries(out) < enough and run.is_alive() and time.monotonic() < deadline:
             time.sleep(0.001)
         time.sleep(moments.uniform(0, 0.01))
         run.kill()
-        assert run.wait() == -signal.SIGKILL, "it was done before it was killed"
-        run.stdout.close()
+        run.join()
+        assert run.exitcode == -signal.SIGKILL, "it was done before it was killed"
         not_usable(out)
         found.append(entries(out))
     assert found == sorted(found) and found[-1] > found[1], (
@@ -182,22 +186,12 @@ def test_a_file_size_limit_stops_like_a_full_disk(whole, tmp_path):
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (2 << 20, 2 << 20))
 
-    command = [
-        sys.executable,
-        "-m",
-        "dsv3_port",
-        "shard",
-        "--model-path",
-        str(TINY),
-        "--output-path",
-        str(out),
-        "--world-size",
-        "2",
-    ]
+    words = words_of(out)
+    command = [sys.executable, "-m", "dsv3_port", *words]
     run = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True)
     assert run.returncode == 2 and "writing stopped: File too large" in run.stderr
     not_usable(out)
-    assert subprocess.run(command, capture_output=True, text=True).returncode == 0
+    assert forks.command(*words).returncode == 0
     assert contents(out) == whole
 
 
@@ -247,23 +241,8 @@ def test_two_runs_on_one_output_are_kept_apart(whole, tmp_path):
     out = tmp_path / "out"
     lock = lock_rank(out / ".shard", 1, rank_folder(1, 2))
     try:
-        run = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "dsv3_port",
-                "shard",
-                "--model-path",
-                str(TINY),
-                "--output-path",
-                str(out),
-                "--world-size",
-                "2",
-            ],
-            capture_output=True,
-            text=True,
-        )
-        assert run.returncode == 2 and "another run is writing rank 1" in run.stderr
+        run = forks.command(*words_of(out))
+        assert run.returncode == 2 and b"another run is writing rank 1" in run.stderr
         shard_checkpoint(TINY, out, 2, ranks=[0])  # another rank is nobody's
     finally:
         lock.release()
@@ -274,28 +253,8 @@ def test_two_runs_on_one_output_are_kept_apart(whole, tmp_path):
 
 def test_hosts_that_run_at_once_complete_one_manifest(whole, tmp_path):
     out = tmp_path / "out"
-    hosts = [
-        subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "dsv3_port",
-                "shard",
-                "--model-path",
-                str(TINY),
-                "--output-path",
-                str(out),
-                "--world-size",
-                "2",
-                "--ranks",
-                str(rank),
-                "--json",
-            ],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    reports = [json.loads(host.communicate()[0]) for host in hosts]
+    started = [forks.start(*words_of(out), "--ranks", str(rank), "--json") for rank in (0, 1)]
+    hosts = [each.end() for each in started]
+    reports = [json.loads(host.stdout) for host in hosts]
     assert [host.returncode for host in hosts] == [0, 0] and any(r["complete"] for r in reports)
     assert contents(out) == whole

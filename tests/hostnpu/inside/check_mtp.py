@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -58,6 +59,15 @@ def run(model: DeepseekV3) -> list[Tensor]:
     return found
 
 
+@functools.cache
+def ran(mode: str, dtype: str) -> tuple[list[Tensor], list[Any]]:
+    """What `run` gives, and the GE graphs that were converted: compiling is what takes time here, so a
+    mode runs once."""
+    model = load(mode, dtype)
+    with converted_graphs() as graphs:
+        return run(model), graphs
+
+
 def captures() -> int:
     assert tape.tapes is not None
     return tape.tapes.captured
@@ -68,7 +78,7 @@ def captures() -> int:
 def test_graphs_are_the_eager_model_bit_for_bit(mode: str, dtype: str) -> None:
     """Rows whose lengths part: catches lengths of the capture, a slot that is not rewound in place, a
     table that is another one after a block went back."""
-    for n, (a, b) in enumerate(zip(run(load(dtype=dtype)), run(load(mode, dtype)), strict=True)):
+    for n, (a, b) in enumerate(zip(ran("eager", dtype)[0], ran(mode, dtype)[0], strict=True)):
         assert torch.equal(a, b), n
 
 
@@ -85,11 +95,9 @@ def test_a_pair_is_one_capture_more() -> None:
 
 
 def test_the_ge_graph_of_a_pair_holds_the_fused_attention() -> None:
-    model = load("ge")
-    with converted_graphs() as found:
-        run(model)
-    counts = [[op.type for op in graph.op].count("FusedInferAttentionScore") for graph in found]
-    assert sorted(counts) == [0, 0, 1, model.config.num_hidden_layers]
+    graphs, layers = ran("ge", "float32")[1], load().config.num_hidden_layers
+    counts = [[op.type for op in graph.op].count("FusedInferAttentionScore") for graph in graphs]
+    assert sorted(counts) == [0, 0, 1, layers]
 
 
 @pytest.mark.parametrize("mode", ["eager", "captured", "ge"])

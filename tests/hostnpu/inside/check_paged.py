@@ -7,7 +7,9 @@ are those of ops/, so eager and graphs must agree to the last bit.
 
 from __future__ import annotations
 
+import functools
 import math
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -50,18 +52,39 @@ def text() -> tuple[Tensor, Tensor]:
     return ids, mask
 
 
-def run(model: DeepseekV3, cache: Any = None) -> tuple[list[Tensor], Any]:
+def run(
+    model: DeepseekV3, cache: Any = None, captures: list[int] | None = None
+) -> tuple[list[Tensor], Any]:
+    """Logits of the prompt and of each step, and the cache; `captures` gets the count after each call."""
     ids, mask = (x.to(model.device) for x in text())
-    cache = cache or model.new_cache(2, PROMPT + STEPS_MADE)
-    logits = [model(ids[:, :PROMPT].contiguous(), mask, cache)]
-    for at in range(PROMPT, PROMPT + STEPS_MADE):
-        logits.append(model(ids[:, at : at + 1].contiguous(), cache=cache))
+    cache, logits = cache or model.new_cache(2, PROMPT + STEPS_MADE), []
+    for n, part in enumerate(ids.split([PROMPT, *[1] * STEPS_MADE], 1)):
+        logits.append(model(part.contiguous(), None if n else mask, cache))
+        if captures is not None:
+            captures.append(counts()[0])
     return [x.cpu() for x in logits], cache
 
 
 def counts() -> tuple[int, int]:
     assert tape.tapes is not None
     return tape.tapes.captured, tape.tapes.replayed
+
+
+@dataclass
+class Ran:
+    logits: list[Tensor] = field(default_factory=list)
+    cache: Any = None
+    captures: list[int] = field(default_factory=list)  # after each call
+    graphs: list[Any] = field(default_factory=list)  # of GE, as converted
+
+
+@functools.cache
+def ran(mode: str, dtype: str) -> Ran:
+    """Compiling is what takes time here: a mode runs once, and tests look at what it gave."""
+    found, model = Ran(), load(mode, dtype)
+    with converted_graphs() as found.graphs:
+        found.logits, found.cache = run(model, captures=found.captures)
+    return found
 
 
 def test_eager_is_the_fixed_cache_on_the_cpu() -> None:
@@ -73,9 +96,10 @@ def test_eager_is_the_fixed_cache_on_the_cpu() -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_graphs_are_the_eager_model_bit_for_bit(mode: str, dtype: str) -> None:
     """Over a block's boundary: catches lengths, slots or a table that were frozen in the graph."""
-    (want, eager), (got, cache) = run(load(dtype=dtype)), run(load(mode, dtype))
-    for n, (a, b) in enumerate(zip(want, got, strict=True)):
+    want, got = ran("eager", dtype), ran(mode, dtype)
+    for n, (a, b) in enumerate(zip(want.logits, got.logits, strict=True)):
         assert torch.equal(a, b), n
+    eager, cache = want.cache, got.cache
     for one, other in zip(eager.buffers, cache.buffers, strict=True):
         for x, y in zip(one, other, strict=True):
             for row in range(2):
@@ -96,7 +120,7 @@ def test_one_capture_for_decode_whatever_the_lengths_and_the_blocks() -> None:
     cache.reset()
     first, _ = run(model, cache)
     assert counts()[0] == before[0] + 2, "another text through the same cache captures nothing"
-    for a, b in zip(first, run(load())[0], strict=True):
+    for a, b in zip(first, ran("eager", "float32").logits, strict=True):
         assert torch.equal(a, b)
 
 
@@ -136,7 +160,7 @@ def test_the_first_form_of_the_cache_update_is_lost_in_a_graph(
     def first_form(*tensors: Tensor, **given: Any) -> Any:
         return ops.npu_kv_rmsnorm_rope_cache(*tensors, **given)[2:]
 
-    want, _ = run(load())
+    want = ran("eager", "float32").logits
     monkeypatch.setattr(paged_attention.ops, "npu_kv_rmsnorm_rope_cache_v2", first_form)
     assert torch.equal(run(load())[0][1], want[1]), "run one by one it writes"
     got, _ = run(load("npugraph_ex"))
@@ -144,12 +168,9 @@ def test_the_first_form_of_the_cache_update_is_lost_in_a_graph(
 
 
 def test_the_ge_graph_holds_the_operators() -> None:
-    model = load("ge")
-    with converted_graphs() as found:
-        run(model)
-    kinds = [[op.type for op in graph.op] for graph in found]
-    layers = model.config.num_hidden_layers
-    assert len(found) == 2, "a graph for the prompt, one for all cached steps"
+    kinds = [[op.type for op in graph.op] for graph in ran("ge", "float32").graphs]
+    layers = len(ran("ge", "float32").cache.buffers)
+    assert len(kinds) == 2, "a graph for the prompt, one for all cached steps"
     assert [k.count("FusedInferAttentionScore") for k in kinds] == [0, layers]
     assert [k.count("KvRmsNormRopeCache") for k in kinds] == [layers] * 2
     assert [k.count("TransposeBatchMatMul") for k in kinds] == [0, 2 * layers]
@@ -159,7 +180,7 @@ def test_the_ge_graph_holds_the_operators() -> None:
 def test_chunks_of_a_prompt_absorbed(mode: str) -> None:
     """Several queries through the fused operator, with padding before them: sparse_mode 3."""
     ids, mask = text()
-    want = run(load())[0][0]
+    want = ran("eager", "float32").logits[0]
     model = load(mode, prefill_attention="absorbed")
     cache = model.new_cache(2, PROMPT)
     got = model.prefill(ids[:, :PROMPT].npu(), mask.npu(), cache, 5).cpu()
@@ -179,13 +200,8 @@ def test_chunks_of_a_prompt_expanded(mode: str) -> None:
 
 
 def test_npugraph_ex_captures_no_more_once_lengths_are_symbols() -> None:
-    model = load("npugraph_ex")
-    ids, _ = (x.npu() for x in text())
-    cache, captured = model.new_cache(2, PROMPT + STEPS_MADE), []
-    for part in ids.split([PROMPT, *[1] * STEPS_MADE], 1):
-        model(part.contiguous(), cache=cache)
-        captured.append(counts()[0])
-    assert captured[3] == captured[-1], captured
+    captured = ran("npugraph_ex", "float32").captures
+    assert len(captured) == 1 + STEPS_MADE and captured[3] == captured[-1], captured
 
 
 @pytest.mark.parametrize("mode", ["eager", "captured", "npugraph_ex"])

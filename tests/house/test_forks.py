@@ -1,0 +1,41 @@
+"""Forks in place of fresh processes (tests/forks.py): nothing is imported twice, and variables, folder,
+streams and exit code are a process's own."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import pytest
+
+from dsv3_port.engine.launch import run_ranks
+from dsv3_port.parallel import TensorParallel
+from tests import forks
+
+
+def preloaded(parallel: TensorParallel) -> bool:
+    return "tests.preloaded" in sys.modules
+
+
+def test_ranks_have_imported_everything() -> None:
+    assert run_ranks(preloaded, 2) == [True, True]
+
+
+@pytest.mark.usefixtures("real_starts")
+def test_a_test_may_ask_for_real_ones() -> None:
+    assert run_ranks(preloaded, 1) == [False]
+
+
+def test_a_command_has_its_own_variables_folder_and_code(tmp_path) -> None:
+    here = dict(os.environ)
+    one = forks.start("infer", "--show-settings", env=here | {"MAX_NEW_TOKENS": "77"}, cwd=tmp_path)
+    two = forks.start("infer", "--model-dir", "nothing", cwd=tmp_path)
+    done, failed = one.end(), two.end()
+    assert done.returncode == 0 and not done.stderr
+    assert [
+        line
+        for line in done.stdout.decode().splitlines()
+        if "MAX_NEW_TOKENS" in line and "77" in line
+    ]
+    assert failed.returncode == 2 and b"nothing: no such folder" in failed.stderr
+    assert not failed.stdout and dict(os.environ) == here and not one.at.exists()
