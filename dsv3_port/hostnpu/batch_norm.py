@@ -45,7 +45,8 @@ def elemt(
 
 
 def elemt_out(*args: Any, out: Tensor, **kwargs: Any) -> Tensor:
-    return out.copy_(elemt(*args, **kwargs))
+    found = elemt(*args, **kwargs)
+    return out.resize_(found.shape).copy_(found)
 
 
 def gather_stats_with_counts(
@@ -59,7 +60,7 @@ def gather_stats_with_counts(
     counts: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """(mean, invstd) of all ranks together, from each rank's own [ranks, C] and how many elements a
-    channel it had; the running statistics move, variance unbiased."""
+    channel it had, in mean's dtype; the running statistics move, variance unbiased."""
     share = (counts.double() / counts.double().sum())[:, None]
     own = mean.double()
     whole = (share * own).sum(0)
@@ -68,25 +69,8 @@ def gather_stats_with_counts(
     total = counts.double().sum()
     for running, value in ((running_mean, whole), (running_var, variance * total / (total - 1))):
         if running is not None:
-            running.lerp_(value.to(running.dtype), momentum)
-    return whole.float(), torch.rsqrt(variance + eps).float()
-
-
-def gather_stats(
-    input: Tensor,
-    mean: Tensor,
-    invstd: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    momentum: float,
-    eps: float,
-    count: int,
-) -> tuple[Tensor, Tensor]:
-    """The same where every rank has `count`."""
-    counts = torch.full((mean.shape[0],), count)
-    return gather_stats_with_counts(
-        input, mean, invstd, running_mean, running_var, momentum, eps, counts
-    )
+            running.copy_(running.double().lerp(value, momentum))
+    return whole.to(mean.dtype), torch.rsqrt(variance + eps).to(mean.dtype)
 
 
 def backward_reduce(
@@ -129,7 +113,6 @@ ATEN: dict[str, Callable[..., Any]] = {
     "batch_norm_stats": stats,
     "batch_norm_elemt": elemt,
     "batch_norm_elemt.out": elemt_out,
-    "batch_norm_gather_stats": gather_stats,
     "batch_norm_gather_stats_with_counts": gather_stats_with_counts,
     "batch_norm_backward_reduce": backward_reduce,
     "batch_norm_backward_elemt": backward_elemt,

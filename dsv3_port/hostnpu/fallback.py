@@ -20,6 +20,7 @@ NO_SIXTEEN = (
     "expected scalar type Float but found Half",
     "expected scalar type Float but found BFloat16",
     "Unsupported datatype for add_relu",
+    "Low precision dtypes not supported",
 )
 NO_CPU = "from the 'CPU' backend"
 NO_RESIZE = "resize storage that is not resizable"

@@ -64,8 +64,6 @@ def check(call: Call) -> None:
         )
     if (call.query_rope is None) != (call.key_rope is None):
         raise bad(op, "key_rope", call.key_rope, "given together with query_rope")
-    if call.block_table is not None and call.kv_lengths is None:
-        raise bad(op, call.words["kv_lengths"], None, "given with a block_table")
     if call.layout in LAYOUTS:
         _check_operands(call, LAYOUTS[call.layout][0])
 

@@ -81,14 +81,6 @@ def test_statistics_of_sixteen_bits_are_float32(dtype: torch.dtype) -> None:
     assert y.dtype == dtype and torch.equal(y, wanted.to(dtype))
 
 
-def test_equal_counts_need_no_list() -> None:
-    own = [torch.batch_norm_stats(X[rows].npu(), EPS) for rows in (slice(0, 3), slice(3, 6))]
-    mean, invstd = (torch.stack(t) for t in zip(*own, strict=True))
-    got = torch.batch_norm_gather_stats(X.npu(), mean, invstd, None, None, MOMENTUM, EPS, 12)
-    for a, b in zip(got, torch.batch_norm_stats(X.npu(), EPS), strict=True):
-        torch.testing.assert_close(a, b)
-
-
 # ---- other cases ---------------------------------------------------------------------------------
 
 
@@ -109,7 +101,7 @@ def test_adaptive_pooling_of_more_dimensions() -> None:
     for size in (1, (2, 3)):
         found = F.adaptive_avg_pool2d(x, size)
         wanted = F.adaptive_avg_pool2d(y.flatten(0, 1), size).unflatten(0, (2, 2))
-        assert torch.equal(found.cpu(), wanted)
+        torch.testing.assert_close(found.cpu(), wanted)
         (got,) = torch.autograd.grad(found.sum(), x)
         (want,) = torch.autograd.grad(wanted.sum(), y)
         torch.testing.assert_close(got.cpu(), want)
@@ -145,3 +137,38 @@ def test_bce_with_logits_is_rounded_once(dtype: torch.dtype, reduction: str) -> 
         found.append((loss.cpu().to(dtype), grad.cpu().to(dtype)))
     for got, wanted in zip(*found, strict=True):
         assert got.dtype == dtype and torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("value", [0.3, [0.3, 0.7], torch.tensor([0.3, 0.7]).half()], ids=str)
+@pytest.mark.parametrize("name", ["addcdiv", "addcmul"])
+def test_foreach_steps_of_float16(name: str, value: object) -> None:
+    """Each step is rounded, the number too, in place as well: the vendor's goldens are numpy's float16."""
+    a, b, c = ([f(3, 4, seed=s).half(), f(2, 5, seed=s + 9).half()] for s in (0, 1, 2))
+    numbers = [0.3, 0.3 if isinstance(value, float) else 0.7]
+    wanted = [
+        x + (y / z if name == "addcdiv" else y * z) * torch.tensor(v).half()
+        for x, y, z, v in zip(a, b, c, numbers, strict=True)
+    ]
+    npu = [[t.npu() for t in ts] for ts in (a, b, c)]
+    found = getattr(torch, f"_foreach_{name}")(*npu, value)
+    getattr(torch, f"_foreach_{name}_")(*npu, value)
+    for got, place, want in zip(found, npu[0], wanted, strict=True):
+        assert torch.equal(got.cpu(), want) and torch.equal(place.cpu(), want)
+
+
+def test_inverse_of_sixteen_bits() -> None:
+    x = (torch.eye(3) * 2 + f(3, 3) / 8).half()
+    assert torch.equal(torch.inverse(x.npu()).cpu(), torch.inverse(x.float()).half())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.int32])
+def test_npu_dtype_cast(dtype: torch.dtype) -> None:
+    """Its dtype arrives as a number."""
+    x = (f(2, 3) * 5).npu().requires_grad_(dtype.is_floating_point)
+    y = torch.ops.npu.npu_dtype_cast(x, dtype)
+    assert y.dtype == dtype and torch.equal(y, x.to(dtype))
+    if dtype.is_floating_point:
+        y.backward(torch.ones_like(y))
+        assert x.grad is not None and x.grad.dtype == torch.float32 and bool((x.grad == 1).all())
+    with pytest.raises(NotImplementedError, match="dtype 290"):
+        torch.ops.npu.npu_dtype_cast(x, 290)
