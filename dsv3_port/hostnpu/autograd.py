@@ -80,7 +80,9 @@ def gather_backward(
     grad: Tensor, self_size: Sequence[int], dim: int, index: Tensor, sparse_grad: bool
 ) -> Tensor:
     if sparse_grad:
-        raise NotImplementedError("npu_gather_backward: sparse_grad has no host kernel")
+        raise NotImplementedError(
+            "npu_gather_backward: the host stand-in has no kernel for sparse_grad; the real NPU may"
+        )
     return grad.new_zeros(self_size).scatter_add_(dim, index.long(), grad)
 
 
