@@ -83,8 +83,7 @@ def checks() -> list[Check]:
                 continue
             seen: defaultdict[str, int] = defaultdict(int)
             for node in ast.walk(function):
-                call = _call(node) if isinstance(node, ast.stmt) else None
-                if call is None:
+                if not isinstance(node, ast.stmt) or (call := _call(node)) is None:
                     continue
                 about = _about(call)
                 seen[about] += 1
@@ -127,14 +126,14 @@ class Recorder:
         recorder = self
 
         def noted(self: Any, *args: Any) -> None:
-            super(ContractError, self).__init__(*args)
+            RuntimeError.__init__(self, *args)
             recorder.note(str(args[0]) if args else "")
 
         ContractError.__init__ = noted  # type: ignore[method-assign]
         try:
             yield
         finally:
-            del ContractError.__init__  # type: ignore[attr-defined]
+            del ContractError.__init__
 
 
 def run(tests: list[str], *plugins: Any) -> tuple[int, str]:
