@@ -22,6 +22,8 @@ ROOT = Path(__file__).resolve().parents[2]
 OPS = "tests/ops/test_attention_forms.py tests/ops/test_rules.py tests/ops/test_attention.py"
 QUANT = "tests/ops/test_quantised.py"
 INSIDE = "tests/hostnpu/inside/"
+NORMS, EXAMPLES = "tests/ops/test_rounding.py", "tests/ops/test_examples.py"
+BEYOND = f"{INSIDE}check_beyond_cpu.py"
 RULES = f"{INSIDE}check_devices.py {INSIDE}check_operators.py"
 
 
@@ -116,6 +118,31 @@ MUTATIONS = (
         "scale * g",
         INSIDE + "check_training.py",
     ),
+    M(
+        "ops/norm.py",
+        "return (normalised * wide(gamma)).to(input.dtype), rstd",
+        "return normalised.to(input.dtype) * gamma, rstd",
+        NORMS,
+    ),
+    M(
+        "ops/norm.py",
+        "return normalised.to(x.dtype) * gamma, rstd, x",
+        "return (normalised * wide(gamma)).to(x.dtype), rstd, x",
+        NORMS,
+    ),
+    M("ops/norm.py", "if x1.dtype == torch.float16:", "if False:", NORMS),
+    M("ops/norm.py", "x = wide(x1) + wide(x2)", "x = wide(x1 + x2)", NORMS),
+    M("ops/activation.py", "gate, up = wide(input)", "up, gate = wide(input)", NORMS),
+    M("ops/moe_gating.py", "-torch.inf", "0.0", EXAMPLES),
+    M("hostnpu/batch_norm.py", "(own - whole).square()", "0", BEYOND),
+    M("hostnpu/batch_norm.py", "variance * total / (total - 1)", "variance", BEYOND),
+    M(
+        "hostnpu/fallback.py",
+        "class DimensionError(IndexError, RuntimeError)",
+        "class DimensionError(IndexError)",
+        BEYOND,
+    ),
+    M("hostnpu/cann_device.c", "  place[type] = v;\n", "", INSIDE + "check_devices.py"),
     M("hostnpu/operators.py", "with device_rules(CANN):", "with contextlib.nullcontext():", RULES),
 )
 

@@ -174,6 +174,18 @@ def hostnpu_rules() -> str:
     return rules.rules_table()
 
 
+def hostnpu_vendor() -> str:
+    from dsv3_port.hostnpu import vendor_counts
+
+    return vendor_counts.table()
+
+
+def operator_checks() -> str:
+    import contracts  # beside this file
+
+    return contracts.table()
+
+
 def hostnpu_refused() -> str:
     from dsv3_port.hostnpu import rules
 
@@ -183,6 +195,8 @@ def hostnpu_refused() -> str:
 TABLES = {
     "hostnpu-rules": hostnpu_rules,
     "hostnpu-refused": hostnpu_refused,
+    "hostnpu-vendor": hostnpu_vendor,
+    "operator-checks": operator_checks,
     "npu-points": npu_points,
     "npu-gaps": npu_gaps,
     "npu-fits": npu_fits,
@@ -203,7 +217,8 @@ FILES = {
     "README.md": ("steps", "production"),
     "docs/architecture.md": ("layers",),
     "docs/settings.md": ("settings",),
-    "docs/host-npu.md": ("hostnpu-refused", "hostnpu-rules"),
+    "docs/host-npu.md": ("hostnpu-refused", "hostnpu-vendor", "hostnpu-rules"),
+    "docs/operator-checks.md": ("operator-checks",),
     "docs/speed.md": ("rungs", "speed"),
     "docs/versions.md": ("versions", "signatures"),
     "notebooks/workshop/instructor.md": ("slots", "exercises"),

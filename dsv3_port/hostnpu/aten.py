@@ -6,13 +6,13 @@ fallback.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import autograd, fallback
+from . import autograd, batch_norm, fallback
 from .kernels import Kernel
 from .registry import full_name, has_kernel, overloads, register
 
@@ -61,6 +61,66 @@ def softmax_backward(
         return found.to(input_dtype)
 
     return call
+
+
+def foreach_steps(op: Any) -> Callable[..., Any]:
+    """_foreach_addcdiv and _foreach_addcmul: self + tensor1 / tensor2 * value. float16 is rounded at every
+    step, value too; bfloat16 once."""
+    run = fallback.wide(op, (torch.bfloat16,))
+    divide, in_place = "addcdiv" in op._schema.name, op._schema.name.endswith("_")
+
+    def call(self: list[Tensor], first: list[Tensor], second: list[Tensor], value: Any = 1) -> Any:
+        if not self or self[0].dtype != torch.float16:
+            return run(self, first, second, value)
+        values = value.tolist() if isinstance(value, Tensor) else value
+        values = values if isinstance(values, (list, tuple)) else [values] * len(self)
+        results = []
+        for a, b, c, v in zip(self, first, second, values, strict=True):
+            y = a + (b / c if divide else b * c) * torch.tensor(v, dtype=a.dtype)
+            results.append(a.copy_(y) if in_place else y)
+        return None if in_place else results
+
+    call.__name__ = op._schema.name
+    return call
+
+
+def renorm(self: Tensor, p: float, dim: int, maxnorm: float) -> Tensor:
+    """p = 0 too, which the CPU refuses: the norm is the number of elements other than 0."""
+    if p:
+        return aten.renorm(self, p, dim, maxnorm)
+    others = [d for d in range(self.dim()) if d != dim % self.dim()]
+    count = (self != 0).sum(others, keepdim=True).float()
+    factor = torch.where(count > maxnorm, maxnorm / (count + 1e-7), 1.0)
+    return (self.float() * factor).to(self.dtype)
+
+
+def renorm_(self: Tensor, *args: Any) -> Tensor:
+    return self.copy_(renorm(self, *args))
+
+
+def renorm_out(self: Tensor, *args: Any, out: Tensor) -> Tensor:
+    found = renorm(self, *args)
+    return out.resize_(found.shape).copy_(found)
+
+
+def adaptive_avg_pool2d(self: Tensor, output_size: Sequence[int]) -> Tensor:
+    """Any number of leading dimensions, and torch_npu's words for a wrong size."""
+    name = "adaptive_avg_pool2d"
+    if len(output_size) != 2:
+        raise RuntimeError(f"{name}: output size must be 2")
+    if min(output_size) < 0:
+        raise RuntimeError(f"{name}: elements of output_size must be greater than or equal to 0")
+    if self.dim() <= 4:
+        return aten._adaptive_avg_pool2d(self, output_size)
+    found = aten._adaptive_avg_pool2d(self.flatten(0, -4), output_size)
+    return found.unflatten(0, self.shape[:-3])
+
+
+def adaptive_avg_pool2d_backward(grad: Tensor, self: Tensor) -> Tensor:
+    if self.dim() <= 4:
+        return aten._adaptive_avg_pool2d_backward(grad, self)
+    found = aten._adaptive_avg_pool2d_backward(grad.flatten(0, -4), self.flatten(0, -4))
+    return found.view(self.shape)
 
 
 def refused(op: Any) -> Callable[..., Any]:
@@ -115,19 +175,22 @@ QUANTISED = frozenset(
 # the CPU's kernels of these round to 16 bits in between
 WIDE = frozenset(
     """
-_slow_conv2d_backward _conv_depthwise2d conv_depthwise3d convolution_backward
-convolution_backward_overrideable grid_sampler_2d grid_sampler_2d_backward grid_sampler_3d
-grid_sampler_3d_backward slow_conv_transpose2d slow_conv_transpose3d slow_conv_dilated2d slow_conv_dilated3d
-upsample_bicubic2d upsample_bicubic2d_backward upsample_bilinear2d upsample_bilinear2d_backward
-upsample_linear1d upsample_linear1d_backward upsample_trilinear3d upsample_trilinear3d_backward
+_conv_depthwise2d _slow_conv2d_backward binary_cross_entropy_with_logits conv_depthwise3d convolution
+convolution_backward convolution_backward_overrideable convolution_overrideable grid_sampler_2d
+grid_sampler_2d_backward grid_sampler_3d grid_sampler_3d_backward slow_conv_dilated2d slow_conv_dilated3d
+slow_conv_transpose2d slow_conv_transpose3d upsample_bicubic2d upsample_bicubic2d_backward upsample_bilinear2d
+upsample_bilinear2d_backward upsample_linear1d upsample_linear1d_backward upsample_trilinear3d
+upsample_trilinear3d_backward
 """.split()
 )
 # the vendor's tests hold these against float32 in bfloat16 and against float16 steps in float16
 WIDE_BFLOAT16 = frozenset(
     """
-_foreach_add _foreach_add_ _foreach_sub _foreach_sub_ _foreach_addcdiv _foreach_addcdiv_ _foreach_addcmul
-_foreach_addcmul_
+_foreach_add _foreach_add_ _foreach_sub _foreach_sub_
 """.split()
+)
+IN_STEPS = frozenset(
+    "_foreach_addcdiv _foreach_addcdiv_ _foreach_addcmul _foreach_addcmul_".split()
 )
 OWN: dict[str, Callable[..., Any]] = {
     "histc": histc,
@@ -137,6 +200,12 @@ OWN: dict[str, Callable[..., Any]] = {
     "_softmax_backward_data": softmax_backward("_softmax_backward_data"),
     "_log_softmax_backward_data": softmax_backward("_log_softmax_backward_data"),
     "matmul_backward": autograd.matmul_backward,
+    "renorm": renorm,
+    "renorm_": renorm_,
+    "renorm.out": renorm_out,
+    "_adaptive_avg_pool2d": adaptive_avg_pool2d,
+    "_adaptive_avg_pool2d_backward": adaptive_avg_pool2d_backward,
+    **batch_norm.ATEN,
 }
 
 
@@ -150,6 +219,8 @@ def function(op: Any) -> Callable[..., Any] | None:
         return long_indices(op, *INT32[base])
     if base in WIDE:
         return fallback.wide(op)
+    if base in IN_STEPS:
+        return foreach_steps(op)
     if base in WIDE_BFLOAT16:
         return fallback.wide(op, (torch.bfloat16,))
     return refused(op) if base in QUANTISED else None

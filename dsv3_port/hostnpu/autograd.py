@@ -80,7 +80,9 @@ def gather_backward(
     grad: Tensor, self_size: Sequence[int], dim: int, index: Tensor, sparse_grad: bool
 ) -> Tensor:
     if sparse_grad:
-        raise NotImplementedError("npu_gather_backward: sparse_grad has no host kernel")
+        raise NotImplementedError(
+            "npu_gather_backward: the host stand-in has no kernel for sparse_grad; the real NPU may"
+        )
     return grad.new_zeros(self_size).scatter_add_(dim, index.long(), grad)
 
 
@@ -147,14 +149,21 @@ def bce_with_logits_backward(
     pos_weight: Tensor | None,
     reduction: int,
 ) -> Tensor:
+    """In float32, cast once."""
     kind: Any = Reductions[reduction]
 
     def loss(x: Tensor) -> Tensor:
         return F.binary_cross_entropy_with_logits(
-            x, target, weight, pos_weight=pos_weight, reduction=kind
+            x, _wide(target), _wide(weight), pos_weight=_wide(pos_weight), reduction=kind
         )
 
-    return gradients(loss, (input,), grad)[0]
+    return gradients(loss, (_wide(input),), _wide(grad))[0].to(input.dtype)
+
+
+def _wide(x: Any) -> Any:
+    """16-bit tensors as float32."""
+    narrow = isinstance(x, Tensor) and x.dtype in (torch.float16, torch.bfloat16)
+    return x.float() if narrow else x
 
 
 # ---- Fourier transforms --------------------------------------------------------------------------

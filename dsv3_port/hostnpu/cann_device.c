@@ -30,12 +30,32 @@ API int aclrtGetMemInfo(int attribute, size_t *unused, size_t *total) {
   *total = (size_t)chip()->memory_gib << 30; *unused = *total / 16 * 15;
   return OK;
 }
-static int cores(int type, uint32_t *v) { /* aclrtDevResLimitType: 0 cube, 1 vector */
-  *v = (uint32_t)(type == 0 ? chip()->cube : chip()->vector);
+/* how many cores a device or a stream may use: torchair captures a graph anew when that has changed */
+#define MOST_DEVICES 64
+static uint32_t device_cores[MOST_DEVICES][2], default_stream_cores[MOST_DEVICES][2];
+static int64_t all_cores(int type) { return type == 0 ? chip()->cube : chip()->vector; } /* aclrtDevResLimitType */
+static int limit(uint32_t *place, int type, uint32_t v) {
+  if (type < 0 || type > 1 || v < 1 || v > all_cores(type)) return BAD_ARGUMENT;
+  place[type] = v;
   return OK;
 }
-API int aclrtGetDeviceResLimit(int32_t d, int type, uint32_t *v) { return cores(type, v); }
-API int aclrtGetStreamResLimit(void *stream, int type, uint32_t *v) { return cores(type, v); }
+static int known_device(int32_t d) { return d >= 0 && d < MOST_DEVICES && (uint32_t)d < devices; }
+static uint32_t *stream_cores(void *s) { return s ? ((struct stream *)s)->cores : default_stream_cores[current_device]; }
+API int aclrtSetDeviceResLimit(int32_t d, int type, uint32_t v) {
+  return known_device(d) ? limit(device_cores[d], type, v) : BAD_ARGUMENT;
+}
+API int aclrtGetDeviceResLimit(int32_t d, int type, uint32_t *v) {
+  if (type < 0 || type > 1 || !known_device(d)) return BAD_ARGUMENT;
+  *v = device_cores[d][type] ? device_cores[d][type] : (uint32_t)all_cores(type);
+  return OK;
+}
+API int aclrtSetStreamResLimit(void *stream, int type, uint32_t v) { return limit(stream_cores(stream), type, v); }
+API int aclrtResetStreamResLimit(void *stream) { memset(stream_cores(stream), 0, 2 * sizeof(uint32_t)); return OK; }
+API int aclrtGetStreamResLimit(void *stream, int type, uint32_t *v) {
+  if (type < 0 || type > 1) return BAD_ARGUMENT;
+  *v = stream_cores(stream)[type];
+  return *v ? OK : aclrtGetDeviceResLimit(current_device, type, v);
+}
 API int aclrtGetStreamOverflowSwitch(void *stream, uint32_t *flag) { *flag = 0; return OK; }
 API int aclrtGetSysParamOpt(int option, int64_t *v) { *v = 0; return OK; }
 API int aclrtDeviceGetBareTgid(int32_t *pid) { *pid = (int32_t)getpid(); return OK; }

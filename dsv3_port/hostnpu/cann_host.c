@@ -114,7 +114,7 @@ API int aclrtSynchronizeStream(void *s) { return sync_point(); }
 API int aclrtSynchronizeStreamWithTimeout(void *s, int ms) { return sync_point(); }
 API int aclrtSynchronizeDevice(void) { return sync_point(); }
 API int aclrtSynchronizeDeviceWithTimeout(int ms) { return sync_point(); }
-struct stream { int32_t id; };
+struct stream { int32_t id; uint32_t cores[2]; }; /* cores: its limits, 0 where there is none (cann_device.c) */
 struct event { struct timespec t; uint64_t model; int external; };
 static int32_t next_stream;
 API int aclrtCreateStreamWithConfig(void **s, uint32_t priority, uint32_t flag) {

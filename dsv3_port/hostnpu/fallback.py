@@ -20,9 +20,17 @@ NO_SIXTEEN = (
     "expected scalar type Float but found Half",
     "expected scalar type Float but found BFloat16",
     "Unsupported datatype for add_relu",
+    "Low precision dtypes not supported",
 )
 NO_CPU = "from the 'CPU' backend"
 NO_RESIZE = "resize storage that is not resizable"
+
+
+class DimensionError(IndexError, RuntimeError):
+    """A dimension or index out of range: PyTorch raises IndexError, torch_npu RuntimeError; whoever
+    catches one of the two catches this."""
+
+
 Written = list[tuple[int, str]]  # position and name of the arguments that an operator writes
 
 
@@ -31,6 +39,8 @@ def run(fn: Callable[..., Any], op: Any, written: Written, args: list[Any], kwar
     that argument is replaced in args or kwargs."""
     try:
         return fn(*args, **kwargs)
+    except IndexError as error:
+        raise DimensionError(str(error)) from None
     except (RuntimeError, NotImplementedError) as error:
         text = str(error)
         if fn is op and numbers(op, args):

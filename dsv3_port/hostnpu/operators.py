@@ -123,8 +123,20 @@ def _attention_workspace(*args: Any, **kwargs: Any) -> Tensor:
     return torch.empty(16, dtype=torch.uint8)
 
 
-def _dtype_cast(x: Tensor, dtype: torch.dtype, *dtypes: None, **others: None) -> Tensor:
+# PyTorch's numbers of dtypes, from 0 on; bfloat16 is 15. torch_npu's own ones begin at 256
+_NUMBERED = (
+    *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float16),
+    *(torch.float32, torch.float64, torch.complex32, torch.complex64, torch.complex128, torch.bool),
+)
+
+
+def _dtype_cast(x: Tensor, dtype: torch.dtype | int, *dtypes: None, **others: None) -> Tensor:
     """torch_npu's form of x.to(dtype), which its own C++ code calls too."""
+    if isinstance(dtype, int):  # x.to(5) would be a device
+        known = {**dict(enumerate(_NUMBERED)), 15: torch.bfloat16}
+        if dtype not in known:
+            raise NotImplementedError(f"npu_dtype_cast: dtype {dtype} has no host kernel")
+        dtype = known[dtype]
     return x.to(dtype)
 
 

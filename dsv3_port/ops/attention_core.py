@@ -64,8 +64,6 @@ def check(call: Call) -> None:
         )
     if (call.query_rope is None) != (call.key_rope is None):
         raise bad(op, "key_rope", call.key_rope, "given together with query_rope")
-    if call.block_table is not None and call.kv_lengths is None:
-        raise bad(op, call.words["kv_lengths"], None, "given with a block_table")
     if call.layout in LAYOUTS:
         _check_operands(call, LAYOUTS[call.layout][0])
 
@@ -76,7 +74,8 @@ def _check_operands(call: Call, source: str) -> None:
     width = head_size(op, "query", query, source, call.heads)
     axis = 2 if source == "BNSD" else 1
     queries = 2 if is_packed else query.shape[axis]  # packed: no rule of one query
-    batch = len(call.q_lengths or ()) if is_packed else query.shape[0]
+    given = 0 if call.q_lengths is None else len(call.q_lengths)
+    batch = given if is_packed else query.shape[0]
     one_query = queries == 1 and call.query_rope is None
     if queries == 1:
         one_of(op, "inner_precise (one query)", call.inner_precise, 0, 1)

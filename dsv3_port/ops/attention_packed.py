@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from .attention_call import Call
-from .attention_layouts import head_size
 from .checks import bad
 
 MOST_SEQUENCES = 4096
@@ -56,8 +55,6 @@ def check_packed(call: Call, source: str, width: int, value_width: int) -> None:
             call.sparse_mode,
             f"one of {words}, 0 without a mask, with layout {call.layout}",
         )
-    if width == 512 and source != "TND":
-        raise bad(call.op, "input_layout", call.layout, "TND or TND_NTD with head size 512")
 
 
 def lengths(ends: Sequence[int]) -> list[int]:
@@ -89,11 +86,3 @@ def unpad(x: Tensor, target: str, ends: Sequence[int], total: int) -> Tensor:
     out = x.new_zeros(total, x.shape[1], x.shape[3])
     out[rows[there]] = x.transpose(1, 2)[there]
     return out.transpose(0, 1).contiguous() if target == "NTD" else out
-
-
-def packed_head_sizes(call: Call, source: str) -> tuple[int, int]:
-    """(query's, value's) head size; key's is checked to be query's."""
-    width = head_size(call.op, "query", call.query, source, call.heads)
-    if head_size(call.op, "key", call.key, source, call.kv_heads) != width:
-        raise bad(call.op, "key", call.key.shape, f"of query's head size, {width}")
-    return width, head_size(call.op, "value", call.value, source, call.kv_heads)

@@ -20,6 +20,7 @@ from .wide import wide
 
 OP = "npu_grouped_matmul"
 NO_SPLIT, SPLIT_M, SPLIT_K = -1, 0, 2  # group_type
+MOST_STACKED, MOST_LISTED, WIDEST = 1024, 128, 65535
 # PyTorch's numbers of dtypes, as a torch.dtype arrives through the dispatcher
 DTYPES = {1: torch.int8, 3: torch.int32, 5: torch.float16, 6: torch.float32, 15: torch.bfloat16}
 # int8 x: the scale's dtype -> the result's (output_dtype must name it, None means int8)
@@ -52,6 +53,12 @@ def check(
     kind: int,
 ) -> None:
     """Counts and ranks of a form; kind: group_list_type."""
+    if len(weight) > MOST_LISTED or (weight[0].dim() == 3 and len(weight[0]) > MOST_STACKED):
+        most = f"at most {MOST_STACKED} experts in one tensor, {MOST_LISTED} in a list"
+        raise bad(OP, "weight", f"{max(len(weight), len(weight[0]))} experts", most)
+    widest = max(t.shape[-1] for t in (*x, *weight))
+    if widest > WIDEST:
+        raise bad(OP, "x or weight", f"{widest} wide", f"at most {WIDEST} in its last dimension")
     if kind == 2 and for_device(x[0]) and (x[0].dtype != torch.int8 or group_type != SPLIT_M):
         raise bad(OP, "group_list_type", 2, "0 or 1: pairs belong to int8 and group_type 0")
     if group_type == NO_SPLIT:
@@ -83,13 +90,11 @@ def check(
         raise bad(OP, "weight", f"{len(weight)} tensors", f"{len(x)}, one 2-D tensor for each x")
     if len(x) == 1 and group_list is None:
         raise bad(OP, "group_list", None, "given with one x")
-    if split_item in (0, 1):
-        if group_list is not None and (len(x) != 1 or len(weight) != group_list.shape[0]):
+    if split_item in (0, 1) and group_list is not None:
+        if len(x) != 1 or len(weight) != group_list.shape[0]:
             raise bad(
                 OP, "group_list", group_list, "as long as weight, with one x, in split_item 0 and 1"
             )
-        if group_list is None and len(x) != len(weight):
-            raise bad(OP, "weight", f"{len(weight)} tensors", f"{len(x)}, as many as x")
 
 
 def run(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .checks import bad, floating, same_dtype
-from .table import operator
+from .table import OPERATORS, operator
 from .wide import wide
 
 
@@ -86,14 +86,18 @@ def check_add_rms_norm_cast(x1: Tensor, x2: Tensor, gamma: Tensor, epsilon: floa
 def npu_add_rms_norm_cast(
     x1: Tensor, x2: Tensor, gamma: Tensor, epsilon: float = 1e-06
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """RMSNorm of x1 + x2, returned in float32 and in x1's dtype: (y1 float32, y2 = y1 cast once,
-    rstd, x).
+    """RMSNorm of x1 + x2 in x1's dtype and cast to float32: (y1 = y2 in float32, y2, rstd, x).
 
     torchair's pattern pass puts it where npu_add_rms_norm is followed by a cast to float32 (the
-    gate). Unlike npu_add_rms_norm it keeps float32 up to y2. Source: operator document and test of
-    Ascend/op-plugin.
+    gate). On A2 and A3 float16 is rounded as npu_add_rms_norm rounds it, so both give the same;
+    bfloat16 is float32 from the unrounded sum to y2, one cast. Source: kernel and document of CANN's
+    ops-nn (its kernel for single bfloat16 rows leaves y1 unrounded; Ascend/op-plugin's document, of
+    Ascend950, says y2 = cast(y1)).
     """
-    x = x1 + x2
+    if x1.dtype == torch.float16:
+        y2, rstd, x = OPERATORS["npu_add_rms_norm"].meaning(x1, x2, gamma, epsilon)
+        return wide(y2), y2, rstd, x
+    x = wide(x1) + wide(x2)
     normalised, rstd = normalise(x, gamma, epsilon)
-    y1 = normalised * wide(gamma)
-    return y1, y1.to(x.dtype), rstd, x
+    y2 = (normalised * wide(gamma)).to(x1.dtype)
+    return wide(y2), y2, rstd, x.to(x1.dtype)

@@ -14,6 +14,7 @@ INSIDE = Path(__file__).with_name("inside")
 # importing torch and torch_npu takes longer than most of these files: they share processes
 OPERATORS = (
     "check_aten.py",
+    "check_beyond_cpu.py",
     "check_devices.py",
     "check_operators.py",
     "check_schemas.py",

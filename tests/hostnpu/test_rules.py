@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from dsv3_port.hostnpu.rules import REFUSED, RULES, refused_table, rules_table
+from dsv3_port.hostnpu.rules import (
+    ENFORCED,
+    REFUSED,
+    RULES,
+    enforced_by,
+    operators,
+    refused_table,
+    rules_table,
+)
 
 from .processes import needs_torch_npu, output
 
@@ -41,3 +49,31 @@ print([n for n in names if operators.host_kernel(n) is None and n.split(".")[0] 
 """
     refused = eval(output(code))
     assert set(REFUSED) <= set(refused)
+
+
+def test_every_operator_of_the_host_npu_has_a_rule() -> None:
+    """Gradients and work buffers aside, which are no operators that a program calls."""
+    from dsv3_port.hostnpu.operators import ADAPTED
+    from dsv3_port.ops import OPERATORS
+
+    ours = {name.partition(".")[0] for name in (*ADAPTED, *OPERATORS)}
+    inner = ("_backward", "_grad", "_grad_v2", "_grad_v3", "_get_max_workspace", "_infer_output")
+    own = (
+        "npu_gmm",
+        "npu_gmm_v2",
+        "_npu_moe_token_unpermute",
+    )  # MindSpeed's; npu_moe_token_unpermute
+    wanted = {n for n in ours if not n.endswith(inner)} - set(own)
+    wanted -= {n for n in wanted if "backward" in n}  # repeat_interleave_backward_int
+    assert not wanted - {name for rule in RULES for name in operators(rule)}
+
+
+def test_who_enforces_a_rule_is_the_first_row_that_fits() -> None:
+    assert enforced_by("npu_prefetch", "max_size", "a positive number") == (
+        "host code, shape function"
+    )
+    assert enforced_by("scatter_update_", "indices", "…; the device does not check") == "no"
+    assert enforced_by("npu_rms_norm", "gamma", "float32") == "CANN"
+    assert all(len(row) == 4 for row in ENFORCED)
+    known = {name for rule in RULES for name in operators(rule)} | {"*"}
+    assert {row[0] for row in ENFORCED} <= known

@@ -83,14 +83,20 @@ def test_the_two_norms_differ_by_one_bfloat16_step_in_a_quarter_of_the_elements(
 
 
 @pytest.mark.parametrize("dtype", HALF)
-def test_add_rms_norm_cast_keeps_float32_up_to_its_second_output(dtype: torch.dtype) -> None:
+def test_add_rms_norm_cast_casts_what_is_rounded(dtype: torch.dtype) -> None:
+    """float16 as npu_add_rms_norm, bfloat16 in float32 from the unrounded sum on."""
     x1, x2, gamma = draws(dtype, 4, 256), draws(dtype, 4, 256), draws(dtype, 256)
     y1, y2, rstd, x = ops.npu_add_rms_norm_cast(x1, x2, gamma)
-    total = rounded(f32(x1) + f32(x2), dtype)
-    same(x, total)
-    same(y1, total * rstd.numpy() * f32(gamma))
-    same(y2, rounded(y1.numpy(), dtype))
-    assert y1.dtype == torch.float32 and y2.dtype == dtype
+    total = f32(x1) + f32(x2)
+    same(x, rounded(total, dtype))
+    assert y1.dtype == torch.float32 and y2.dtype == dtype and torch.equal(y1, y2.float())
+    if dtype == torch.float16:
+        for got, wanted in zip((y2, rstd, x), ops.npu_add_rms_norm(x1, x2, gamma), strict=True):
+            assert torch.equal(got, wanted)
+    else:
+        np.testing.assert_allclose(rstd.numpy(), rstd_of(total), rtol=3e-7)
+        same(y2, rounded(total * rstd.numpy() * f32(gamma), dtype))
+        assert not torch.equal(y2, ops.npu_add_rms_norm(x1, x2, gamma)[0])
 
 
 def test_add_rms_norm_keeps_inf_and_nan_and_reduces_all_dims_of_gamma() -> None:

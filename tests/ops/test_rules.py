@@ -181,6 +181,20 @@ def test_forms_without_a_split() -> None:
             gmm(x, w, **{"split_item": 0, "group_type": -1, **wrong})
 
 
+def test_several_dims_at_the_vendors_shape_round_once() -> None:
+    """test_npu_grouped_matmul_0_multi_dim with a golden in float64; its own, float16 in numpy, takes
+    minutes. Fewer rows than there (7 x 1024), each of which is a sum of its own."""
+    x = [(f(7, 64, k) * 0.1).half() for k in (96, 32)]
+    weight = [(f(*shape) * 0.1).half() for shape in ((96, 5120), (32, 8192))]
+    bias = [(f(n) * 0.1).half() for n in (5120, 8192)]
+    got = gmm(x, weight, bias=bias, split_item=0, group_type=-1)
+    for y, a, w, b in zip(got, x, weight, bias, strict=True):
+        exact = a.double() @ w.double() + b.double()
+        half_a_step = 2.0 ** (torch.frexp(exact)[1] - 12).clamp(min=-25) + 1e-7  # float32's sum
+        assert y.dtype == torch.float16 and y.shape == exact.shape
+        assert ((y - exact).abs() <= half_a_step).all()
+
+
 def test_the_form_that_cuts_k() -> None:
     """x is the transposed view of what is stored; y (groups, M, N)."""
     stored, weight = f(6, 3), f(6, 5)

@@ -45,7 +45,7 @@ def test_a_replay_that_fails_says_why() -> None:
     with torch.npu.graph(graph):
         x[index]
     index.fill_(99)
-    with pytest.raises(RuntimeError, match="host stand-in: IndexError: index 99 is out of bounds"):
+    with pytest.raises(RuntimeError, match=r"host stand-in: \w+Error: index 99 is out of bounds"):
         graph.replay()
     index.fill_(0)
     graph.replay()

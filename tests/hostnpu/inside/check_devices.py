@@ -107,7 +107,7 @@ def test_a_number_on_another_card_is_no_number() -> None:
     x, y = pair("npu:1")
     with pytest.raises(RuntimeError, match="npu:0 and npu:1"):
         x + y[0, 0]
-    with pytest.raises(RuntimeError, match="lengths"):
+    with pytest.raises(RuntimeError, match="'lengths' argument should be a CPU tensor, but got"):
         torch.nn.utils.rnn.pack_padded_sequence(
             x[:, :, None], torch.tensor([4, 3, 2, 1]).npu(), batch_first=True
         )
@@ -220,3 +220,19 @@ def test_properties_are_the_chips() -> None:
     assert found.L2_cache_size == 96 << 20
     unused, total = torch.npu.mem_get_info()
     assert 0 < unused <= total == 32 << 30
+
+
+def test_cores_of_a_stream_are_remembered() -> None:
+    """torchair captures a graph anew when they have changed."""
+    stream, other = torch.npu.Stream(), torch.npu.current_stream()
+    whole = {"cube_core_num": 20, "vector_core_num": 40}
+    assert torch.npu.get_stream_limit(stream) == torch.npu.get_device_limit(0) == whole
+    torch.npu.set_stream_limit(stream, 2, 3)
+    assert torch.npu.get_stream_limit(stream) == {"cube_core_num": 2, "vector_core_num": 3}
+    assert torch.npu.get_stream_limit(other) == whole
+    with pytest.raises(RuntimeError):
+        torch.npu.set_stream_limit(stream, 21, 3)
+    torch.npu.set_stream_limit(stream, vector_num=7)
+    assert torch.npu.get_stream_limit(stream) == {"cube_core_num": 2, "vector_core_num": 7}
+    torch.npu.reset_stream_limit(stream)
+    assert torch.npu.get_stream_limit(stream) == whole
