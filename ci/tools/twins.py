@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from twin_files import LANGUAGE, broken_links, called, named, originals, relinked, twin_of
-from twin_words import still_english, to_look_at
+from twin_words import dead_stars, still_english, to_look_at
 
 from dsv3_port.course import sections, translations
 from dsv3_port.course.sections import Section, read_sections
@@ -205,12 +205,20 @@ def findings(file: Path, root: Path) -> list[str]:
             for c in other["cells"]
             if c.get("outputs") or c.get("execution_count") is not None
         ]
-        texts = [text_of(c) for c in other["cells"] if c["cell_type"] == "markdown"]
+        texts = {
+            f"cell {c['id']}": text_of(c) for c in other["cells"] if c["cell_type"] == "markdown"
+        }
     else:
-        texts = [twin.read_text(encoding="utf-8")]
-        ours, theirs = (read_sections(t) for t in (file.read_text(encoding="utf-8"), *texts))
+        written = twin.read_text(encoding="utf-8")
+        ours, theirs = (read_sections(t) for t in (file.read_text(encoding="utf-8"), written))
         found = sections.differences(ours, theirs)
-    return [*found, *to_do(file), *broken_links(twin, "\n".join(texts), root)]
+        texts = {f"section {s.key}": s.text for s in theirs}
+    found += [
+        f"{place}: stars stay stars, a space or other words there: …{near}…"
+        for place, text in texts.items()
+        for near in dead_stars(text)
+    ]
+    return [*found, *to_do(file), *broken_links(twin, "\n".join(texts.values()), root)]
 
 
 def strays(root: Path) -> list[str]:
