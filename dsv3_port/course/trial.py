@@ -18,7 +18,7 @@ from ..engine.generate import generate
 from ..engine.loading import with_plan
 from ..engine.tokenizer import load_tokenizer
 from ..errors import PortError
-from ..messages import N_, sentences, tr, trn
+from ..messages import N_, sentences, told, tr, trn
 from ..model.decoder import DeepseekV3
 from ..paths import tiny
 from .slots import Function, Slot
@@ -77,8 +77,8 @@ def try_out(
 def named(slot: Slot, mistake: str, state: str, *more: str, place: Place | None = None) -> Verdict:
     """A verdict with the hint of a wrong answer, or with a sentence; `more` sentences behind it."""
     wrong = slot.wrong.get(mistake)
-    text = tr(wrong.hint) if wrong else mistake
-    tail = "" if STATES[state].runs else tr(UNTIMED)
+    text = told(wrong.hint) if wrong else mistake
+    tail = "" if STATES[state].runs else told(UNTIMED)
     name = mistake if wrong else ""
     return Verdict(slot, state, sentences(text, *more, tail), name, place)
 
@@ -126,8 +126,8 @@ def _shown(verdict: Verdict, mine: Written, base: DeepseekV3, seconds: float) ->
             gate = strict_gate(finished_twin(slot, base), twin)
     except STOPS:
         return Trial(verdict)
-    hint = tr(slot.wrong[verdict.mistake].hint) if verdict.mistake else verdict.text
-    text = sentences(hint.removesuffix(tr(UNTIMED)).strip(), _parts(gate), tr(UNTIMED))
+    hint = told(slot.wrong[verdict.mistake].hint) if verdict.mistake else verdict.text
+    text = sentences(hint.removesuffix(told(UNTIMED)).strip(), _parts(gate), told(UNTIMED))
     return Trial(replace(verdict, text=text), twin)
 
 
@@ -137,7 +137,7 @@ def _parts(gate: GateVerdict) -> str:
         return alone.format(looked_at=gate.looked_at)
     moment, row = gate.first
     first = tr("In the model it parts first at {moment}, stage {stage}")
-    return first.format(moment=tr(moment), stage=row.stage)
+    return first.format(moment=told(moment), stage=row.stage)
 
 
 class _Model:
@@ -162,12 +162,12 @@ class _Model:
                 dear = self.dear(finished, twin)
         except STOPS as error:
             return Trial(_stopped(slot, error, self.mine))
-        moment = tr(slot.moment) or tr("in a prompt and {n} cached steps").format(n=CACHED)
+        moment = told(slot.moment) or tr("in a prompt and {n} cached steps").format(n=CACHED)
         calls = trn(
             "{n} call of your function {moment}", "{n} calls of your function {moment}", due
         ).format(n=due, moment=moment)
         same = tr("{calls}; the same as the finished code at {looked_at}")
-        looked = same.format(calls=calls, looked_at=gate.looked_at) + tr(slot.looked)
+        looked = same.format(calls=calls, looked_at=gate.looked_at) + told(slot.looked)
         if tokens_of(finished) is not None:
             greedy = tr(", and the same {n} greedy tokens of {prompts} prompts")
             looked += greedy.format(n=TOKENS, prompts=len(PROMPTS))
@@ -217,7 +217,7 @@ class _Model:
             return None
         row = tr("{what}: {n}, the finished code {due}")
         counted = "; ".join(
-            row.format(what=tr(k), n=n, due=right.get(k, 0)) for k, n in over.items()
+            row.format(what=told(k), n=n, due=right.get(k, 0)) for k, n in over.items()
         )
         said = tr("Counted: {counts}").format(counts=counted)
         for name, wrong in self.slot.wrong.items():
