@@ -53,6 +53,18 @@ def dead_stars(text: str) -> Iterator[str]:
                     yield block[max(run.start() - 12, 0) : run.end() + 12].replace("\n", " ")
 
 
+_WIDE = "\u3000-\u303f\u4e00-\u9fff\uff00-\uffef"  # Chinese characters and marks
+_SOFT = re.compile(f"^(?!#)(.*[{_WIDE}])\n *(?=[{_WIDE}])", re.MULTILINE)
+
+
+def joined(text: str) -> str:
+    """The text without line breaks between two Chinese characters: a page shows each as a space."""
+    parts = re.split(r"(^ *```.*?^ *```[^\n]*$)", text, flags=re.DOTALL | re.MULTILINE)
+    while (made := [p if k % 2 else _SOFT.sub(r"\1", p) for k, p in enumerate(parts)]) != parts:
+        parts = made
+    return "".join(parts)
+
+
 def to_look_at(original: str, twin: str) -> Iterator[str]:
     """Code and numbers of the original that the twin does not have: often right, worth a look."""
     for kind, pattern in (("code", r"`[^`\n]+`"), ("number", r"(?<![\w.])\d[\d,.]*\d|\d+")):

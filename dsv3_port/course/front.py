@@ -15,7 +15,7 @@ from ..bench.paired import busy_reason
 from ..bench.records import Results, load
 from ..bench.results_table import stamp
 from ..errors import PortError
-from ..messages import sentences, told, tr, using
+from ..messages import N_, sentences, told, tr, using
 from ..paths import recorded_file
 from ..plots.bars import ladder
 from ..plots.style import ON_DARK, PHONE
@@ -27,6 +27,7 @@ from .notebook import Notebook
 from .pages import TEMPLATES, switch
 from .translations import code
 
+GUIDE = (N_("glossary"), N_("instructor"), N_("troubleshooting"))  # names of the workshop's pages
 RECORDED = "recorded-ladder.png"  # beside the run's own pictures
 FOR_PHONES = "phone-{}"  # the same, drawn as wide as a phone
 

@@ -130,7 +130,9 @@ def _host_npu() -> Check:
         return Check(name, NA, found.reason)
     on, off = tr("enabled in this process"), tr("device host-npu, or dsv3_port.hostnpu.enable()")
     state = on if found.enabled else off
-    return Check(name, OK, f"torch_npu {found.torch_npu} in {found.folder}: {state}")
+    there = tr("torch_npu {version} in {folder}: {state}")
+    values = {"version": found.torch_npu, "folder": found.folder, "state": state}
+    return Check(name, OK, there.format(**values))
 
 
 def _compiler() -> Check:

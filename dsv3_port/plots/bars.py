@@ -190,7 +190,8 @@ def ladder(results: Results, phase: str | None = None) -> LabFigure:
     wrap_titles(fig, axes)
     alt = tr("Bar chart of the ladder of porting steps: {said}.").format(said="; ".join(said))
     factor = tr("×: against the first bar, paired by round")
-    return finish(fig, alt, caption(kept.records, tr(", ").join((told(SPREAD), factor))))
+    note = tr("{spread}, {factor}").format(spread=told(SPREAD), factor=factor)
+    return finish(fig, alt, caption(kept.records, note))
 
 
 def _largest_run(results: Results) -> list[Record]:

@@ -6,6 +6,7 @@ Latin letters stay DejaVu's, matplotlib's own, which falls back on the other fon
 
 from __future__ import annotations
 
+import logging
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,10 @@ FILES = (
     "simhei",
     "pingfang",
     "stheiti",
+)
+# a family of one weight draws its regular face where bold is asked for, and says so for each text
+logging.getLogger("matplotlib.font_manager").addFilter(
+    lambda record: "Failed to find font weight" not in record.getMessage()
 )
 _FIRST = 0x2E80  # what lies below, DejaVu has
 

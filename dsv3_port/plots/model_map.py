@@ -83,6 +83,7 @@ def _boxes(c: DeepseekV3Config) -> dict[str, _Box]:
     row_text, all_tokens = tr("R + Dr = {row},\nto the cache"), tr("for every token,\nI {width:,}")
     expands = tr("kv_b_proj expands each row to\n{sizes}; softmax(q kᵀ) v")
     top = tr("top {top} of {experts} experts\nin {kept} of {groups} groups")
+    mlps = tr("{n} MLPs,\nI {width:,}")
     texts = {
         "embedding": f"[V {c.vocab_size:,}, H]",
         "layers": dense.format(n=c.first_k_dense_replace, width=c.intermediate_size),
@@ -100,7 +101,7 @@ def _boxes(c: DeepseekV3Config) -> dict[str, _Box]:
             kept=c.topk_group,
             groups=c.n_group,
         ),
-        "routed": f"{c.n_routed_experts} MLPs,\nI {c.moe_intermediate_size:,}",
+        "routed": mlps.format(n=c.n_routed_experts, width=c.moe_intermediate_size),
         "shared": all_tokens.format(width=c.moe_intermediate_size * c.n_shared_experts),
         "sum": tr("[B, S, H], the stream of the next layer"),
     }

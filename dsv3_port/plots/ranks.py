@@ -91,7 +91,7 @@ def step_split(times: WorldTimes) -> LabFigure:
         left = stack(ax, y, bar, 0.7, list(parts) if y == 0 else ())
         text = seconds_text(step / 1e3)
         share = tr("{share:.0%} in collectives").format(share=found.share)
-        text = tr(", ").join((text, share)) if inside else text
+        text = tr("{time}, {share}").format(time=text, share=share) if inside else text
         ax.text(left + 0.012 * widest, y, text, va="center", fontsize=SMALL)
         split = ", ".join(f"{n} {w:.2f} ms" for n, w in parts.items())
         said.append(f"{told(name)} {text}, {split}")

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "ci" / "tools"))
 
 import twins  # noqa: E402
-from twin_words import dead_stars, still_english  # noqa: E402
+from twin_words import dead_stars, joined, still_english  # noqa: E402
 
 PAGE = """# Settings
 
@@ -222,6 +222,19 @@ def test_dead_stars_are_found_in_a_twin(root, say):
     say("--new", "docs/speed.md")
     edit(root / "docs/zh-CN/speed.md", "How fast a step is.", "一步**多快（见下）**的说明")
     assert any("section speed: stars stay stars" in line for line in say()[1])
+
+
+def test_a_line_that_breaks_between_chinese_characters(root, say):
+    assert joined("甲乙\n丙丁，\n  戊 a\n己") == "甲乙丙丁，戊 a\n己"
+    kept = "# 甲\n乙\n\n- 丙\n- 丁\n\n```\n甲\n乙\n```\n"
+    assert joined(kept) == kept
+    twin = root / "docs/zh-CN/speed.md"
+    say("--new", "docs/speed.md")
+    edit(twin, "How fast a step is.", "一步\n有多快")
+    assert any("a line breaks between two Chinese" in line for line in say()[1])
+    say("--links")
+    assert "一步有多快" in twin.read_text(encoding="utf-8")
+    assert not [line for line in say()[1] if "breaks" in line]
 
 
 def test_every_twin_of_the_course_is_in_step():

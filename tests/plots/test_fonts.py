@@ -137,7 +137,7 @@ def test_a_font_without_some_character_is_not_taken(monkeypatch):
 
 def test_all_characters_of_the_catalogue_are_asked_for():
     needed = fonts.characters()
-    assert len(needed) > 800 and {"图", "，", "（"} <= needed
+    assert len(needed) > 500 and {"图", "，", "（"} <= needed
     assert all(c in needed for c in catalogue("zh").gettext("Right.") if ord(c) > 0x3000)
 
 
@@ -160,6 +160,7 @@ def test_frames_speak_chinese_without_any_font(no_font):
                 assert HAN.search(frame.svg)
 
 
+@pytest.mark.filterwarnings("ignore:Glyph")  # only the widths count, also of boxes
 def test_lines_break_between_chinese_characters():
     fig = style.LabFigure(figsize=(3.0, 2.0))
     text = "示意图，不是实测：一格是一个位置的一行；从左到右是地址（slot 与 token）。" * 2
