@@ -26,8 +26,8 @@ def shown_texts(tree: ast.Module) -> Iterator[str]:
         name = ast.unparse(call.func)
         if name == "show.table":
             yield from _headings(call)
-            for node in (call, *_made_of(tree, call)):
-                yield from _sentences(node)
+            made = [call, *_made_of(tree, call)]
+            yield from (text for node in made for text in (*_sentences(node), *_words(node)))
         elif name == "show.Shown":
             yield from (text for a in call.args for text in _sentences(a))
         elif PICTURE.search(name):
@@ -41,6 +41,15 @@ def shown_texts(tree: ast.Module) -> Iterator[str]:
             yield from (text for key in node.keys if key is not None for text in _sentences(key))
         elif isinstance(node, ast.DictComp):
             yield from _sentences(node.key)
+
+
+def _words(node: ast.AST) -> Iterator[str]:
+    """Single words that are a cell of a row, or the head of a column."""
+    for part in ast.walk(node):
+        kept = part.keys if isinstance(part, ast.Dict) else getattr(part, "elts", [])
+        for cell in kept:
+            if isinstance(cell, ast.Constant) and re.fullmatch("[a-z]{4,}", str(cell.value)):
+                yield cell.value
 
 
 def _headings(call: ast.Call) -> Iterator[str]:
