@@ -1,9 +1,10 @@
 """Texts that a reader of the course meets, and their Chinese: `python ci/tools/messages.py` (exit code 1
 where one is missing).
 
---update writes dsv3_port/locale/zh.po anew: new texts with an empty translation, those that nobody says any
-more left out; what is translated stays. Texts come from `tr`, `trn` and `N_` of the package and of its
-templates, and from data: slots, exercises, faulty models, steps, and what the code of notebooks shows.
+--update [PO ...] writes dsv3_port/locale/zh.po anew: new texts with an empty translation, or with that of
+another file (of a branch that is merged), those that nobody says any more left out; what is translated
+stays. Texts come from `tr`, `trn` and `N_` of the package and of its templates, and from data: slots,
+exercises, faulty models, steps, and what the code of notebooks shows.
 """
 
 from __future__ import annotations
@@ -144,10 +145,11 @@ def wanted() -> dict[str, tuple[tuple[str, ...], list[str]]]:
     return found
 
 
-def read() -> Catalog:
-    if not PO.is_file():
+def read(file: Path | None = None) -> Catalog:
+    file = file or PO
+    if not file.is_file():
         return Catalog(locale="zh")
-    with PO.open("rb") as stream:
+    with file.open("rb") as stream:
         return read_po(stream, locale="zh")
 
 
@@ -157,11 +159,12 @@ def translation(catalog: Catalog, text: str) -> str:
     return there if isinstance(there, str) else there[0] if there else ""
 
 
-def update() -> None:
-    old = read()
+def update(others: Sequence[str] = ()) -> None:
+    """others: files whose translations are taken where this one has none."""
+    known = [read(), *(read(Path(name)) for name in others)]
     new = Catalog(locale="zh", project="dsv3-port", charset="utf-8", header_comment=HEAD.rstrip())
     for forms, places in wanted().values():
-        text = translation(old, forms[0])
+        text = next(filter(None, (translation(c, forms[0]) for c in known)), "")
         several = len(forms) > 1
         new.add(
             forms if several else forms[0],
@@ -200,7 +203,7 @@ def findings() -> list[str]:
 
 def main(argv: Sequence[str]) -> int:
     if "--update" in argv:
-        update()
+        update([word for word in argv if word != "--update"])
     lines = findings()
     for line in lines:
         print(line)

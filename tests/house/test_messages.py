@@ -167,6 +167,20 @@ def test_a_text_with_values_is_found_by_its_pattern():
     assert made.with_values("b 1") == "b 1"  # a field with a name is filled by who says it
 
 
+def test_translations_of_a_branch_that_is_merged(tool, monkeypatch, tmp_path):
+    ours, theirs = tmp_path / "zh.po", tmp_path / "theirs.po"
+    ours.write_text('msgid "a"\nmsgstr "甲"\n\nmsgid "b"\nmsgstr ""\n', encoding="utf-8")
+    theirs.write_text('msgid "a"\nmsgstr "另"\n\nmsgid "b"\nmsgstr "乙"\n', encoding="utf-8")
+    monkeypatch.setattr(tool, "PO", ours)
+    monkeypatch.setattr(tool, "wanted", lambda: {t: ((t,), ["course/a.py"]) for t in "ab"})
+    assert len(tool.findings()) == 1
+    tool.update([str(theirs)])
+    assert not tool.findings() and read_po(ours.read_text(encoding="utf-8")) == {
+        "a": "甲",
+        "b": "乙",
+    }
+
+
 def test_a_missing_text_and_another_value_are_found(monkeypatch, tmp_path):
     sys.path.insert(0, str(ROOT / "ci" / "tools"))
     import messages as tool
