@@ -51,8 +51,8 @@ def _words(node: ast.AST) -> Iterator[str]:
     for part in ast.walk(node):
         kept = part.keys if isinstance(part, ast.Dict) else getattr(part, "elts", [])
         for cell in kept:
-            if isinstance(cell, ast.Constant) and re.fullmatch("[a-z]{4,}", str(cell.value)):
-                yield cell.value
+            if isinstance(cell, ast.Constant) and isinstance(cell.value, str):
+                yield from re.findall(r"\A[a-z]{4,}\Z", cell.value)
 
 
 def _headings(call: ast.Call) -> Iterator[str]:
