@@ -107,7 +107,7 @@ def test_without_a_font_a_picture_is_english(name, no_font):
 
 
 @pytest.mark.parametrize("name", PICTURES)
-def test_with_a_font_every_character_is_drawn(name, font):
+def test_with_a_font_every_character_is_drawn(name, font, caplog):
     with using("zh"), warnings.catch_warnings():
         warnings.filterwarnings("error", message="Glyph")
         fig = PICTURES[name]()
@@ -118,6 +118,7 @@ def test_with_a_font_every_character_is_drawn(name, font):
             left = [w for w in words(picture) if re.search(r"[a-z]{4,} [a-z]{3,} [a-z]{3,}", w)]
             assert not left  # no sentence stays English
     assert not HAN.search(PICTURES[name]().alt_text)
+    assert not caplog.records  # a family of one weight is no news to a reader
 
 
 def test_a_font_without_some_character_is_not_taken(monkeypatch):
