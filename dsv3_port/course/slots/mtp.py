@@ -75,7 +75,7 @@ def other_token(finished: DeepseekV3, judged: DeepseekV3) -> str:
         if a != b:
             pairs = enumerate(zip(a, b, strict=False))
             at = next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
-            return tr("token {at} after {prompt!r} is another one").format(at=at, prompt=prompt)
+            return tr("Token {at} after {prompt!r} is another one").format(at=at, prompt=prompt)
     return ""
 
 
