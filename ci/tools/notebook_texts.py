@@ -30,6 +30,7 @@ def shown_texts(tree: ast.Module) -> Iterator[str]:
         if name == "show.table":
             yield from _headings(call)
             made = [call, *_made_of(tree, call)]
+            made += _looped_over(tree, made)
             yield from (text for node in made for text in (*_sentences(node), *_words(node)))
         elif name == "show.Shown":
             yield from (text for a in call.args for text in _sentences(a))
@@ -80,6 +81,16 @@ def _made_of(tree: ast.Module, call: ast.Call) -> Iterator[ast.AST]:
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             if node.func.attr in ("append", "extend") and _name(node.func.value) in used:
                 yield from node.args
+
+
+def _looped_over(tree: ast.AST, made: list[ast.AST]) -> Iterator[ast.AST]:
+    """What the loops of a cell go through, whose names stand in rows."""
+    used = {n.id for node in made for n in ast.walk(node) if isinstance(n, ast.Name)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.For | ast.comprehension):
+            names = {n.id for n in ast.walk(node.target) if isinstance(n, ast.Name)}
+            if names & used and isinstance(node.iter, ast.Tuple | ast.List):
+                yield node.iter
 
 
 def _name(node: ast.AST | None) -> str:

@@ -135,6 +135,8 @@ def test_what_the_code_of_a_notebook_shows():
     code = """
 rows = [("two projections", n), (f"{n} cached steps", report)]
 rows += [(f"model.layers.{n}.mlp", "Once upon a time")]
+for name, n in (("as long as they are", 1), ("padded to 64", 2)):
+    rows.append((name, n))
 sizes["(a) weights of a rank, bytes"] = n
 for n in found:
     rows.append((f"and {n} more, in all", "aten.mm"))
@@ -147,7 +149,7 @@ raise ValueError(f"not said: {n} of them")
     assert set(shown_texts(ast.parse(code))) == {
         *("two projections", "{0} cached steps", "(a) weights of a rank, bytes", "count"),
         *("and {0} more, in all", "{0} of {1} tokens.", "fixed, {0} code"),
-        *("low rank, fixed cache", "{0} ranks"),
+        *("low rank, fixed cache", "{0} ranks", "as long as they are", "padded to 64"),
     }
 
 
