@@ -34,7 +34,9 @@ lab: ## open JupyterLab on the notebooks
 
 docs: ## docs/ as pages in out/docs
 	@$(RUN) setup
-	@NO_MKDOCS_2_WARNING=1 $(BIN) -m mkdocs build --config-file ci/mkdocs.yml && echo out/docs/architecture.html
+	@for config in mkdocs mkdocs.zh-CN; do \
+		NO_MKDOCS_2_WARNING=1 $(BIN) -m mkdocs build --config-file ci/$$config.yml || exit 1; done
+	@echo out/docs/architecture.html out/docs/zh-CN/architecture.html
 
 bench: ## the ladder on this machine, which nobody else may use meanwhile
 	@$(RUN) setup

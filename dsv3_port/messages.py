@@ -1,9 +1,9 @@
 """What a reader is told, in their language: Python's gettext over `locale/zh.po`.
 
-`tr("text")` looks a text up when it is said, `trn` one that counts; `N_` marks a text that is kept and
-looked up later. Values go in by name, `tr("line {n}").format(n=n)`, so that a translation may order
-them anew. Errors, names of operators, stages and files stay as they are. ci/tools/messages.py finds
-the texts and what of them is not in Chinese yet.
+`tr("text")` looks a text up when it is said, `trn` one that counts; `N_` marks a text that is kept, which
+`told` looks up when it is said. Values go in by name, `tr("line {n}").format(n=n)`, so that a translation
+may order them anew. Errors, names of operators, stages and files stay as they are. ci/tools/messages.py
+finds the texts and what of them is not in Chinese yet.
 
 Which language is in force is told by whoever meets the reader (engine/language.py says which):
 `use`, once in a process.
@@ -21,7 +21,13 @@ from pathlib import Path
 
 LOCALE = Path(__file__).with_name("locale")
 LANGUAGES = ("en", "zh")
+_FIELD = re.compile(r"\{\d\}")  # an f-string of a notebook: its values have no names
 _ENTRY = re.compile(r'^(#,[^\n]*fuzzy|(?:msgid|msgid_plural|msgstr(?:\[0\])?) ".*"|".*")$')
+
+
+def _pattern(message: str) -> re.Pattern[str]:
+    """What a message with numbered fields, {0} {1}, may look like."""
+    return re.compile("(.+?)".join(map(re.escape, _FIELD.split(message))))
 
 
 class Catalogue(gettext.NullTranslations):
@@ -30,6 +36,17 @@ class Catalogue(gettext.NullTranslations):
     def __init__(self, messages: dict[str, str]) -> None:
         super().__init__()
         self.messages = messages
+        numbered = sorted((m for m in messages if _FIELD.search(m)), key=len, reverse=True)
+        self.patterns = [(_pattern(m), messages[m]) for m in numbered if messages[m]]
+
+    def with_values(self, text: str) -> str:
+        """A text that is there but for its values: "3 cached steps" by "{0} cached steps"."""
+        if text in self.messages:
+            return self.gettext(text)
+        for pattern, form in self.patterns:
+            if found := pattern.fullmatch(text):
+                return form.format(*map(self.gettext, found.groups()))
+        return text
 
     def gettext(self, message: str) -> str:
         return self.messages.get(message) or message
@@ -65,7 +82,7 @@ def read_po(text: str) -> dict[str, str]:
 
 
 @cache
-def catalogue(language: str) -> gettext.NullTranslations:
+def catalogue(language: str) -> Catalogue:
     file = LOCALE / f"{language}.po"
     return Catalogue(read_po(file.read_text(encoding="utf-8"))) if file.is_file() else Catalogue({})
 
@@ -95,7 +112,14 @@ def using(name: str) -> Iterator[None]:
 
 
 def tr(message: str) -> str:
+    """A text that is written right here, never in an f-string: babel must see it."""
     return catalogue(_language).gettext(message)
+
+
+def told(text: str) -> str:
+    """A text that `N_` marked, or that stands in the course's data or in a notebook's code, where it is
+    said."""
+    return catalogue(_language).with_values(text)
 
 
 def trn(one: str, many: str, n: int) -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .errors import PortError
-from .messages import tr
+from .messages import told, tr
 
 # Largest |difference| of logits over their largest magnitude, by dtype; 0 where the step is exact.
 # float32: another order of the same additions. bfloat16: a rounding step of 2^-8 met in every
@@ -210,7 +210,7 @@ PRODUCTION: tuple[Step, ...] = (
         id="mtp",
         number="10",
         title="Multi-token prediction (MTP)",
-        notebook="",  # none yet
+        notebook="13_mtp",
         field="mtp",
         upstream=False,
         ported=True,
@@ -241,11 +241,12 @@ def steps_around(notebook: str) -> tuple[Step, ...]:
 def progress_map(here: str = "") -> str:
     """The ladder as Markdown, with the steps of notebook `here` marked; for the "where we are"
     cells."""
-    rows = [f"| | {tr('step')} | {tr('notebook')} |", "|---|---|---|"]
+    step_head, notebook_head = tr("step"), tr("notebook")
+    rows = [f"| | {step_head} | {notebook_head} |", "|---|---|---|"]
     for s in steps_around(here):
         mark = "**▶ {}**" if s.notebook == here else "{}"
         where = f"`{s.notebook}`" if s.notebook else "–"
-        rows.append(f"| {s.number} | {mark.format(tr(s.title))} | {where} |")
+        rows.append(f"| {s.number} | {mark.format(told(s.title))} | {where} |")
     return "\n".join(rows)
 
 
@@ -260,4 +261,4 @@ def title_of(variant: str) -> str:
     if word == "without":
         return tr("without {step}").format(step=title_of(rest))
     known = _BY_ID.get(variant)
-    return f"{known.number} {tr(known.title)}" if known else tr(variant)
+    return f"{known.number} {told(known.title)}" if known else told(variant)

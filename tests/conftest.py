@@ -54,6 +54,7 @@ MARKS = {
     "ci/test_torch_build.py": "slow",
     "ci/test_workflows.py": "slow",
     "cli/test_cli.py::test_plan_": "slow",
+    "course/test_chinese.py": "slow",
     "course/test_filled.py": "slow",
     "course/test_interrupted.py": "slow",
     "course/test_slots.py": "slow",

@@ -83,3 +83,5 @@ def test_progress_map_marks_the_notebook():
     lines = progress_map("12_paged_cache").splitlines()
     assert len(lines) == len(STEPS) + len(PRODUCTION) + 2
     assert [line.split("|")[1].strip() for line in lines if "▶" in line] == ["9"]
+    lines = progress_map("13_mtp").splitlines()
+    assert [line.split("|")[1].strip() for line in lines if "▶" in line] == ["10"]

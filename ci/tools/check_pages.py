@@ -55,6 +55,8 @@ def look(page: Page, file: Path, root: Path) -> Iterator[str]:
     yield from page.run(_REQUESTS)
     if not page.run("document.title.trim() && document.documentElement.lang"):
         yield "has no title or no language"
+    elif (said := page.run("document.documentElement.lang")[:2]) != (due := language_of(file)):
+        yield f"says that its language is {said}, and lies where {due} does"
     yield from page.run(_PICTURES)
     yield from page.run(_WIDE.replace("WIDTH", str(DESK)))
     yield from _dead_links(page, file, root)
@@ -69,6 +71,11 @@ def look(page: Page, file: Path, root: Path) -> Iterator[str]:
         yield from outside(page, number)
     page.size(DESK, dark=True)
     yield from _glare(page)
+
+
+def language_of(file: Path) -> str:
+    """What a page's place says of its language: guide/glossary.zh-CN.html, docs/zh-CN/speed.html."""
+    return "zh" if "zh-CN" in (file.parent.name, *file.stem.split(".")) else "en"
 
 
 def outside(page: Page, number: int) -> Iterator[str]:

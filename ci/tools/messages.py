@@ -1,9 +1,10 @@
 """Texts that a reader of the course meets, and their Chinese: `python ci/tools/messages.py` (exit code 1
 where one is missing).
 
---update writes dsv3_port/locale/zh.po anew: new texts with an empty translation, those that nobody says any
-more left out; what is translated stays. Texts come from `tr`, `trn` and `N_` of the package and of its
-templates, and from data: slots, exercises, faulty models, steps, headings of tables in notebooks.
+--update [PO ...] writes dsv3_port/locale/zh.po anew: new texts with an empty translation, or with that of
+another file (of a branch that is merged), those that nobody says any more left out; what is translated
+stays. Texts come from `tr`, `trn` and `N_` of the package and of its templates, and from data: slots,
+exercises, faulty models, steps, and what the code of notebooks shows.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from babel.messages.extract import extract
 from babel.messages.pofile import read_po, write_po
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from notebook_texts import shown_texts
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "dsv3_port"
@@ -45,14 +49,44 @@ def said() -> Iterator[Found]:
 
 
 def unsaid() -> Iterator[str]:
-    """Calls of `tr`, `trn` or `N_` in which no text is written: nobody could find it."""
-    for file in sorted(PACKAGE.rglob("*.py")):
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
-                continue
-            if node.func.id in KEYWORDS and any(isinstance(a, ast.JoinedStr) for a in node.args):
-                place = file.relative_to(PACKAGE).as_posix()
-                yield f"{place}:{node.lineno}: an f-string; put values in by .format"
+    """Calls of `tr`, `trn` or `N_` whose text babel does not see, or sees with some Pythons only."""
+    for file in sorted(PACKAGE.rglob("*")):
+        place = file.relative_to(PACKAGE).as_posix()
+        if place == "messages.py":  # which defines them
+            continue
+        if file.suffix == ".py":
+            tree = ast.parse(file.read_text(encoding="utf-8"))
+            yield from (f"{place}:{line}: {why}" for line, why in _unseen(tree))
+        elif file.suffix in METHODS:
+            for at, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+                if _NO_LITERAL.search(line):
+                    yield f"{place}:{at}: {NO_TEXT}"
+
+
+NO_TEXT = "no text is written there; `told` looks up one that is kept"
+_NO_LITERAL = re.compile(r"\b(?:tr|trn|N_)\((?!\s*[\"'])")
+
+
+def _unseen(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """(line, what is wrong) of a module's calls."""
+    inside = {
+        id(node) for f in ast.walk(tree) if isinstance(f, ast.JoinedStr) for node in ast.walk(f)
+    }
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        handed = [a.id for a in node.args if isinstance(a, ast.Name) and a.id in KEYWORDS]
+        if handed:
+            yield node.lineno, f"{handed[0]} is handed on: {NO_TEXT}"
+        if not isinstance(node.func, ast.Name) or node.func.id not in KEYWORDS:
+            continue
+        texts = node.args[: 2 if node.func.id == "trn" else 1]
+        if id(node) in inside:
+            yield node.lineno, "it stands in an f-string; say it in a line before"
+        elif any(isinstance(a, ast.JoinedStr) for a in texts):
+            yield node.lineno, "an f-string; put values in by .format"
+        elif not all(isinstance(a, ast.Constant) and isinstance(a.value, str) for a in texts):
+            yield node.lineno, NO_TEXT
 
 
 def data() -> Iterator[Found]:
@@ -80,28 +114,14 @@ def data() -> Iterator[Found]:
     yield from (("faulty models", word) for word in ("layer", "part", "why", *PARTS, *WHYS))
 
 
-def headings() -> Iterator[Found]:
-    """Headings of the tables that notebooks show."""
+def in_notebooks() -> Iterator[Found]:
+    """What the code of notebooks shows."""
     for file in sorted((ROOT / "notebooks").glob("*.ipynb")):
         for cell in json.loads(file.read_text(encoding="utf-8"))["cells"]:
             text = "".join(cell["source"])
-            if cell["cell_type"] != "code" or "show.table" not in text:
-                continue
-            for call in ast.walk(ast.parse(re.sub(r"^[%!].*", "", text, flags=re.MULTILINE))):
-                if isinstance(call, ast.Call) and ast.unparse(call.func) == "show.table":
-                    yield from ((f"tables of {file.stem}", word) for word in _heads(call))
-
-
-def _heads(call: ast.Call) -> Iterator[str]:
-    keys = [
-        k for node in ast.walk(call) if isinstance(node, ast.Dict) for k in node.keys
-    ]  # dicts of rows, wherever they are made within the call
-    listed = [k.value for k in call.keywords if k.arg == "headers"] + call.args[1:2]
-    keys += [e for node in listed if isinstance(node, ast.List | ast.Tuple) for e in node.elts]
-    for key in keys:
-        if isinstance(key, ast.Constant) and isinstance(key.value, str):
-            if re.search(r"[A-Za-z]{2}", key.value):
-                yield key.value
+            if cell["cell_type"] == "code":
+                tree = ast.parse(re.sub(r"^[%!].*", "", text, flags=re.MULTILINE))
+                yield from ((f"code of {file.stem}", said) for said in shown_texts(tree))
 
 
 def generated() -> Iterator[Found]:
@@ -115,7 +135,7 @@ def generated() -> Iterator[Found]:
 def wanted() -> dict[str, tuple[tuple[str, ...], list[str]]]:
     """Text -> (its forms, places where it is said)."""
     found: dict[str, tuple[tuple[str, ...], list[str]]] = {}
-    for place, text in (*said(), *data(), *headings(), *generated()):
+    for place, text in (*said(), *data(), *in_notebooks(), *generated()):
         forms = (text,) if isinstance(text, str) else tuple(text)
         places = found.setdefault(forms[0], (forms, []))[1]
         if place not in places:
@@ -125,10 +145,11 @@ def wanted() -> dict[str, tuple[tuple[str, ...], list[str]]]:
     return found
 
 
-def read() -> Catalog:
-    if not PO.is_file():
+def read(file: Path | None = None) -> Catalog:
+    file = file or PO
+    if not file.is_file():
         return Catalog(locale="zh")
-    with PO.open("rb") as stream:
+    with file.open("rb") as stream:
         return read_po(stream, locale="zh")
 
 
@@ -138,11 +159,12 @@ def translation(catalog: Catalog, text: str) -> str:
     return there if isinstance(there, str) else there[0] if there else ""
 
 
-def update() -> None:
-    old = read()
+def update(others: Sequence[str] = ()) -> None:
+    """others: files whose translations are taken where this one has none."""
+    known = [read(), *(read(Path(name)) for name in others)]
     new = Catalog(locale="zh", project="dsv3-port", charset="utf-8", header_comment=HEAD.rstrip())
     for forms, places in wanted().values():
-        text = translation(old, forms[0])
+        text = next(filter(None, (translation(c, forms[0]) for c in known)), "")
         several = len(forms) > 1
         new.add(
             forms if several else forms[0],
@@ -181,7 +203,7 @@ def findings() -> list[str]:
 
 def main(argv: Sequence[str]) -> int:
     if "--update" in argv:
-        update()
+        update([word for word in argv if word != "--update"])
     lines = findings()
     for line in lines:
         print(line)

@@ -36,15 +36,15 @@ def linked(notebook: str) -> str:
 
 
 def step_rows(steps: Sequence[Any]) -> str:
-    from dsv3_port.messages import tr
+    from dsv3_port.messages import told
 
     heads = ("", "step", "notebook", "before → after", "stays equal", "saves on an NPU")
-    rows = [f"| {' | '.join(map(tr, heads))} |", "|---|---|---|---|---|---|"]
+    rows = [f"| {' | '.join(map(told, heads))} |", "|---|---|---|---|---|---|"]
     for s in steps:
         forms = f"`{s.before.split(':')[1]}` → `{s.after.split(':')[1]}`"
         rows.append(
-            f"| {s.number} | `{s.id}`: {tr(s.title)} | {linked(s.notebook)} | {forms} | {tr(s.stays_equal)} | "
-            f"{tr(s.saves)} |"
+            f"| {s.number} | `{s.id}`: {told(s.title)} | {linked(s.notebook)} | {forms} | {told(s.stays_equal)} | "
+            f"{told(s.saves)} |"
         )
     return "\n".join(rows)
 
@@ -69,30 +69,38 @@ def versions_table() -> str:
     return markdown()
 
 
+def operator_documents_table() -> str:
+    import operator_documents  # beside this file
+
+    from dsv3_port.ops import OPERATORS
+
+    return operator_documents.table(sorted(OPERATORS))
+
+
 def exercises_table() -> str:
     from dsv3_port.course.judge import EXERCISES
-    from dsv3_port.messages import tr
+    from dsv3_port.messages import told
 
     heads = ("exercise", "title", "●○○", "minutes", "usual wrong answers")
-    rows = [f"| {' | '.join(map(tr, heads))} |", "|---|---|---|---|---|"]
+    rows = [f"| {' | '.join(map(told, heads))} |", "|---|---|---|---|---|"]
     for e in EXERCISES.values():
         rows.append(
-            f"| {e.id} | {tr(e.title)} | {'●' * e.difficulty}{'○' * (3 - e.difficulty)} | {e.minutes} | "
-            f"{', '.join(map(tr, e.wrong))} |"
+            f"| {e.id} | {told(e.title)} | {'●' * e.difficulty}{'○' * (3 - e.difficulty)} | {e.minutes} | "
+            f"{', '.join(map(told, e.wrong))} |"
         )
     return "\n".join(rows)
 
 
 def slots_table() -> str:
     from dsv3_port.course.yours import slots
-    from dsv3_port.messages import tr
+    from dsv3_port.messages import told
 
     heads = ("slot", "they write", "seen by", "the question that helps")
-    rows = [f"| {' | '.join(map(tr, heads))} |", "|---|---|---|---|"]
+    rows = [f"| {' | '.join(map(told, heads))} |", "|---|---|---|---|"]
     for s in slots().values():
         for k, (name, wrong) in enumerate(s.wrong.items()):
-            slot = f"`{s.id}`, {s.minutes} min: {tr(s.title)}" if k == 0 else ""
-            texts = (slot, tr(name), tr(wrong.seen_by), tr(wrong.hint))
+            slot = f"`{s.id}`, {s.minutes} min: {told(s.title)}" if k == 0 else ""
+            texts = (slot, told(name), told(wrong.seen_by), told(wrong.hint))
             cells = [x.replace("|", "\\|") for x in texts]
             rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
@@ -193,6 +201,7 @@ def hostnpu_refused() -> str:
 
 
 TABLES = {
+    "operator-documents": operator_documents_table,
     "hostnpu-rules": hostnpu_rules,
     "hostnpu-refused": hostnpu_refused,
     "hostnpu-vendor": hostnpu_vendor,
@@ -216,6 +225,7 @@ TABLES = {
 FILES = {
     "README.md": ("steps", "production"),
     "docs/architecture.md": ("layers",),
+    "docs/ascend.md": ("operator-documents",),
     "docs/settings.md": ("settings",),
     "docs/host-npu.md": ("hostnpu-refused", "hostnpu-vendor", "hostnpu-rules"),
     "docs/operator-checks.md": ("operator-checks",),

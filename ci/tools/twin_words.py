@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterator
 
 from dsv3_port.course.translations import fingerprint
@@ -31,6 +32,37 @@ def still_english(original: str, twin: str, code: bool = False) -> str:
     if fingerprint(original) == fingerprint(twin):
         return "still the English text"
     return "" if _CHINESE.search(prose(twin, code)) else "holds no Chinese"
+
+
+_FENCE = re.compile(r"^( *)(```|~~~).*?^\1\2", re.DOTALL | re.MULTILINE)
+_BLOCK = re.compile(r"\n\s*\n|\n(?=\s*(?:[-+|#>]|\* |\d+\. ))")
+_INLINE = re.compile(r"(`+).+?\1|\$[^$\n]+\$", re.DOTALL)
+
+
+def dead_stars(text: str) -> Iterator[str]:
+    """Emphasis that stays stars on a page: CommonMark closes none between punctuation and a letter, and
+    Chinese has no space there, as in **甲（乙）**丙."""
+    for block in _BLOCK.split(_FENCE.sub("", text)):
+        bare = _INLINE.sub(lambda m: f"`{'x' * (len(m[0]) - 2)}`", block)
+        for width in (1, 2):
+            runs = [*re.finditer(rf"(?<![*\\])\*{{{width}}}(?!\*)", bare)]
+            for k, run in enumerate(runs if len(runs) % 2 == 0 else []):
+                before, after = bare[: run.start()][-1:] or " ", bare[run.end() :][:1] or " "
+                inner, outer = (before, after) if k % 2 else (after, before)
+                if _CHINESE.match(outer) and unicodedata.category(inner)[0] in "PSZ":
+                    yield block[max(run.start() - 12, 0) : run.end() + 12].replace("\n", " ")
+
+
+_WIDE = "\u3000-\u303f\u4e00-\u9fff\uff00-\uffef"  # Chinese characters and marks
+_SOFT = re.compile(f"^(?!#)(.*[{_WIDE}])\n *(?=[{_WIDE}])", re.MULTILINE)
+
+
+def joined(text: str) -> str:
+    """The text without line breaks between two Chinese characters: a page shows each as a space."""
+    parts = re.split(r"(^ *```.*?^ *```[^\n]*$)", text, flags=re.DOTALL | re.MULTILINE)
+    while (made := [p if k % 2 else _SOFT.sub(r"\1", p) for k, p in enumerate(parts)]) != parts:
+        parts = made
+    return "".join(parts)
 
 
 def to_look_at(original: str, twin: str) -> Iterator[str]:

@@ -7,7 +7,8 @@ docs/settings.md, README.md.
 --new NAME     writes the twin with the English text to be translated; one that is there is brought
                into step: code anew, cells and sections that are missing added, what is translated kept
 --stale [NAME] what is to be translated, cell by cell and section by section
---links        points the links of all twins at twins where there are any, else at originals
+--links        points the links of all twins at twins where there are any, else at originals; joins lines
+               that break between two Chinese characters
 --seal NAME    says that the twin's text was looked at against the original as it is now; refuses
                what is still English
 """
@@ -27,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from twin_files import LANGUAGE, broken_links, called, named, originals, relinked, twin_of
-from twin_words import still_english, to_look_at
+from twin_words import dead_stars, joined, still_english, to_look_at
 
 from dsv3_port.course import sections, translations
 from dsv3_port.course.sections import Section, read_sections
@@ -160,12 +161,12 @@ def set_links(file: Path, root: Path) -> None:
     twin = twin_of(file)
     if file.suffix != ".ipynb":
         text = twin.read_text(encoding="utf-8")
-        twin.write_text(relinked(text, twin.parent, twin, root), encoding="utf-8")
+        twin.write_text(joined(relinked(text, twin.parent, twin, root)), encoding="utf-8")
         return
     nb = read_notebook(twin)
     for cell in nb["cells"]:
         if cell["cell_type"] == "markdown":
-            text = relinked(text_of(cell), twin.parent, twin, root)
+            text = joined(relinked(text_of(cell), twin.parent, twin, root))
             cell["source"] = text.splitlines(keepends=True)
     write_notebook(twin, nb)
 
@@ -205,12 +206,26 @@ def findings(file: Path, root: Path) -> list[str]:
             for c in other["cells"]
             if c.get("outputs") or c.get("execution_count") is not None
         ]
-        texts = [text_of(c) for c in other["cells"] if c["cell_type"] == "markdown"]
+        texts = {
+            f"cell {c['id']}": text_of(c) for c in other["cells"] if c["cell_type"] == "markdown"
+        }
     else:
-        texts = [twin.read_text(encoding="utf-8")]
-        ours, theirs = (read_sections(t) for t in (file.read_text(encoding="utf-8"), *texts))
+        written = twin.read_text(encoding="utf-8")
+        ours, theirs = (read_sections(t) for t in (file.read_text(encoding="utf-8"), written))
         found = sections.differences(ours, theirs)
-    return [*found, *to_do(file), *broken_links(twin, "\n".join(texts), root)]
+        texts = {f"section {s.key}": s.text for s in theirs}
+    found += [
+        f"{place}: stars stay stars, a space or other words there: …{near}…"
+        for place, text in texts.items()
+        for near in dead_stars(text)
+    ]
+    found += [
+        f"{place}: a line breaks between two Chinese characters, which a page shows as a space; --links "
+        "joins them"
+        for place, text in texts.items()
+        if joined(text) != text
+    ]
+    return [*found, *to_do(file), *broken_links(twin, "\n".join(texts.values()), root)]
 
 
 def strays(root: Path) -> list[str]:

@@ -21,6 +21,7 @@ import torch
 from tqdm import tqdm
 
 from ..errors import PortError
+from ..messages import tr
 from .clock import DeviceClock, HostClock, clock_of
 from .gpu_state import gpu_state
 from .machine import BUSY_SHARE, BusyWatch, device_info
@@ -140,9 +141,11 @@ def measure(
             bar.reset()
     _manner.stays_busy = busy
     if share > BUSY_SHARE:
+        said = tr(
+            "other processes used {share:.0%} of this machine during {what}: its times are not to be trusted"
+        )
         warnings.warn(
-            f"other processes used {share:.0%} of this machine during {label or 'the measurement'}: "
-            "its times are not to be trusted",
+            said.format(share=share, what=label or tr("the measurement")),
             stacklevel=2,
         )
     common: dict[str, Any] = {"run": secrets.token_hex(6), "label": label}

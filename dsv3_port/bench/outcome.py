@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from ..errors import PortError
+from ..messages import tr
 from ..steps import STEPS, title_of
 from .paired import Ratio, busy_text, floor_of, ratio_of
 from .records import Results
@@ -36,18 +37,26 @@ class Outcome:
     def factor(self) -> str:
         """`1.31× faster [1.28–1.34]`; no factor where the machine was busy."""
         if self.word == BUSY:
-            return f"no verdict, {self.busy}"
+            return tr("no verdict, {why}").format(why=self.busy)
         r = self.ratio
         if self.word == SLOWER:
-            return f"{1 / r.median:.2f}× slower [{1 / r.high:.2f}–{1 / r.low:.2f}]"
-        text = f"{r.median:.2f}× [{r.low:.2f}–{r.high:.2f}]"
+            slower = tr("{times:.2f}× slower [{low:.2f}–{high:.2f}]")
+            return slower.format(times=1 / r.median, low=1 / r.high, high=1 / r.low)
         if self.word == NEITHER:
-            return f"{NEITHER} ({text}, noise floor {self.floor:.0%})"
-        return f"{r.median:.2f}× faster [{r.low:.2f}–{r.high:.2f}]"
+            none = tr("no difference that this run can show ({ratio}, noise floor {floor:.0%})")
+            return none.format(ratio=r, floor=self.floor)
+        faster = tr("{times:.2f}× faster [{low:.2f}–{high:.2f}]")
+        return faster.format(times=r.median, low=r.low, high=r.high)
 
     def __str__(self) -> str:
-        what = f"{self.phase}: " if self.phase else ""
-        return f"{what}{title_of(self.after)} against {title_of(self.before)}: {self.factor}"
+        said = tr("{after} against {before}: {factor}").format(
+            after=title_of(self.after), before=title_of(self.before), factor=self.factor
+        )
+        return _of_phase(self.phase, said)
+
+
+def _of_phase(phase: str, said: str) -> str:
+    return tr("{phase}: {said}").format(phase=phase, said=said) if phase else said
 
 
 @dataclass(frozen=True)
@@ -55,6 +64,16 @@ class Said:
     """Sentences about one run, for a notebook's page and for a terminal."""
 
     outcomes: tuple[Outcome, ...]
+
+    @property
+    def busy(self) -> bool:
+        """Whether a busy machine left an outcome without a verdict."""
+        return any(o.word == BUSY for o in self.outcomes)
+
+    @property
+    def faster(self) -> bool:
+        """Whether every outcome is that."""
+        return all(o.word == FASTER for o in self.outcomes)
 
     def lines(self) -> list[str]:
         """One an outcome; where a busy machine gives no verdict, one for all of a phase."""
@@ -66,8 +85,9 @@ class Said:
             if not busy or len(group) == 1:
                 said += map(str, group)
                 continue
-            what = f"{phase}: " if phase else ""
-            said.append(f"{what}{len(group)} against {title_of(before)}: no verdict, {busy}")
+            none = tr("{n} against {before}: no verdict, {why}")
+            of_all = none.format(n=len(group), before=title_of(before), why=busy)
+            said.append(_of_phase(phase, of_all))
         return said
 
     def __str__(self) -> str:

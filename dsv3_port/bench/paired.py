@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ..messages import tr
+
 if TYPE_CHECKING:
     from .records import Record
 
@@ -50,10 +52,17 @@ def floor_of(records: Sequence[Record]) -> float:
 
 
 def busy_text(records: Sequence[Record]) -> str:
+    """That and why these records give no verdict; "" if they do."""
+    why = busy_reason(records)
+    return tr("busy: {why}").format(why=why) if why else ""
+
+
+def busy_reason(records: Sequence[Record]) -> str:
     """Why these records give no verdict; "" if they do."""
     if not any(r.busy for r in records):
         return ""
     off = [abs(p.median - 1) for p in (r.same_code for r in records) if p]
     if off and max(off) > UNSURE:
-        return f"busy: the same code twice differs by {max(off):.0%}"
-    return f"busy: {max(r.busy_share for r in records):.0%} used by others"
+        return tr("the same code twice differs by {share:.0%}").format(share=max(off))
+    share = max(r.busy_share for r in records)
+    return tr("{share:.0%} used by others").format(share=share)

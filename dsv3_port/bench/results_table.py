@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from ..errors import PortError
 from ..markdown import cell
-from .paired import busy_text, floor_of
+from ..messages import tr
+from .paired import busy_reason, floor_of
 
 if TYPE_CHECKING:
     from .records import Record, Results
@@ -30,7 +31,8 @@ def stamp(records: Sequence[Record]) -> str:
 
     devices = each([f"{r.device_name} ({r.tier})" for r in records])
     sizes = each([r.profile for r in records])
-    threads = each([f"{r.threads} threads" if r.threads else "" for r in records])
+    count = tr("{n} threads")
+    threads = each([count.format(n=r.threads) if r.threads else "" for r in records])
     versions = each(
         [f"torch {r.versions['torch']}" if "torch" in r.versions else "" for r in records]
     )
@@ -53,7 +55,9 @@ def results_table(results: Results, baseline: str | None = None) -> str:
     """
     records = results.records
     if any(r.tier == "host-npu" for r in records):
-        return "These records come from the host stand-in: its results are exact, its timings are never shown."
+        return tr(
+            "These records come from the host stand-in: its results are exact, its timings are never shown."
+        )
     rows = [
         "| variant | phase | mode | median | min – max | first call | faster than first |",
         "|---|---|---|---:|---:|---:|---:|",
@@ -97,7 +101,9 @@ def results_table(results: Results, baseline: str | None = None) -> str:
         )
     notes = "" if not records else "\n\n" + stamp(records)
     if any(r.again for r in records) and not results.busy:
-        notes += f" · noise floor {floor_of(records):.0%}: the first variant, timed twice"
+        floor = tr("noise floor {floor:.0%}: the first variant, timed twice")
+        notes += f" · {floor.format(floor=floor_of(records))}"
     if results.busy:
-        notes += f"\n\n**The machine was busy** ({busy_text(records)}): no factor is given, measure again when quiet."
+        busy = tr("**The machine was busy** ({why}): no factor is given, measure again when quiet.")
+        notes += f"\n\n{busy.format(why=busy_reason(records))}"
     return "\n".join(rows) + notes

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from ..engine.loading import with_plan
+from ..model.cache import Cache
 from ..model.decoder import DeepseekV3
 from ..model.experts import GroupedExperts
 from ..model.mlp import MergedMLP
@@ -53,3 +55,23 @@ def up_before_gate(model: DeepseekV3) -> Iterator[None]:
     finally:
         for w, data in zip(weights, right, strict=True):
             w.data = data
+
+
+def refused_kept(model: DeepseekV3) -> DeepseekV3:
+    """A twin with an MTP layer whose caches keep the position of a refused draft, and have room for
+    it. Every later token is computed behind a word that nobody reads."""
+    twin = with_plan(model, model.plan)
+    make = twin.new_cache
+
+    def new_cache(batch_size: int, max_length: int) -> Cache:
+        cache = make(batch_size, 2 * max_length)
+        retract = cache.retract
+
+        def keeps_one(counts: list[int]) -> None:
+            retract([n if n > 1 else 0 for n in counts])  # 1: a refused draft
+
+        cache.retract = keeps_one  # type: ignore[method-assign]
+        return cache
+
+    twin.new_cache = new_cache  # type: ignore[method-assign,assignment]
+    return twin

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import PortError
+from ..messages import told, tr
 from ..steps import TOLERANCE
 from .report import Report, Row
 from .stages import EXPERTS, order, record_stages, stages, stages_of
@@ -78,9 +79,8 @@ def compare_stages(
     rows = []
     for name in left if in_order else sorted(left.keys() | right.keys(), key=order):
         if name not in left or name not in right:
-            rows.append(
-                Row(name, "MISSING", detail=f"only in {names[0] if name in left else names[1]}")
-            )
+            only = tr("only in {side}").format(side=told(names[0 if name in left else 1]))
+            rows.append(Row(name, "MISSING", detail=only))
             continue
         x, y = (
             _comparable(name, side[name], attention_mask, (shape[0], shape[1]))
@@ -112,19 +112,17 @@ def _compare(name: str, a: Tensor, b: Tensor, rtol: float) -> Row:
     if name == "lm_head" and a.dim() == b.dim() == 3 and a.shape[1] != b.shape[1]:
         a, b = a[:, -1:], b[:, -1:]  # one of them computes the last position only
     if a.shape != b.shape:
-        return Row(name, "SHAPE", detail=f"{list(a.shape)} against {list(b.shape)}")
+        against = tr("{a} against {b}")
+        return Row(name, "SHAPE", detail=against.format(a=list(a.shape), b=list(b.shape)))
     if name.endswith(EXPERTS):
         other = (a != b).any(-1)
         count, share = int(other.sum()), float(other.float().mean())
-        text = (
-            f"other experts for {count} of {other.numel()} tokens"
-            if count
-            else "the same experts for every token"
-        )
+        off = tr("other experts for {count} of {n} tokens").format(count=count, n=other.numel())
+        text = off if count else tr("the same experts for every token")
         return Row(name, "DIFF" if count else "OK", float(count), share, text)
     gap = (a - b).abs().max()
     largest = torch.maximum(a.abs().max(), b.abs().max()).clamp(min=1e-30)
     absolute, relative = float(gap), float(gap / largest)
     if not torch.isfinite(gap):
-        return Row(name, "DIFF", absolute, relative, "not finite")
+        return Row(name, "DIFF", absolute, relative, tr("not finite"))
     return Row(name, "OK" if relative <= rtol else "DIFF", absolute, relative)

@@ -21,7 +21,7 @@ from ..engine.generate import generate
 from ..engine.loading import load_model, with_plan
 from ..engine.tokenizer import encode, load_tokenizer, pad_left
 from ..errors import PortError
-from ..messages import sentences, tr
+from ..messages import sentences, told, tr
 from ..model.decoder import DeepseekV3
 from ..paths import tiny
 from ..plan import PortPlan
@@ -91,7 +91,7 @@ def case(k: int) -> Case:
 
 def symptom(k: int) -> Said:
     """What was seen of model k: 0 is the warm-up, 1 to 6 the hunt, 7 to 9 spares."""
-    return Said(None, tr(case(k).symptom), tr("Model {k}").format(k=k))
+    return Said(None, told(case(k).symptom), tr("Model {k}").format(k=k))
 
 
 def model(k: int, right: DeepseekV3 | None = None) -> DeepseekV3:
@@ -119,19 +119,19 @@ def accuse(
                 f"{name}={word!r} is no word of the list; it can be {', '.join(map(repr, known))}"
             )
     if k == DECOY and why == "padding counted":
-        return Said(False, tr(truth.confirmed[0]))
+        return Said(False, told(truth.confirmed[0]))
     sure = [n for n, word in given.items() if word is not None and word == getattr(truth, n)]
     may = tr("The {words} may stand.")
-    head = may.format(words=tr(" and the ").join(map(tr, sure))) if sure else ""
+    head = may.format(words=tr(" and the ").join(map(told, sure))) if sure else ""
     for name, word in given.items():
         if word is not None and name not in sure:
             to_try = tr("Next, the {word}: {advice}")
-            advice = to_try.format(word=tr(name), advice=tr(truth.tools[name]))
+            advice = to_try.format(word=told(name), advice=told(truth.tools[name]))
             return Said(False, sentences(head, advice))
     if missing := [name for name, word in given.items() if word is None]:
-        open_ones = tr("Not accused yet: {words}.").format(words=", ".join(map(tr, missing)))
+        open_ones = tr("Not accused yet: {words}.").format(words=", ".join(map(told, missing)))
         return Said(None, sentences(head, open_ones))
-    return Said(True, tr(truth.confirmed[-1]))
+    return Said(True, told(truth.confirmed[-1]))
 
 
 @functools.lru_cache(maxsize=1)

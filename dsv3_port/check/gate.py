@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..engine.graph import eagerly, is_compiled
 from ..engine.loading import with_plan
-from ..messages import N_, tr
+from ..messages import N_, told, tr
 from ..model.decoder import DeepseekV3
 from ..steps import TOLERANCE
 from .compare import compare_stages
@@ -87,7 +87,7 @@ class GateVerdict:
             n=len(self.stages),
             gates=gates,
             prompts=len(LENGTHS),
-            moments=tr(", ").join(map(tr, self.reports)),
+            moments=tr(", ").join(map(told, self.reports)),
         )
 
     def summary(self) -> str:
@@ -96,8 +96,8 @@ class GateVerdict:
             return tr(
                 "{b} equals {a} at {looked_at}: every row within {bound:.0e} (largest {largest:.1e})"
             ).format(
-                a=tr(self.names[0]),
-                b=tr(self.names[1]),
+                a=told(self.names[0]),
+                b=told(self.names[1]),
                 looked_at=self.looked_at,
                 bound=bound,
                 largest=self.largest,
@@ -107,9 +107,9 @@ class GateVerdict:
         return tr(
             "{b} parts from {a} at {moment}, stage {stage}: {what} (looked at {looked_at})"
         ).format(
-            a=tr(self.names[0]),
-            b=tr(self.names[1]),
-            moment=tr(moment),
+            a=told(self.names[0]),
+            b=told(self.names[1]),
+            moment=told(moment),
             stage=row.stage,
             what=row.detail or off.format(share=row.max_rel),
             looked_at=self.looked_at,

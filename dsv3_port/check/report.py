@@ -5,6 +5,8 @@ from __future__ import annotations
 import html
 from dataclasses import dataclass
 
+from ..messages import told, tr
+
 
 @dataclass(frozen=True)
 class Row:
@@ -35,11 +37,13 @@ class Report:
         return self.first_divergence is None
 
     def summary(self) -> str:
-        first = self.first_divergence
+        first, (a, b) = self.first_divergence, map(told, self.names)
         if first is None:
-            return f"{self.names[0]} and {self.names[1]} agree at all {len(self.rows)} stages (within {self.rtol:.0e})"
-        figures = _figures(first)
-        return f"{self.names[0]} and {self.names[1]} part at {first.stage}: {first.status} {figures}".rstrip()
+            same = tr("{a} and {b} agree at all {n} stages (within {bound:.0e})")
+            return same.format(a=a, b=b, n=len(self.rows), bound=self.rtol)
+        parts = tr("{a} and {b} part at {stage}: {what}")
+        what = f"{first.status} {_figures(first)}".rstrip()
+        return parts.format(a=a, b=b, stage=first.stage, what=what)
 
     def __str__(self) -> str:
         width = max(len(r.stage) for r in self.rows)
@@ -55,7 +59,9 @@ class Report:
             f'<td style="text-align:left">{html.escape(_figures(r))}</td></tr>'
             for r in self.rows
         )
-        head = "<thead><tr><th></th><th>stage</th><th>difference</th></tr></thead>"
+        stage, difference = tr("stage"), tr("difference")
+        heads = f"<th>{stage}</th><th>{difference}</th>"
+        head = f"<thead><tr><th></th>{heads}</tr></thead>"
         return (
             f"<table>{head}<tbody>{rows}</tbody></table><p><b>{html.escape(self.summary())}</b></p>"
         )
@@ -64,8 +70,7 @@ class Report:
 def _figures(row: Row) -> str:
     if row.detail:
         return row.detail
-    return (
-        ""
-        if row.max_abs is None
-        else f"max |Δ| {row.max_abs:.1e}, of the largest value {row.max_rel:.1e}"
-    )
+    if row.max_abs is None:
+        return ""
+    off = tr("max |Δ| {absolute:.1e}, of the largest value {relative:.1e}")
+    return off.format(absolute=row.max_abs, relative=row.max_rel)

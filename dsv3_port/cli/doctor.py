@@ -7,6 +7,8 @@ import json
 
 from tabulate import tabulate
 
+from ..messages import language, told, tr, using
+
 NEEDS_TORCH = False
 
 
@@ -23,18 +25,19 @@ def arguments(p: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from ..doctor.machine import FAIL, checks
 
-    found = checks()
-    if args.room:
-        from ..doctor import classroom as room
+    with using("en" if args.json else language()):  # programs read one language
+        found = checks()
+        if args.room:
+            from ..doctor import classroom as room
 
-        found += room.checks()
+            found += room.checks()
     if args.json:
         print(json.dumps([c.to_dict() for c in found], indent=1, ensure_ascii=False))
     else:
         rows = [
-            (f"[{c.status}]", c.name, c.detail + (f"\n→ {c.remedy}" if c.remedy else ""))
+            (f"[{c.status}]", told(c.name), c.detail + (f"\n→ {c.remedy}" if c.remedy else ""))
             for c in found
         ]
-        widths = [None, None, 90]
-        print(tabulate(rows, ("", "what", "found"), tablefmt="plain", maxcolwidths=widths))
+        widths, heads = [None, None, 90], ("", tr("what"), tr("found"))
+        print(tabulate(rows, heads, tablefmt="plain", maxcolwidths=widths))
     return int(any(c.status == FAIL for c in found))

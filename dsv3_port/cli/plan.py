@@ -12,7 +12,7 @@ from tabulate import tabulate
 
 from ..config import PRESETS, DeepseekV3Config
 from ..errors import PortError
-from ..messages import tr
+from ..messages import told
 from ..steps import PRODUCTION, STEPS
 from .words import PLAN_HELP, check_positive, long_dtype, parse_gib, parse_ints, parse_plan
 
@@ -74,7 +74,8 @@ def arguments(p: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.steps:
         listed = [
-            (s.number, s.id, tr(s.title), s.notebook, tr(s.saves)) for s in (*STEPS, *PRODUCTION)
+            (s.number, s.id, told(s.title), s.notebook, told(s.saves))
+            for s in (*STEPS, *PRODUCTION)
         ]
         head = ("", "step", "title", "notebook", "saves on an NPU")
         print(tabulate(listed, head, disable_numparse=True))

@@ -59,6 +59,14 @@ def speculation(
 def drafts_right(model: DeepseekV3, ids: Tensor) -> Tensor:
     """Over a given text ids [B, S]: whether the draft of each token is what the model chooses there,
     bool [B, S - 2], from the third token on."""
+    logits, drafts = over_text(model, ids)
+    return drafts[:, :-1].argmax(-1) == logits[:, 1:].argmax(-1)
+
+
+def over_text(model: DeepseekV3, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Over a given text ids [B, S]: the model's logits behind each token but the last [B, S - 1, V],
+    and the MTP layer's, which draft one token further: drafts[:, i] and logits[:, i + 1] are of the
+    same token."""
     wanted(model, 1)
     keep, model.keep = model.keep, lambda hidden: hidden
     cache = model.new_cache(ids.shape[0], ids.shape[1])
@@ -71,7 +79,7 @@ def drafts_right(model: DeepseekV3, ids: Tensor) -> Tensor:
             drafts = model.draft_step(ids[:, 1:].contiguous(), cache.pad, cache, True, hidden)
     finally:
         model.keep = keep
-    return drafts[:, :-1].argmax(-1) == logits[:, 1:].argmax(-1)
+    return logits, drafts
 
 
 def speculation_work(

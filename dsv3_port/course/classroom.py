@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader
 
 from ..errors import PortError
 from ..files import write_atomic
-from ..messages import language, tr
+from ..messages import language, told, tr
 from ..version import __version__
 from .kept import Tried, read_progress
 from .slots import Slot
@@ -145,7 +145,7 @@ def write_class(folder: str | Path, target: str | Path) -> Classroom:
         for learner in room.learners
     ]
     env = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True)
-    env.globals |= {"tr": tr, "lang": language()}
+    env.globals |= {"tr": tr, "told": told, "lang": language()}
     page = env.get_template("class.html").render(
         slots=list(known.values()),
         rows=rows,

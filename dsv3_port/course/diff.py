@@ -16,7 +16,7 @@ from pygments.lexers import PythonLexer
 from pygments.token import Comment, Keyword, Name, Number, Operator, String, Token
 
 from ..errors import PortError
-from ..messages import tr
+from ..messages import told, tr
 from ..steps import step
 
 _INK = (
@@ -151,7 +151,7 @@ def diff(step_id: str, built: object = True) -> Beside:
     return Beside(
         source(s.before),
         source(s.after),
-        label.format(number=s.number, title=tr(s.title)),
+        label.format(number=s.number, title=told(s.title)),
         (tr("before"), tr("after")),
         not built,
     )

@@ -1,4 +1,4 @@
-"""docs/ of this checkout as pages beside the course's, by mkdocs."""
+"""docs/ of this checkout as pages beside the course's, by mkdocs, a site for each language."""
 
 from __future__ import annotations
 
@@ -10,34 +10,47 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ..errors import PortError
+from .translations import LANGUAGES
 
 
 def write_docs(root: Path, folder: Path) -> list[Path]:
-    """folder/NAME.html of every root/docs/NAME.md, made anew where a source is younger.
+    """folder/NAME.html of every root/docs/NAME.md, and folder/zh-CN/NAME.html of its twin, made anew
+    where a source is younger.
 
     Nothing without docs/ (a folder of `dsv3-port start`) or without mkdocs (an environment without
     [dev]). PortError with mkdocs' own words for a broken link.
     """
-    config = root / "ci" / "mkdocs.yml"
-    sources = [*(root / "docs").glob("*.md")]
-    if not sources or not config.is_file() or find_spec("material") is None:
+    configs = {
+        language: config
+        for language in ("", *LANGUAGES)  # English first: mkdocs empties the folder
+        if (config := root / "ci" / f"mkdocs{language and '.'}{language}.yml").is_file()
+    }
+    sources = {f: folder / k / f"{f.stem}.html" for k in configs for f in _texts(root, k)}
+    if not sources or find_spec("material") is None:
         return []
     theme = [f for f in (root / "ci" / "mkdocs").rglob("*") if f.is_file()]
-    newest = max(f.stat().st_mtime for f in (*sources, *theme, config))
-    pages = [folder / f"{f.stem}.html" for f in sorted(sources)]
-    if all(f.is_file() and f.stat().st_mtime > newest for f in pages):
-        return pages
+    newest = max(f.stat().st_mtime for f in (*sources, *theme, *configs.values()))
+    pages = list(sources.values())
+    if not all(f.is_file() and f.stat().st_mtime > newest for f in pages):
+        for language, config in configs.items():
+            _build(root / "docs" / language, config, folder / language)
+    return pages
+
+
+def _texts(root: Path, language: str) -> list[Path]:
+    return sorted((root / "docs" / language).glob("*.md"))
+
+
+def _build(texts: Path, config: Path, site: Path) -> None:
     # not --quiet, which hides from --strict the warnings that it counts
-    words = ["build", "--strict", "--config-file", str(config)]
-    words += ["--site-dir", str(folder.resolve())]
+    words = ["build", "--strict", "--config-file", str(config), "--site-dir", str(site.resolve())]
     done = subprocess.run(
         [sys.executable, "-m", "mkdocs", *words],
         capture_output=True,
         text=True,
     )
     if done.returncode:
-        raise PortError(f"{root / 'docs'}: cannot be built: {' '.join(done.stderr.split())[-300:]}")
-    return pages
+        raise PortError(f"{texts}: cannot be built: {' '.join(done.stderr.split())[-300:]}")
 
 
 def docs_links(out_dir: Path, language: str = "") -> list[tuple[str, str]]:

@@ -11,11 +11,11 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader
 
-from ..bench.paired import busy_text
+from ..bench.paired import busy_reason
 from ..bench.records import Results, load
 from ..bench.results_table import stamp
 from ..errors import PortError
-from ..messages import sentences, tr, using
+from ..messages import N_, sentences, told, tr, using
 from ..paths import recorded_file
 from ..plots.bars import ladder
 from ..plots.style import ON_DARK, PHONE
@@ -27,6 +27,7 @@ from .notebook import Notebook
 from .pages import TEMPLATES, switch
 from .translations import code
 
+GUIDE = (N_("glossary"), N_("instructor"), N_("troubleshooting"))  # names of the workshop's pages
 RECORDED = "recorded-ladder.png"  # beside the run's own pictures
 FOR_PHONES = "phone-{}"  # the same, drawn as wide as a phone
 
@@ -65,7 +66,7 @@ def ladder_pictures(results: Path) -> list[Picture]:
 def _busy(file: Path) -> str:
     """Why the newest ladder of a results file gives no verdict; "" if it does, or none is there."""
     newest = _newest(file)
-    return busy_text(newest.records) if newest.records else ""
+    return busy_reason(newest.records) if newest.records else ""
 
 
 def _newest(file: Path) -> Results:
@@ -98,7 +99,7 @@ def _recorded(results: Path, busy: str) -> list[Picture]:
         return []
     results.mkdir(parents=True, exist_ok=True)
     shutil.copy2(picture, results / RECORDED)  # with its date: what was drawn of it stays
-    why = tr("This run's machine was busy ({why}).").format(why=busy.removeprefix("busy: "))
+    why = tr("This run's machine was busy ({why}).").format(why=busy)
     earlier = tr("Recorded earlier, not in this run: {stamp}.").format(stamp=stamp(list(records)))
     return [
         Picture(
@@ -158,7 +159,7 @@ def _index(
     ]
     shown = [by_name[n.name] for n in notebooks if n.name in by_name]
     env = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True)
-    env.globals["tr"] = tr
+    env.globals |= {"tr": tr, "told": told}
     return env.get_template("index.html").render(
         lang=code(language),
         others=others,
@@ -190,4 +191,4 @@ def localised(out_dir: Path, page: str, language: str) -> str:
 def guide_links(out_dir: Path, language: str) -> list[tuple[str, str]]:
     """(link, name) of the workshop's pages."""
     names = [f.stem for f in sorted((out_dir / "guide").glob("*.html")) if "." not in f.stem]
-    return [(localised(out_dir, f"guide/{name}.html", language), tr(name)) for name in names]
+    return [(localised(out_dir, f"guide/{name}.html", language), told(name)) for name in names]

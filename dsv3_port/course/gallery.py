@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..engine.generate import Generation, generate
 from ..engine.loading import load_model
 from ..engine.tokenizer import load_tokenizer
-from ..messages import tr
+from ..messages import told, tr
 from ..paths import tiny
 from .show import Shown
 from .slots import Slot
@@ -33,13 +33,13 @@ def gallery(slot: Slot) -> Shown:
         except STOPS as error:
             said = next(iter(str(error).splitlines()), type(error).__name__)
             none = tr("(no text: {error})").format(error=said[:90])
-            rows.append([(tr(name), ""), (right[0].text, ""), ("", none)])
+            rows.append([(told(name), ""), (right[0].text, ""), ("", none)])
             continue
         a, b = min(zip(right, other, strict=True), key=lambda pair: _parts_at(*pair))
         theirs = (
             parted(a, b, tokenizer) if a.token_ids != b.token_ids else (tr("the same text"), "")
         )
-        rows.append([(tr(name), ""), (a.text, ""), theirs])
+        rows.append([(told(name), ""), (a.text, ""), theirs])
     heads = [tr("they write"), tr("text, finished code"), tr("text, theirs")]
     return table_of(heads, rows)
 

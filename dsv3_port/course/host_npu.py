@@ -12,6 +12,7 @@ import torch
 
 from ..bench.profiler import no_stderr
 from ..errors import PortError
+from ..messages import tr
 from .show import Shown, banner
 
 
@@ -36,9 +37,8 @@ def host_npu() -> HostNpu:
             torch.empty(1, device="npu")
         _hide_torchairs_warnings()
     except PortError as error:
-        return HostNpu(
-            "", f"The part of this page that runs on the host NPU is left out here: {error}."
-        )
+        left_out = tr("The part of this page that runs on the host NPU is left out here: {why}.")
+        return HostNpu("", left_out.format(why=error))
     shown = banner("host-npu")
     return HostNpu(shown.html, shown.markdown, True)
 

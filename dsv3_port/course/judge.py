@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import PortError
-from ..messages import tr
+from ..messages import told, tr
 from . import exercises as _package
 from .exercises import Exercise
 
@@ -51,12 +51,12 @@ class Verdict:
         mark, ink = self._mark
         return (
             f'<div style="border-left:4px solid {ink};padding:4px 10px;margin:.4em 0;background:'
-            f'rgba(128,128,128,.1)"><b style="color:{ink}">{mark}</b> <b>{html.escape(tr(self.exercise.title))}</b> '
+            f'rgba(128,128,128,.1)"><b style="color:{ink}">{mark}</b> <b>{html.escape(told(self.exercise.title))}</b> '
             f"{html.escape(self.text)}</div>"
         )
 
     def __repr__(self) -> str:
-        return f"{self._mark[0]} {tr(self.exercise.title)}: {self.text}"
+        return f"{self._mark[0]} {told(self.exercise.title)}: {self.text}"
 
 
 def check(exercise_id: str, answer: Any) -> Verdict:
@@ -70,7 +70,7 @@ def check(exercise_id: str, answer: Any) -> Verdict:
             exercise, None, tr("No answer yet: replace the three dots and run the cell again.")
         )
     if exercise.function and not callable(answer):
-        give = tr("Give a function {described}").format(described=tr(exercise.function))
+        give = tr("Give a function {described}").format(described=told(exercise.function))
         return Verdict(exercise, False, give)
     try:
         result = exercise.check(answer)
@@ -80,7 +80,7 @@ def check(exercise_id: str, answer: Any) -> Verdict:
     if result is None:
         return Verdict(exercise, True, tr("Right."))
     if result in exercise.wrong:
-        return Verdict(exercise, False, tr(exercise.wrong[result][1]), result)
+        return Verdict(exercise, False, told(exercise.wrong[result][1]), result)
     return Verdict(exercise, False, result)
 
 

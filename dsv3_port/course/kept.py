@@ -23,6 +23,7 @@ from ..check.gate import strict_gate
 from ..engine.loading import with_plan
 from ..errors import PortError
 from ..files import read_json, write_atomic, write_json
+from ..messages import N_, told, tr
 from ..model.decoder import DeepseekV3
 from .slots import Function, Slot
 from .verdicts import STATES
@@ -114,7 +115,7 @@ class Assembled:
 
     def __str__(self) -> str:
         total = len(self.yours) + len(self.finished)
-        return f"{len(self.yours)} of {total} functions are yours"
+        return tr("{n} of {total} functions are yours").format(n=len(self.yours), total=total)
 
 
 def assemble(
@@ -131,20 +132,21 @@ def assemble(
     for name, slot in slots.items():
         file = Path(folder) / FOLDER / f"{name}.py"
         if not (name in progress and progress[name].built and file.is_file()):
-            finished[name] = "not written yet"
+            finished[name] = N_("not written yet")
         elif steps_only and slot.make is not None:
-            finished[name] = "no part of one process's steps"
+            finished[name] = N_("no part of one process's steps")
         else:
             text = file.read_text(encoding="utf-8")
             used[name] = load_function(text, slot.name, f"<{FOLDER}/{file.name}>")
     needs = {k: v for name in used for k, v in slots[name].needs.items()}
     start = with_plan(base, base.plan.replace(graph="eager", **needs))
     calls = _judged_together(start, used, slots) if used else {}
+    mine, theirs = tr("yours"), tr("finished: {why}")
     rows = tuple(
         (
             name,
-            "yours" if name in used else f"finished: {finished[name]}",
-            f"{calls[name]} {slot.moment}".strip() if name in used else "–",
+            mine if name in used else theirs.format(why=told(finished[name])),
+            f"{calls[name]} {told(slot.moment)}".strip() if name in used else "–",
             _verdict(progress.get(name)),
         )
         for name, slot in slots.items()
@@ -204,5 +206,6 @@ def _verdict(row: Tried | None) -> str:
         return "–"
     state = STATES[row.state]
     if row.built and not state.runs:
-        return f"{STATES['right'].mark} right; tried since: {state.word}"
-    return f"{state.mark} {state.word}"
+        since = tr("right; tried since: {word}").format(word=told(state.word))
+        return f"{STATES['right'].mark} {since}"
+    return f"{state.mark} {told(state.word)}"

@@ -26,7 +26,7 @@ from traitlets.config import Config
 
 from ..errors import PortError
 from ..messages import language as reader
-from ..messages import tr, using
+from ..messages import told, tr, using
 from ..plots.style import CSS_CLASS, ON_DARK
 from .diff import FOLD
 from .links import embedded, page_link, page_name
@@ -113,7 +113,7 @@ class PageExporter(HTMLExporter):
             extra_template_paths=[str(TEMPLATES)],
         )
         self.notebooks_dir, self.pages_dir = notebooks_dir, pages_dir
-        self.environment.globals["tr"] = tr
+        self.environment.globals |= {"tr": tr, "told": told}
 
     def default_filters(self) -> Any:
         yield from super().default_filters()
@@ -147,9 +147,10 @@ def with_contents(page: str) -> str:
 
     page = re.sub(r"<h2>(.*?)</h2>", named, page, flags=re.DOTALL)
     items = "".join(f'<li><a href="#{name}">{text}</a></li>' for name, text in links.items())
+    label, head = tr("contents of this page"), tr("Contents")
     table = (
-        f'<nav class="contents" aria-label="{tr("contents of this page")}"><details open><summary>'
-        f"{tr('Contents')}</summary><ol>{items}</ol></details></nav>"
+        f'<nav class="contents" aria-label="{label}"><details open><summary>'
+        f"{head}</summary><ol>{items}</ol></details></nav>"
     )
     return page.replace(CONTENTS, table if len(links) > 1 else "", 1)
 

@@ -16,7 +16,7 @@ from typing import Any
 from tabulate import tabulate
 
 from ..bench.machine import device_info
-from ..messages import N_, tr, trn
+from ..messages import N_, told, tr, trn
 from ..steps import progress_map, steps_around
 from .diff import RULE
 
@@ -32,10 +32,10 @@ class Shown:
         return self.html or None
 
     def _repr_markdown_(self) -> str:
-        return self.markdown
+        return told(self.markdown)  # a notebook's own sentence; others are in the reader's language
 
     def __repr__(self) -> str:
-        return self.markdown
+        return self._repr_markdown_()
 
 
 def progress(here: str = "") -> Shown:
@@ -51,11 +51,11 @@ def progress(here: str = "") -> Shown:
         mark = {"done": "✓ ", "here": "▶ ", "next": ""}[state]
         chips.append(
             f'<div style="{look};border-radius:6px;padding:3px 8px;font-size:12px;line-height:1.35">{mark}'
-            f"{s.number} {html.escape(tr(s.title))}</div>"
+            f"{s.number} {html.escape(told(s.title))}</div>"
         )
-    body = "".join(chips)
+    body, label = "".join(chips), tr("steps of the port")
     return Shown(
-        f'<div aria-label="{tr("steps of the port")}" style="display:flex;flex-wrap:wrap;gap:6px;margin:.4em 0">{body}'
+        f'<div aria-label="{label}" style="display:flex;flex-wrap:wrap;gap:6px;margin:.4em 0">{body}'
         "</div>",
         progress_map(here),
     )
@@ -80,7 +80,7 @@ _TIERS = {
 def banner(device: str = "cpu") -> Shown:
     """The line every notebook shows first: which device this is and what its numbers are worth."""
     info = device_info(device)
-    text = tr(_TIERS[info["tier"]])
+    text = told(_TIERS[info["tier"]])
     where = tr("{device} · tier {tier} · torch {torch}").format(
         device=info["device_name"], tier=info["tier"], torch=info["versions"]["torch"]
     )
@@ -123,4 +123,4 @@ def table(
 def _escaped(value: Any) -> Any:
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
-    return tr(value).replace("|", "\\|").replace("\n", " ") if isinstance(value, str) else value
+    return told(value).replace("|", "\\|").replace("\n", " ") if isinstance(value, str) else value

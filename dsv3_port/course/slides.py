@@ -56,16 +56,15 @@ def _shown(figure: Figure, by_id: Mapping[str, NotebookNode]) -> NotebookNode:
         return _output(gallery(slots()[figure.of])._repr_html_() or "")
     if figure.kind == "build":
         slot = slots()[figure.of]
-        minutes = f"**{tr('{n} minutes').format(n=slot.minutes)}**"
-        return new_markdown_cell(f"```python\n{signature(slot)}\n```\n\n{minutes}")
+        minutes = tr("{n} minutes").format(n=slot.minutes)
+        return new_markdown_cell(f"```python\n{signature(slot)}\n```\n\n**{minutes}**")
     cell = by_id.get(figure.of)
     if figure.kind == "code" and cell is not None:
         return new_markdown_cell(f"```python\n{cell.source}\n```")
     found = _chosen(cell.get("outputs", []) if cell is not None else [], figure.output)
     if found is None:
-        return new_markdown_cell(
-            f"*{tr('{cell}: this run has no such output.').format(cell=figure.of)}*"
-        )
+        none = tr("{cell}: this run has no such output.").format(cell=figure.of)
+        return new_markdown_cell(f"*{none}*")
     return new_code_cell("", outputs=[found], metadata=HIDE)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..engine.generate import Generation, generate
-from ..messages import tr
+from ..messages import told, tr
 from ..model.decoder import DeepseekV3
 from .show import Shown
 from .timer import Late, limit
@@ -25,6 +25,7 @@ def text_table(
     """Prompts and greedy text of `model`, whose column is called by `code`; of `wrong` beside it,
     whose column is called by `name`."""
     right = generate(model, tokenizer, prompts, max_new_tokens)
+    code, name = told(code), told(name)
     if wrong is None:
         return table_of(
             [tr("prompt"), tr("text, {whose}").format(whose=code)],
@@ -61,9 +62,11 @@ def parted(a: Generation, b: Generation, tokenizer: Any) -> tuple[str, str]:
 
 
 def table_of(headers: list[str], rows: list[list[tuple[Any, str]]]) -> Shown:
+    title = tr("from the first other token on")
+
     def cell(same: Any, other: str) -> str:
         mark = (
-            f'<mark title="{tr("from the first other token on")}" style="background:rgba(213,94,0,.17);color:'
+            f'<mark title="{title}" style="background:rgba(213,94,0,.17);color:'
             f'inherit"><b>▸</b>{html.escape(other)}</mark>'
             if other
             else ""

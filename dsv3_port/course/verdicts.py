@@ -8,7 +8,7 @@ from __future__ import annotations
 import html
 from dataclasses import dataclass
 
-from ..messages import N_, tr
+from ..messages import N_, told
 from .slots import Slot
 from .written import Place
 
@@ -56,12 +56,12 @@ class Verdict:
             f'<div role="status" data-slot="{self.slot.id}" data-state="{self.state}" style="border-left:'
             f'4px solid {s.ink};padding:4px 10px;margin:.4em 0;background:rgba(128,128,128,.1)">'
             f'<span style="color:{s.ink};font-weight:bold" aria-hidden="true">{s.mark}</span> '
-            f"<b>{html.escape(tr(self.slot.title))}: {tr(s.word)}</b><br>{'<br>'.join(lines)}</div>{self.below}"
+            f"<b>{html.escape(told(self.slot.title))}: {told(s.word)}</b><br>{'<br>'.join(lines)}</div>{self.below}"
         )
 
     def __str__(self) -> str:
         s = STATES[self.state]
-        lines = [f"{s.mark} {tr(self.slot.title)} ({self.slot.id}): {tr(s.word)}"]
+        lines = [f"{s.mark} {told(self.slot.title)} ({self.slot.id}): {told(s.word)}"]
         if self.place is not None:
             lines.append(str(self.place))
         return "\n  ".join([*lines, self.text])

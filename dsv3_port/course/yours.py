@@ -16,7 +16,7 @@ from typing import Any, cast
 
 from ..bench.records import YOURS
 from ..errors import PortError
-from ..messages import N_, tr
+from ..messages import N_, told, tr
 from ..model.decoder import DeepseekV3
 from . import kept, session
 from . import slots as _package
@@ -159,7 +159,7 @@ class Fitted:
     ) -> Shown:
         """Greedy text: of `model`; and of a wrong function that runs beside it, in a column of that
         name (default: your code, or the course's answer's) with the first other token marked."""
-        name = tr(name or self.filled or N_("your code"))
+        name = told(name or self.filled or N_("your code"))
         wrong = self.tried if self.state == "wrong" else None
         code = name if self else tr("finished code")
         return text_table(self.model, wrong, code, tokenizer, prompts, max_new_tokens, name)
@@ -220,7 +220,7 @@ def hint(slot_id: str) -> Shown:
     again = tr("call it again for hint {n}").format(n=at + 2)
     last = tr("the next step is {call}").format(call=f'solution("{slot_id}")')
     head = tr("Hint {n} of 3.").format(n=at + 1)
-    return Shown("", f"**{head}** {tr(place.hints[at])}\n\n({again if at < 2 else last})")
+    return Shown("", f"**{head}** {told(place.hints[at])}\n\n({again if at < 2 else last})")
 
 
 def solution(slot_id: str) -> Shown:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 from ..engine.settings import environment
 from ..errors import PortError
+from ..messages import N_, tr
 from ..steps import TOLERANCE
 from .findings import FAIL, OK, WARN, Check
 
@@ -30,16 +31,15 @@ def memory_and_cores() -> Check:
         psutil.virtual_memory().available / 2**30,
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
     )
-    detail = f"{free:.1f} GiB free, {cores} cores"
+    name = N_("memory and cores")
+    detail = tr("{free:.1f} GiB free, {cores} cores").format(free=free, cores=cores)
     if free < MEMORY_GIB or cores < CORES:
-        return Check(
-            "memory and cores",
-            WARN,
-            detail,
-            f"{MEMORY_GIB:g} GiB and {CORES} cores are wanted: close other "
-            "programs, or let two learners share a machine",
+        remedy = tr(
+            "{size:g} GiB and {cores} cores are wanted: close other programs, or let two learners share a "
+            "machine"
         )
-    return Check("memory and cores", OK, detail)
+        return Check(name, WARN, detail, remedy.format(size=MEMORY_GIB, cores=CORES))
+    return Check(name, OK, detail)
 
 
 def text() -> Check:
@@ -50,14 +50,13 @@ def text() -> Check:
     from ..paths import tiny
     from ..plan import PortPlan
 
-    folder = tiny()
+    name, folder = N_("text"), tiny()
     model = load_model(folder, PortPlan.full(), "cpu", "float32")
     said = generate(model, load_tokenizer(folder), ["Once upon a time"], 24)[0].text
     if "." not in said:
-        return Check(
-            "text", FAIL, f"the embedded model says {said!r}", "clone again: its weights differ"
-        )
-    return Check("text", OK, f"Once upon a time{said.split('.')[0]}.")
+        odd = tr("the embedded model says {text!r}").format(text=said)
+        return Check(name, FAIL, odd, tr("clone again: its weights differ"))
+    return Check(name, OK, f"Once upon a time{said.split('.')[0]}.")
 
 
 def kernel() -> Check:
@@ -65,6 +64,7 @@ def kernel() -> Check:
     exactly this."""
     from jupyter_client.manager import KernelManager
 
+    name = N_("kernel")
     manager = KernelManager(kernel_name="python3")
     manager.start_kernel(extra_arguments=["--log-level=ERROR"])
     client = manager.client()
@@ -73,16 +73,15 @@ def kernel() -> Check:
         client.wait_for_ready(timeout=60)
         reply = client.execute_interactive("import dsv3_port", timeout=60, store_history=False)
         if reply["content"]["status"] != "ok":
-            return Check(
-                "kernel",
-                FAIL,
-                f"{reply['content']['ename']}: {reply['content']['evalue']}",
-                "start JupyterLab by `python3 ci/run.py lab`, which uses this environment's kernel",
+            raised = f"{reply['content']['ename']}: {reply['content']['evalue']}"
+            remedy = tr(
+                "start JupyterLab by `python3 ci/run.py lab`, which uses this environment's kernel"
             )
+            return Check(name, FAIL, raised, remedy)
     finally:
         client.stop_channels()
         manager.shutdown_kernel(now=True)
-    return Check("kernel", OK, "starts, imports dsv3_port and answers")
+    return Check(name, OK, tr("starts, imports dsv3_port and answers"))
 
 
 def compiled() -> Check:
@@ -101,13 +100,10 @@ def compiled() -> Check:
     got = compile_steps(model)(ids, cache=model.new_cache(1, 8))
     off = float((got - want).abs().max() / want.abs().max())
     if off > TOLERANCE["float32"]:
-        return Check(
-            "torch.compile",
-            FAIL,
-            f"logits are off by {off:.0e}",
-            "install the torch of ci/constraints.txt",
-        )
-    return Check("torch.compile", OK, f"a step as one graph, {time.perf_counter() - start:.0f} s")
+        wrong = tr("logits are off by {off:.0e}").format(off=off)
+        return Check("torch.compile", FAIL, wrong, tr("install the torch of ci/constraints.txt"))
+    made = tr("a step as one graph, {seconds:.0f} s")
+    return Check("torch.compile", OK, made.format(seconds=time.perf_counter() - start))
 
 
 def ranks() -> Check:
@@ -116,10 +112,10 @@ def ranks() -> Check:
 
     said = run_ranks(_rank_number, 2, timeout_seconds=60)
     return Check(
-        "two ranks",
+        N_("two ranks"),
         OK if said == [0, 1] else FAIL,
-        f"ranks {said} met over gloo",
-        "" if said == [0, 1] else "please report this",
+        tr("ranks {ranks} met over gloo").format(ranks=said),
+        "" if said == [0, 1] else tr("please report this"),
     )
 
 
@@ -132,31 +128,27 @@ def _rank_number(parallel: object) -> int:
 
 def proxies() -> Check:
     """A proxy that also takes loopback addresses makes JupyterLab in the browser wait for ever."""
+    title = N_("proxy")
     named = [name for name in PROXIES if environment(name)]
     kept = (environment("no_proxy") or environment("NO_PROXY") or "").split(",")
     if named and not {"localhost", "127.0.0.1", "*"} & {word.strip() for word in kept}:
-        return Check(
-            "proxy",
-            WARN,
-            f"{', '.join(named)} set, and no_proxy does not name 127.0.0.1",
-            "export no_proxy=localhost,127.0.0.1 (and in the browser's settings)",
-        )
-    return Check("proxy", OK, "loopback addresses are not sent to one")
+        set_so = tr("{variables} set, and no_proxy does not name 127.0.0.1")
+        remedy = tr("export no_proxy=localhost,127.0.0.1 (and in the browser's settings)")
+        return Check(title, WARN, set_so.format(variables=", ".join(named)), remedy)
+    return Check(title, OK, tr("loopback addresses are not sent to one"))
 
 
 def ports() -> Check:
     """JupyterLab takes the next free port from 8888 on."""
+    name = N_("port 8888")
     with socket.socket() as probe:
         try:
             probe.bind(("127.0.0.1", 8888))
         except OSError:
-            return Check(
-                "port 8888",
-                WARN,
-                "is in use: JupyterLab takes another and prints its address",
-                "end the other server, or read the address that JupyterLab prints",
-            )
-    return Check("port 8888", OK, "is free")
+            used = tr("is in use: JupyterLab takes another and prints its address")
+            remedy = tr("end the other server, or read the address that JupyterLab prints")
+            return Check(name, WARN, used, remedy)
+    return Check(name, OK, tr("is free"))
 
 
 def prepared() -> Check:
@@ -164,7 +156,8 @@ def prepared() -> Check:
     makes them."""
     from ..weights.synthetic import synthetic_checkpoint
 
-    return Check("timing model", OK, f"random weights are in {synthetic_checkpoint('w1')}")
+    there = tr("random weights are in {folder}").format(folder=synthetic_checkpoint("w1"))
+    return Check(N_("timing model"), OK, there)
 
 
 CHECKS: tuple[tuple[str, Callable[[], Check]], ...] = (
@@ -194,7 +187,7 @@ def checks() -> list[Check]:
                     name,
                     FAIL,
                     f"{type(error).__name__}: {said}",
-                    "the doctor's other lines may say why",
+                    tr("the doctor's other lines may say why"),
                 )
             )
     return found

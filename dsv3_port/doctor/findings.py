@@ -13,9 +13,9 @@ class Check:
     """One finding. `status`: OK, WARN (runs, with a loss), FAIL (something will not run), N/A (not
     needed here)."""
 
-    name: str
+    name: str  # of the catalogue, as `N_` marks it
     status: str
-    detail: str
+    detail: str  # in the reader's language, as the remedy is
     remedy: str = ""
 
     def to_dict(self) -> dict[str, str]:

@@ -21,6 +21,7 @@ from .. import hostnpu
 from ..engine.settings import environment
 from ..errors import PortError
 from ..hostnpu import library
+from ..messages import N_, told, tr
 from . import ascend, npu_smi
 from .findings import FAIL, NA, OK, WARN, Check, numbers, version_of
 from .versions import TORCH as TESTED_TORCH
@@ -48,32 +49,37 @@ def _python() -> Check:
     low, high = (".".join(map(str, v)) for v in PYTHONS)
     if PYTHONS[0] <= sys.version_info[:2] <= PYTHONS[1]:
         return Check("Python", OK, f"{here} ({platform.system()} {platform.machine()})")
-    return Check(
-        "Python", FAIL, f"{here} is outside {low} to {high}", f"use Python {low} to {high}"
-    )
+    outside, remedy = tr("{version} is outside {low} to {high}"), tr("use Python {low} to {high}")
+    detail = outside.format(version=here, low=low, high=high)
+    return Check("Python", FAIL, detail, remedy.format(low=low, high=high))
 
 
 def _torch(torch: Any, problem: str) -> Check:
     version = version_of("torch")
     if version is None:
-        return Check("torch", FAIL, "not installed", f"pip install torch=={TESTED_TORCH}")
+        return Check("torch", FAIL, tr("not installed"), f"pip install torch=={TESTED_TORCH}")
     if torch is None:
-        remedy = f"reinstall it: pip install --force-reinstall torch=={TESTED_TORCH}"
+        command = f"pip install --force-reinstall torch=={TESTED_TORCH}"
+        remedy = tr("reinstall it: {command}").format(command=command)
         known = ascend.symptom(problem) if version_of("torch-npu") else None
         if known:
-            remedy = f"{known.cause}: {known.remedy}"
+            cause = tr("{cause}: {remedy}")
+            remedy = cause.format(cause=told(known.cause), remedy=told(known.remedy))
         elif version_of("torch-npu"):
-            remedy = (
+            remedy = tr(
                 "torch_npu loads with torch: look at the checks of Ascend below; TORCH_DEVICE_BACKEND_AUTOLOAD=0 "
                 "leaves it out"
             )
-        return Check(
-            "torch", FAIL, f"{version} is installed and cannot be imported: {problem}", remedy
-        )
+        broken = tr("{version} is installed and cannot be imported: {problem}")
+        return Check("torch", FAIL, broken.format(version=version, problem=problem), remedy)
     if numbers(version) < TORCH:
-        return Check("torch", FAIL, f"{version} is too old", f"pip install torch=={TESTED_TORCH}")
-    tested = "" if numbers(version) == numbers(TESTED_TORCH) else f" (tested with {TESTED_TORCH})"
-    return Check("torch", OK, f"{version}{tested}, {torch.get_num_threads()} threads")
+        old = tr("{version} is too old").format(version=version)
+        return Check("torch", FAIL, old, f"pip install torch=={TESTED_TORCH}")
+    tested = tr(" (tested with {version})").format(version=TESTED_TORCH)
+    tested = "" if numbers(version) == numbers(TESTED_TORCH) else tested
+    ready = tr("{version}, {n} threads")
+    detail = ready.format(version=f"{version}{tested}", n=torch.get_num_threads())
+    return Check("torch", OK, detail)
 
 
 def _transformers() -> Check:
@@ -81,80 +87,75 @@ def _transformers() -> Check:
     low, high = (".".join(map(str, v)) for v in TRANSFORMERS)
     remedy = f"pip install 'transformers>={low},<{high.split('.')[0]}'"
     if version is None:
-        return Check("transformers", FAIL, "not installed", remedy)
+        return Check("transformers", FAIL, tr("not installed"), remedy)
     fits = TRANSFORMERS[0] <= numbers(version) < TRANSFORMERS[1]
     return Check(
         "transformers",
         OK if fits else FAIL,
-        version if fits else f"{version} is outside {low} to {high}",
+        version
+        if fits
+        else tr("{version} is outside {low} to {high}").format(version=version, low=low, high=high),
         "" if fits else remedy,
     )
 
 
 def _tier(torch: Any) -> Check:
+    name = N_("device")
     if torch is None:
-        return Check("device", FAIL, "no device without torch", "see torch above")
+        return Check(name, FAIL, tr("no device without torch"), tr("see torch above"))
     if hostnpu.enabled():
-        return Check(
-            "device",
-            OK,
-            f"npu: {hostnpu.DEVICE_NAME}, enabled in this process. Results are exact, its times "
-            "are no NPU's",
-        )
+        here = tr("npu: {name}, enabled in this process. Results are exact, its times are no NPU's")
+        return Check(name, OK, here.format(name=hostnpu.DEVICE_NAME))
     if hasattr(torch, "npu") and torch.npu.is_available():
-        return Check("device", OK, f"npu: torch_npu sees {torch.npu.device_count()} card(s)")
+        sees = tr("npu: torch_npu sees {n} card(s)")
+        return Check(name, OK, sees.format(n=torch.npu.device_count()))
     if torch.cuda.is_available():
-        return Check(
-            "device", OK, f"cuda: {torch.cuda.get_device_name()}; no NPU is visible to torch"
-        )
-    built = (
-        ""
-        if torch.version.cuda is None
-        else ", though this torch is built for CUDA (no driver or no card)"
+        cuda = tr("cuda: {name}; no NPU is visible to torch")
+        return Check(name, OK, cuda.format(name=torch.cuda.get_device_name()))
+    built = tr(", though this torch is built for CUDA (no driver or no card)")
+    cpu = tr(
+        "cpu: torch sees neither NPU nor GPU{built}. Results are exact, timings are this CPU's"
     )
-    return Check(
-        "device",
-        OK,
-        f"cpu: torch sees neither NPU nor GPU{built}. Results are exact, timings are this CPU's",
-    )
+    return Check(name, OK, cpu.format(built="" if torch.version.cuda is None else built))
 
 
 def _host_npu() -> Check:
     """The stand-in: which torch_npu it would run, or why it cannot be had."""
+    name = N_("host NPU")
     if library.cann():
-        return Check("host NPU", NA, "CANN is here: the stand-in is never loaded beside it")
+        none = tr("CANN is here: the stand-in is never loaded beside it")
+        return Check(name, NA, none)
     found = hostnpu.status()
     if found.reason:
-        return Check("host NPU", NA, found.reason)
-    state = (
-        "enabled in this process"
-        if found.enabled
-        else "device host-npu, or dsv3_port.hostnpu.enable()"
-    )
-    return Check("host NPU", OK, f"torch_npu {found.torch_npu} in {found.folder}: {state}")
+        return Check(name, NA, found.reason)
+    on, off = tr("enabled in this process"), tr("device host-npu, or dsv3_port.hostnpu.enable()")
+    state = on if found.enabled else off
+    there = tr("torch_npu {version} in {folder}: {state}")
+    values = {"version": found.torch_npu, "folder": found.folder, "state": state}
+    return Check(name, OK, there.format(**values))
 
 
 def _compiler() -> Check:
     """torch.compile on cpu builds C++ that includes Python.h."""
+    title = N_("C++ compiler")
     name = environment("CXX") or next(
         (c for c in ("g++", "clang++", "c++") if shutil.which(c)), None
     )
     if name is None or shutil.which(name.split()[0]) is None:
         return Check(
-            "C++ compiler",
+            title,
             FAIL,
-            "none found: torch.compile on cpu needs one, notebooks 07, 08 and 10 too",
-            "install g++ (Debian, Ubuntu: apt install g++)",
+            tr("none found: torch.compile on cpu needs one, notebooks 07, 08 and 10 too"),
+            tr("install g++ (Debian, Ubuntu: apt install g++)"),
         )
     header = Path(sysconfig.get_path("include")) / "Python.h"
     if not header.is_file():
-        return Check(
-            "C++ compiler",
-            FAIL,
-            f"{name}, but Python's headers are missing: torch.compile on cpu needs them",
-            "install them (Debian, Ubuntu: apt install python3-dev)",
+        missing = tr(
+            "{compiler}, but Python's headers are missing: torch.compile on cpu needs them"
         )
-    return Check("C++ compiler", OK, name)
+        remedy = tr("install them (Debian, Ubuntu: apt install python3-dev)")
+        return Check(title, FAIL, missing.format(compiler=name), remedy)
+    return Check(title, OK, name)
 
 
 def _disk() -> Check:
@@ -163,43 +164,42 @@ def _disk() -> Check:
     short = []
     seen = {}
     for what, folder in (
-        ("this folder", Path.cwd()),
-        ("the cache folder", Path(user_cache_dir("dsv3-port"))),
+        (tr("this folder"), Path.cwd()),
+        (tr("the cache folder"), Path(user_cache_dir("dsv3-port"))),
     ):
         while not folder.exists() and folder != folder.parent:
             folder = folder.parent
         seen[what] = shutil.disk_usage(folder).free / 2**30
         if seen[what] < NEED_GIB or not os.access(folder, os.W_OK):
             short.append(what)
-    detail = ", ".join(f"{free:.1f} GiB free in {what}" for what, free in seen.items())
+    name, there = N_("disk"), tr("{free:.1f} GiB free in {folder}")
+    detail = tr(", ").join(there.format(free=free, folder=what) for what, free in seen.items())
     if short:
-        return Check(
-            "disk",
-            FAIL,
-            detail,
-            f"{NEED_GIB:g} GiB and write access are needed in {' and '.join(short)}",
-        )
-    return Check("disk", OK, detail)
+        need = tr("{size:g} GiB and write access are needed in {folders}")
+        remedy = need.format(size=NEED_GIB, folders=tr(" and ").join(short))
+        return Check(name, FAIL, detail, remedy)
+    return Check(name, OK, detail)
 
 
 def _notebooks() -> Check:
+    title = N_("notebooks")
     found = {
         name: version_of(name) for name in ("jupyterlab", "papermill", "nbconvert", "ipykernel")
     }
     missing = [name for name, version in found.items() if version is None]
     if len(missing) == len(found):
         remedy = "pip install 'dsv3-port[tutorial]'"
-        return Check("notebooks", NA, "the tutorial's packages are not installed", remedy)
+        return Check(title, NA, tr("the tutorial's packages are not installed"), remedy)
     if missing:
-        return Check(
-            "notebooks", FAIL, f"missing: {', '.join(missing)}", f"pip install {' '.join(missing)}"
-        )
-    return Check("notebooks", OK, ", ".join(f"{name} {version}" for name, version in found.items()))
+        detail = tr("missing: {packages}").format(packages=", ".join(missing))
+        return Check(title, FAIL, detail, f"pip install {' '.join(missing)}")
+    return Check(title, OK, ", ".join(f"{name} {version}" for name, version in found.items()))
 
 
 def _embedded_model(torch: Any) -> Check:
+    name = N_("embedded model")
     if torch is None:
-        return Check("embedded model", NA, "not looked for: reading it needs torch")
+        return Check(name, NA, tr("not looked for: reading it needs torch"))
     try:
         from ..paths import tiny
         from ..weights.checkpoint import Checkpoint
@@ -207,45 +207,33 @@ def _embedded_model(torch: Any) -> Check:
         folder = tiny()
         config = Checkpoint.open(folder).config
         size = sum(f.stat().st_size for f in folder.iterdir()) / 1e6
-        return Check(
-            "embedded model",
-            OK,
-            f"data/tiny-dsv3, {config.num_hidden_layers} layers, {size:.1f} MB",
-        )
+        there = tr("{folder}, {n} layers, {size:.1f} MB")
+        layers = config.num_hidden_layers
+        return Check(name, OK, there.format(folder="data/tiny-dsv3", n=layers, size=size))
     except (PortError, OSError) as error:
-        return Check(
-            "embedded model",
-            FAIL,
-            str(error),
-            "clone the repository again, or work inside its checkout",
-        )
+        remedy = tr("clone the repository again, or work inside its checkout")
+        return Check(name, FAIL, str(error), remedy)
 
 
 def _busy() -> Check:
     import psutil
 
     load, cores = psutil.getloadavg()[0], psutil.cpu_count() or 1
-    detail = f"load {load:.1f} on {cores} cores"
+    name = N_("quiet machine")
+    detail = tr("load {load:.1f} on {cores} cores").format(load=load, cores=cores)
     if load > cores / 2:
-        return Check(
-            "quiet machine",
-            WARN,
-            f"{detail}: timings will be noisy",
-            "wait until other work is done",
-        )
-    return Check("quiet machine", OK, detail)
+        noisy = tr("{load}: timings will be noisy").format(load=detail)
+        return Check(name, WARN, noisy, tr("wait until other work is done"))
+    return Check(name, OK, detail)
 
 
 def _guarded(name: str, check: Callable[[], Check | list[Check]]) -> Check | list[Check]:
     try:
         return check()
     except Exception as error:  # a doctor that falls over helps nobody
-        return Check(
-            name,
-            FAIL,
-            f"could not be checked: {type(error).__name__}: {error}",
-            "please report this",
-        )
+        why = f"{type(error).__name__}: {error}"
+        unknown = tr("could not be checked: {why}").format(why=why)
+        return Check(name, FAIL, unknown, tr("please report this"))
 
 
 def checks() -> list[Check]:

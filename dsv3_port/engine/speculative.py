@@ -20,6 +20,8 @@ from torch import Tensor
 from ..errors import PortError
 from ..model.cache import Cache
 from ..model.decoder import DeepseekV3
+from ..model.mtp import Accept
+from ..model.mtp import accept as accept_greedy
 from ..model.paged_cache import PagedCache
 from .caches import Caches
 from .decoding import Batch, Decoded
@@ -70,15 +72,15 @@ class Drafts:
         return cls(torch.cat([d.tokens for d in rows]), torch.cat(chances) if chances else None)
 
 
-def verify(logits: Tensor, drafts: Drafts, sample: Sampler) -> Tensor:
-    """logits [B, 2, V] behind t and behind the draft -> [B, 4]: the token behind t, the one behind
-    the draft (its own only where that was accepted), whether it was, whether all logits are
-    finite."""
-    highest, best = logits.max(-1)
-    finite = highest.isfinite().all(-1).long()
+def verify(
+    logits: Tensor, drafts: Drafts, sample: Sampler, accept: Accept = accept_greedy
+) -> Tensor:
+    """logits [B, 2, V] behind t and behind the draft -> [B, 4]: the token behind t; the newest one
+    (behind the draft where that is accepted, else the same); whether it is; whether all logits are
+    finite. `accept` (model/mtp.py) says the first three of greedy text."""
     if drafts.chances is None:
-        accepted = (best[:, 0] == drafts.tokens).long()
-        return torch.stack((best[:, 0], best[:, 1], accepted, finite), 1)
+        finite = logits.amax(-1).isfinite().all(-1).long()
+        return torch.cat((accept(logits, drafts.tokens), finite.unsqueeze(1)), 1)
     rows = []
     chances = [sample.chances(part) for part in logits.unbind(1)]
     for row, draft in enumerate(drafts.tokens.tolist()):
@@ -172,7 +174,7 @@ def step(
     cache.require_capacity(2)
     expect(cache, 2)
     logits, hidden = model.run_verify(pair, cache.pad, cache, False)
-    said = verify(logits, drafts, sample)
+    said = verify(logits, drafts, sample, model.accept)
     after = model.run_draft(said[:, :2].contiguous(), cache.pad, cache, False, hidden)
     cache.advance(2)
     return said, after[torch.arange(len(said), device=after.device), said[:, 2]]
@@ -197,7 +199,7 @@ def decode(batch: Batch, token: Tensor, drafts: Drafts) -> Decoded:
         if len(done) == cache.batch:
             return Decoded(seconds, accepted)
         said, after = step(batch.model, cache, token, drafts, sample)
-        token = said.gather(1, said[:, 2:3]).squeeze(1)
+        token = said[:, 1]
         drafts = Drafts.of(after, sample)
         lines = said.tolist()
         sample.require([finite or row in done for row, (*_, finite) in enumerate(lines)])

@@ -2,7 +2,7 @@
 plan names.
 
 What a learner writes goes in by attributes of one model: `visible`, `write`, `slots`,
-`keep` and `run_step` here, `absorbed` and `turn` of an attention, `route` of the grouped
+`accept`, `keep` and `run_step` here, `absorbed` and `turn` of an attention, `route` of the grouped
 experts, `group_mask` of a gate, `add_norm` of a fused norm. A twin that shares the
 weights keeps its own.
 """
@@ -27,7 +27,7 @@ from .context import BuildContext
 from .inputs import left_padding
 from .layer import DecoderLayer
 from .linear import LM_HEAD, ParallelLMHead, VocabParallelEmbedding
-from .mtp import VERIFIED, MultiTokenPrediction
+from .mtp import VERIFIED, Accept, MultiTokenPrediction, accept
 from .norm import make_norm
 from .paged_cache import CACHE, PagedCache, Paging, Slots, slot_mapping
 from .rope import RotaryEmbedding
@@ -74,6 +74,7 @@ class DeepseekV3(nn.Module):
         self.keep = LM_HEAD[ctx.plan.lm_head]
         self.write: Write = write_at_slot  # of the fixed caches that `new_cache` makes
         self.slots: Slots = slot_mapping  # of the paged ones
+        self.accept: Accept = accept  # asked with drafts, where text is greedy
         # None: as `visible_keys`, from the positions that a step has anyway
         self.visible: Visible | None = None
         # a prompt needs no mask then

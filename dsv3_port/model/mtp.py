@@ -13,6 +13,8 @@ model's: the published file holds copies of both, which are not read.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -24,6 +26,17 @@ from .linear import Linear
 from .norm import make_norm
 
 VERIFIED = 2  # positions of a verify step: the last token and one draft
+Accept = Callable[[Tensor, Tensor], Tensor]
+
+
+def accept(logits: Tensor, drafted: Tensor) -> Tensor:
+    """Greedy verification: logits [B, 2, V] behind the last token and behind its draft,
+    drafted [B] -> [B, 3] int64: the token behind the last one; the newest token, which
+    the next step computes; whether the draft is accepted (1 or 0)."""
+    first, second = logits.argmax(-1).unbind(1)
+    accepted = first == drafted
+    newest = torch.where(accepted, second, first)
+    return torch.stack((first, newest, accepted.long()), 1)
 
 
 class MultiTokenPrediction(DecoderLayer):

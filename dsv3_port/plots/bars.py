@@ -15,6 +15,7 @@ from ..bench.paired import Ratio, busy_text
 from ..bench.records import FAIR, PEER, YOURS, Record, Results
 from ..bench.results_table import seconds_text
 from ..errors import PortError
+from ..messages import N_, told, tr
 from ..steps import title_of
 from .colours import BLUE, GREEN, GREY, INK, PAPER, PURPLE, SMALL, VERMILLION
 from .shapes import name_rows
@@ -22,7 +23,7 @@ from .style import LabFigure, caption, figure, finish, key, on_phone, two_widths
 
 # variants of the ladder that are no rungs
 ASIDE = {FAIR: GREY, PEER: GREY, YOURS: PURPLE}
-SPREAD = "first bar: its median; others: that over the paired ratio; whiskers: quartiles"
+SPREAD = N_("first bar: its median; others: that over the paired ratio; whiskers: quartiles")
 
 
 def unit_of(records: Sequence[Record]) -> tuple[float, str]:
@@ -47,10 +48,10 @@ def _phases(results: Results, phase: str | None) -> list[str]:
 def _size(record: Record) -> str:
     parts = (
         (record.batch, f"batch {record.batch}"),
-        (record.context, f"{record.context} tokens cached"),
-        (record.tokens, f"{record.tokens} tokens"),
+        (record.context, tr("{n} tokens cached").format(n=record.context)),
+        (record.tokens, tr("{n} tokens").format(n=record.tokens)),
     )
-    return ", ".join(text for value, text in parts if value)
+    return tr(", ").join(text for value, text in parts if value)
 
 
 def _label(record: Record) -> str:
@@ -59,10 +60,11 @@ def _label(record: Record) -> str:
     here = {
         "compiled": "inductor",
         "captured": "CUDA graph",
-        "compiled-captured": "inductor in a CUDA graph",
+        "compiled-captured": tr("inductor in a CUDA graph"),
     }
     what = here.get(record.mode) if record.tier in ("cpu", "cuda") else None
-    return title_of(record.name) + (f" (here: {what})" if what else "")
+    of_here = tr(" (here: {what})").format(what=what)
+    return title_of(record.name) + (of_here if what else "")
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ def _draw(ax: Axes, bars: Sequence[Bar], labels: Sequence[str]) -> None:
     name_rows(ax, labels, grid=True)
     ax.set_xlim(0, widest * 1.42)
     ax.xaxis.set_major_locator(MaxNLocator(5))
-    ax.set_xlabel(f"time per call, {unit} (shorter is better)")
+    ax.set_xlabel(tr("time per call, {unit} (shorter is better)").format(unit=unit))
 
 
 @two_widths
@@ -140,16 +142,20 @@ def step_bars(results: Results, before: str, after: str, phase: str | None = Non
             _bar(pair[0], pair[1], found.ratio, colour, hatch=hatch),
         ]
         _draw(ax, bars, [_label(r) for r in pair])
-        ax.set_title(f"{p or 'call'}: {found.factor}", color=VERMILLION if slower else INK)
+        phase_name = p or tr("call")
+        ax.set_title(f"{phase_name}: {found.factor}", color=VERMILLION if slower else INK)
         if ax is not axes[-1]:
             ax.set_xlabel("")
         used += pair
-        times = " before, ".join(b.note for b in bars) + " after" if not found.busy else "not said"
-        said.append(f"{p or 'call'} {found.factor}, {times}")
+        one = tr("{phase} {factor}, {before} before, {after} after") if not found.busy else ""
+        none = tr("{phase} {factor}, not said")
+        notes = {"before": bars[0].note, "after": bars[1].note}
+        said.append((one or none).format(phase=phase_name, factor=found.factor, **notes))
     wrap_titles(fig, axes)
+    alt = tr("Bar chart of {after} against {before}: {said}.")
     return finish(
         fig,
-        f"Bar chart of {title_of(after)} against {title_of(before)}: {'; '.join(said)}.",
+        alt.format(after=title_of(after), before=title_of(before), said="; ".join(said)),
         caption(used, "; ".join(dict.fromkeys(_size(r) for r in used if _size(r)))),
     )
 
@@ -177,15 +183,15 @@ def ladder(results: Results, phase: str | None = None) -> LabFigure:
         named = on_phone() or ax is axes[0] or names.count(names[0]) < len(names)
         _draw(ax, bars, [_label(r) if named else "" for r in records])
         busy = busy_text(records)
-        title = f"{p or 'call'} ({_size(records[0])})" if _size(records[0]) else p or "call"
+        phase_name = p or tr("call")
+        title = f"{phase_name} ({_size(records[0])})" if _size(records[0]) else phase_name
         ax.set_title(f"{title}\n{busy}" if busy else title)
     key(fig, 4, handles=_ladder_key(kept))
     wrap_titles(fig, axes)
-    return finish(
-        fig,
-        "Bar chart of the ladder of porting steps: " + "; ".join(said) + ".",
-        caption(kept.records, SPREAD + ", ×: against the first bar, paired by round"),
-    )
+    alt = tr("Bar chart of the ladder of porting steps: {said}.").format(said="; ".join(said))
+    factor = tr("×: against the first bar, paired by round")
+    note = tr("{spread}, {factor}").format(spread=told(SPREAD), factor=factor)
+    return finish(fig, alt, caption(kept.records, note))
 
 
 def _largest_run(results: Results) -> list[Record]:
@@ -212,22 +218,26 @@ def _rungs(kept: Results, records: Sequence[Record]) -> list[Bar]:
 
 
 def _said(bar: Bar) -> str:
-    worse = " slower than the rung before" if bar.hatch == "//" else ""
-    return f"{bar.record.phase} {title_of(bar.record.name)} {bar.note or 'busy'}{worse}"
+    worse = " " + tr("slower than the rung before") if bar.hatch == "//" else ""
+    note = bar.note or tr("busy")
+    return f"{bar.record.phase} {title_of(bar.record.name)} {note}{worse}"
 
 
 def _ladder_key(results: Results) -> list[Patch]:
     if results.busy:
-        return [Patch(facecolor=GREY, hatch="..", edgecolor=PAPER, label="busy: no verdict")]
+        return [Patch(facecolor=GREY, hatch="..", edgecolor=PAPER, label=tr("busy: no verdict"))]
     patches = [
-        Patch(color=GREY, label="for comparison"),
-        Patch(color=BLUE, label="port, eager"),
+        Patch(color=GREY, label=tr("for comparison")),
+        Patch(color=BLUE, label=tr("port, eager")),
         Patch(
-            facecolor=VERMILLION, hatch="//", edgecolor=PAPER, label="slower than the rung before"
+            facecolor=VERMILLION,
+            hatch="//",
+            edgecolor=PAPER,
+            label=tr("slower than the rung before"),
         ),
     ]
     if any(r.mode != "eager" for r in results):
-        patches.append(Patch(color=GREEN, label="port, as a graph"))
+        patches.append(Patch(color=GREEN, label=tr("port, as a graph")))
     if YOURS in results.names:
-        patches.append(Patch(color=PURPLE, label="with your functions"))
+        patches.append(Patch(color=PURPLE, label=tr("with your functions")))
     return patches

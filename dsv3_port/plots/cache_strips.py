@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
 from ..errors import PortError
+from ..messages import tr, trn
 from .colours import GREY, INK, LIGHT, NORMAL, SKY, VERMILLION
 from .shapes import box
 from .style import LabFigure, figure, finish, styled
@@ -30,29 +31,38 @@ def cache_strips(filled: int = 4, steps: int = 4, room: int = 10) -> LabFigure:
         ax.set_ylim(steps - 0.3, -0.3)
         ax.axis("off")
     key = [
-        Patch(facecolor=VERMILLION, label="the new row, written"),
-        Patch(facecolor=LIGHT, hatch="//", edgecolor=GREY, label="copied from the last step"),
-        Patch(facecolor=SKY, label="left where it was"),
-        Patch(facecolor="white", edgecolor=GREY, linestyle=":", label="given back, or still empty"),
+        Patch(facecolor=VERMILLION, label=tr("the new row, written")),
+        Patch(facecolor=LIGHT, hatch="//", edgecolor=GREY, label=tr("copied from the last step")),
+        Patch(facecolor=SKY, label=tr("left where it was")),
+        Patch(
+            facecolor="white",
+            edgecolor=GREY,
+            linestyle=":",
+            label=tr("given back, or still empty"),
+        ),
     ]
     fig.legend(handles=key, loc="outside upper center", ncols=4)
     rows = [", ".join(map(str, w)) for w in written]
-    return finish(
-        fig,
-        f"Strips of memory over {steps} decode steps. Growing cache: each step allocates a longer strip at "
-        f"another place and writes {rows[0]} rows. Fixed cache: one strip of {room} places, at the same "
-        f"place in every step, of which {rows[1]} row is written a step.",
-        "Drawn, not measured: one square is one position's row; from left to right: addresses.",
+    alt = tr(
+        "Strips of memory over {steps} decode steps. Growing cache: each step allocates a longer strip at "
+        "another place and writes {growing} rows. Fixed cache: one strip of {room} places, at the same "
+        "place in every step, of which {fixed} row is written a step."
     )
+    note = tr(
+        "Drawn, not measured: one square is one position's row; from left to right: addresses."
+    )
+    said = alt.format(steps=steps, growing=rows[0], room=room, fixed=rows[1])
+    return finish(fig, said, note)
 
 
 def _name(ax: Axes, step: int) -> None:
-    ax.text(-0.3, step * _ROW + _HIGH / 2, f"step {step + 1}", ha="right", va="center")
+    name = tr("step {n}").format(n=step + 1)
+    ax.text(-0.3, step * _ROW + _HIGH / 2, name, ha="right", va="center")
 
 
 def _growing(ax: Axes, filled: int, steps: int) -> list[int]:
     """Each step a strip of its own behind the last one, which is given back."""
-    ax.set_title("growing: allocate, copy everything, append")
+    ax.set_title(tr("growing: allocate, copy everything, append"))
     left, written, before = 0.0, [], (0.0, 0)
     for step in range(steps):
         y, length = step * _ROW, filled + step + 1
@@ -71,7 +81,7 @@ def _growing(ax: Axes, filled: int, steps: int) -> list[int]:
 
 
 def _fixed(ax: Axes, filled: int, steps: int, room: int) -> list[int]:
-    ax.set_title("fixed: allocate once, write at the slot")
+    ax.set_title(tr("fixed: allocate once, write at the slot"))
     for step in range(steps):
         y, slot = step * _ROW, filled + step
         for place in range(room):
@@ -80,7 +90,7 @@ def _fixed(ax: Axes, filled: int, steps: int, room: int) -> list[int]:
             else:
                 box(ax, place, y, 1, _HIGH, VERMILLION if place == slot else SKY, lw=1.2)
         _name(ax, step)
-        _said(ax, room, y, 1, f"slot {slot}: ")
+        _said(ax, room, y, 1, tr("slot {n}: ").format(n=slot))
     ax.set_xlim(0, room + 4.0)
     return [1] * steps
 
@@ -90,7 +100,7 @@ def _empty(ax: Axes, x: float, y: float) -> None:
 
 
 def _said(ax: Axes, x: float, y: float, rows: int, before: str = "") -> None:
-    text = f"{before}{rows} row{'s' * (rows > 1)} written"
+    text = before + trn("{n} row written", "{n} rows written", rows).format(n=rows)
     weight = "bold" if rows == 1 else "normal"
     ax.text(
         x + 0.25, y + _HIGH / 2, text, va="center", fontsize=NORMAL, fontweight=weight, color=INK

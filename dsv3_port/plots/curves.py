@@ -14,6 +14,7 @@ from ..bench.results_table import seconds_text
 from ..bench.speed_tables import curve, fit_exponent
 from ..errors import PortError
 from ..forecast.planner import GIB, Forecast
+from ..messages import tr
 from ..steps import title_of
 from .bars import unit_of
 from .colours import CYCLE, GREY, LIGHT, MARKERS
@@ -27,7 +28,7 @@ def cost_curve(
     """Time against a field of the records ("context", "tokens", "batch"), quartiles as bands,
     logarithmic axes. A busy machine's lines are grey and dashed, without exponents."""
     chosen = results.latest().select(lambda r: names is None or r.name in names)
-    note = caption(chosen.records, "lines: medians, bands: quartiles")
+    note = caption(chosen.records, tr("lines: medians, bands: quartiles"))
     scale, unit = unit_of(chosen.records)
     fig, (ax,) = figure(size=(9.0, 4.6))
     said, busy = [], busy_text(chosen.records)
@@ -47,7 +48,9 @@ def cost_curve(
             label += f"  (∝ {x}^{fit_exponent(xs, ys):.2f})"
         ax.plot(xs, ys, dash, marker=MARKERS[k % 8], color=colour, lw=2, ms=7, label=label)
         first, last = seconds_text(line[0].median), seconds_text(line[-1].median)
-        said.append(label if busy else f"{label} from {first} at {xs[0]} to {last} at {xs[-1]}")
+        ends = {"first": first, "low": xs[0], "last": last, "high": xs[-1]}
+        grows = tr("{line} from {first} at {low} to {last} at {high}")
+        said.append(label if busy else grows.format(line=label, **ends))
     ticks = sorted({getattr(r, x) for r in chosen})
     ax.set_xscale("log", base=2)
     ax.set_yscale("log")
@@ -56,13 +59,13 @@ def cost_curve(
     _plain_log_ticks(ax, min(r.q1 for r in chosen) * scale, max(r.q3 for r in chosen) * scale)
     ax.set_xlabel(
         {
-            "context": "tokens in the cache",
-            "tokens": "tokens of the prompt",
-            "batch": "batch size",
-            "top": "experts of each token",
+            "context": tr("tokens in the cache"),
+            "tokens": tr("tokens of the prompt"),
+            "batch": tr("batch size"),
+            "top": tr("experts of each token"),
         }.get(x, x)
     )
-    ax.set_ylabel(f"time per call, {unit}")
+    ax.set_ylabel(tr("time per call, {unit}").format(unit=unit))
     ax.grid(color=LIGHT, lw=0.8)
     if on_phone():
         key(fig, 1)
@@ -70,8 +73,10 @@ def cost_curve(
         ax.legend(loc="best")
     ax.set_title(busy)
     wrap_titles(fig, [ax])
-    said = [*([f"no verdict, {busy}"] if busy else []), *said]
-    return finish(fig, f"Line chart of time against {x}: " + "; ".join(said) + ".", note)
+    none = tr("no verdict, {why}").format(why=busy)
+    said = [*([none] if busy else []), *said]
+    alt = tr("Line chart of time against {x}: {said}.").format(x=x, said="; ".join(said))
+    return finish(fig, alt, note)
 
 
 def _plain_log_ticks(ax: Axes, low: float, high: float) -> None:
@@ -106,10 +111,10 @@ def memory_curve(rows: Sequence[Forecast]) -> LabFigure:
         )
     xs = [f.world_size for f in cut]
     lines = {
-        "all": [f.total_bytes for f in cut],
-        "routed experts": [f.weights_bytes.get("experts", 0) for f in cut],
-        "attention": [f.weights_bytes.get("attention", 0) for f in cut],
-        "other weights": [
+        tr("all"): [f.total_bytes for f in cut],
+        tr("routed experts"): [f.weights_bytes.get("experts", 0) for f in cut],
+        tr("attention"): [f.weights_bytes.get("attention", 0) for f in cut],
+        tr("other weights"): [
             f.weights_total
             - f.weights_bytes.get("experts", 0)
             - f.weights_bytes.get("attention", 0)
@@ -132,19 +137,17 @@ def memory_curve(rows: Sequence[Forecast]) -> LabFigure:
             ms=7,
             label=label,
         )
-        said.append(
-            f"{label} from {sizes[0] / GIB:.3g} GiB on {xs[0]} to {sizes[-1] / GIB:.3g} on {xs[-1]}"
-        )
+        falls = tr("{line} from {first:.3g} GiB on {few} to {last:.3g} on {many}")
+        ends = {"first": sizes[0] / GIB, "few": xs[0], "last": sizes[-1] / GIB, "many": xs[-1]}
+        said.append(falls.format(line=label, **ends))
     ax.set_xscale("log", base=2)
     ax.set_yscale("log")
     ax.set_xticks(xs, [str(x) for x in xs])
     ax.minorticks_off()
-    ax.set_xlabel("ranks")
-    ax.set_ylabel("GiB on each rank (forecast)")
+    ax.set_xlabel(tr("ranks"))
+    ax.set_ylabel(tr("GiB on each rank (forecast)"))
     ax.grid(color=LIGHT, lw=0.8)
     key(fig, 3)
-    return finish(
-        fig,
-        "Line chart of forecast memory over ranks: " + "; ".join(said) + ".",
-        f"forecast from shapes, {cut[0].dtype}; nothing was measured",
-    )
+    alt = tr("Line chart of forecast memory over ranks: {said}.").format(said="; ".join(said))
+    note = tr("forecast from shapes, {dtype}; nothing was measured").format(dtype=cut[0].dtype)
+    return finish(fig, alt, note)

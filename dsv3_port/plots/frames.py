@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import PortError
+from ..messages import tr
 from .colours import INK, PAPER
 from .style import _JUPYTER_DARK, CSS_CLASS
 
@@ -99,10 +100,11 @@ class Frames:
             f'<label for="{mine}-{k}">{html.escape(frame.label)}</label>'
             for k, frame in enumerate(self.frames, 1)
         )
+        stop = tr(".")
         figures = "".join(
             f'<figure><img class="{CSS_CLASS}" alt="{html.escape(frame.alt)}" src="data:image/svg+xml;'
             f'base64,{base64.b64encode(frame.svg.encode()).decode()}"><figcaption><b>'
-            f"{html.escape(frame.label)}.</b> {html.escape(frame.caption)}</figcaption></figure>"
+            f"{html.escape(frame.label)}{stop}</b> {html.escape(frame.caption)}</figcaption></figure>"
             for frame in self.frames
         )
         # without the attribute JupyterLab takes the arrow keys for its own
@@ -119,7 +121,8 @@ class Frames:
         }
 
     def __str__(self) -> str:
-        lines = [f"{k}. {f.label}. {f.alt} {f.caption}" for k, f in enumerate(self.frames, 1)]
+        stop = tr(".")
+        lines = [f"{k}. {f.label}{stop} {f.alt} {f.caption}" for k, f in enumerate(self.frames, 1)]
         return "\n".join([self.title, *lines])
 
     __repr__ = __str__

@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from ..errors import PortError
+from ..messages import tr
 from .colours import BLUE, GREY, LARGE, NORMAL, VERMILLION
 from .shapes import arrow, box, centred
 from .style import LabFigure, figure, finish, styled
@@ -53,9 +54,9 @@ def group_boards(group_idx: Tensor, groups: int) -> LabFigure:
     _board(ax, writing, 1.0, {}, size, BLUE)
     _board(ax, writing + step, 1.0, places, size, VERMILLION)
     for at, text in (
-        (writing, "zeros"),
-        (writing + step, "the writes, in their order"),
-        (last, "mask"),
+        (writing, tr("zeros")),
+        (writing + step, tr("the writes, in their order")),
+        (last, tr("mask")),
     ):
         centred(ax, at + groups / 2, 0.3, text, NORMAL)
     _board(ax, last, 1.0, ones, size, BLUE)
@@ -65,21 +66,23 @@ def group_boards(group_idx: Tensor, groups: int) -> LabFigure:
     for k in range(top):
         page = {(t, g): "1" for t, g, at in kept if at == k}
         _board(ax, k * step, low, page, size, BLUE)
-        centred(ax, k * step + groups / 2, low - 0.7, f"choice {k} == 0 … {groups - 1}", NORMAL)
+        head = tr("choice {k} == 0 … {last}").format(k=k, last=groups - 1)
+        centred(ax, k * step + groups / 2, low - 0.7, head, NORMAL)
         sign = "=" if k == top - 1 else "+"
         centred(ax, k * step + groups + _GAP / 2, low + tokens / 2, sign, LARGE)
     _board(ax, last, low, ones, size, BLUE)
-    centred(ax, last + groups / 2, low - 0.7, "mask", NORMAL)
-    for x, y, text in ((writing, -0.9, "by writing"), (0, low - 1.9, "by comparing")):
+    centred(ax, last + groups / 2, low - 0.7, tr("mask"), NORMAL)
+    for x, y, text in ((writing, -0.9, tr("by writing")), (0, low - 1.9, tr("by comparing"))):
         ax.text(x, y, text, fontsize=LARGE, fontweight="bold", va="center")
     ax.set_xlim(-0.3, wide + 0.3)
     ax.set_ylim(low + tokens + 0.3, -1.6)
     ax.axis("off")
-    rows = "; ".join(f"token {t} keeps {sorted(idx[t].tolist())}" for t in range(tokens))
-    return finish(
-        fig,
-        f"The same mask of {tokens} tokens and {groups} groups, made twice. By writing: zeros, then "
-        f"{len(kept)} writes to places that the choices name. By comparing: {top} pages, one for each "
-        f"choice, and their sum. {rows}.",
-        "Drawn, not measured. Rows: tokens; columns: groups of experts.",
+    row = tr("token {t} keeps {groups}")
+    rows = "; ".join(row.format(t=t, groups=sorted(idx[t].tolist())) for t in range(tokens))
+    alt = tr(
+        "The same mask of {tokens} tokens and {groups} groups, made twice. By writing: zeros, then {writes} "
+        "writes to places that the choices name. By comparing: {top} pages, one for each choice, and their "
+        "sum. {rows}."
     )
+    said = alt.format(tokens=tokens, groups=groups, writes=len(kept), top=top, rows=rows)
+    return finish(fig, said, tr("Drawn, not measured. Rows: tokens; columns: groups of experts."))

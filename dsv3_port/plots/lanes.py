@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import PortError
+from ..messages import tr
 from .colours import BLUE, GREY, INK, ORANGE, SKY
 from .frames import WIDTH, Frame, Frames, box, words
 
@@ -70,16 +71,18 @@ def lanes(
     eager = [run_lanes(operators, launch, kernel) for kernel in (prefill, decode)]
     graph = run_lanes(operators, launch, decode, graph=True)
     whole = max(lane.end for lane in (*eager, graph))
+    many = tr("{n} launches of {launch:g}, kernels of {kernel:g}")
     drawn = [
-        _frame(name, lane, whole, f"{operators} launches of {launch:g}, kernels of {kernel:g}")
+        _frame(name, lane, whole, many.format(n=operators, launch=launch, kernel=kernel))
         for name, lane, kernel in zip(
-            ("prefill", "decode step"), eager, (prefill, decode), strict=True
+            (tr("prefill"), tr("decode step")), eager, (prefill, decode), strict=True
         )
     ]
-    one = f"one launch of {launch:g}, {operators} kernels of {decode:g}"
+    one = tr("one launch of {launch:g}, {n} kernels of {kernel:g}")
+    given = one.format(launch=launch, n=operators, kernel=decode)
     return Frames(
-        "Who waits? · 谁在等待？ (an illustration, not a measurement)",
-        [*drawn, _frame("the decode step as a graph", graph, whole, one)],
+        tr("Who waits? · 谁在等待？ (an illustration, not a measurement)"),
+        [*drawn, _frame(tr("the decode step as a graph"), graph, whole, given)],
         shown,
     )
 
@@ -87,20 +90,27 @@ def lanes(
 def _frame(name: str, lane: Lane, whole: float, given: str) -> Frame:
     waits = lane.waited > 1e-9
     deep = _deepest(lane.queue)
-    label = f"{name}: " + (
-        "one launch" if len(lane.host) == 1 else "the device waits" if waits else "the queue fills"
+    one, idle, full = tr("one launch"), tr("the device waits"), tr("the queue fills")
+    why = one if len(lane.host) == 1 else idle if waits else full
+    label = tr("{name}: {why}").format(name=name, why=why)
+    works = tr(
+        "From its first operator on the device always works; up to {n} operators wait in the queue."
     )
-    says = (
-        f"From its first operator on the device waits {lane.waited:.3g} and works {lane.busy:.3g}: "
-        "the host sets the time."
-        if waits
-        else f"From its first operator on the device always works; up to {deep} operators wait in "
-        "the queue" + (": the device sets the time." if len(lane.host) > 1 else ".")
+    sets = tr(
+        "From its first operator on the device always works; up to {n} operators wait in the queue: the "
+        "device sets the time."
     )
+    host = tr(
+        "From its first operator on the device waits {idle:.3g} and works {busy:.3g}: the host sets the time."
+    )
+    says = (sets if len(lane.host) > 1 else works).format(n=deep)
+    if waits:
+        says = host.format(idle=lane.waited, busy=lane.busy)
     body, height = _draw(lane, whole, max(deep, 1))
-    alt = f"Three lanes over time, host, queue and device: {given}."
-    caption = f"{given[0].upper()}{given[1:]}; done after {lane.end:.3g}. {says}"
-    return Frame(label, body, height, alt, caption)
+    alt = tr("Three lanes over time, host, queue and device: {given}.").format(given=given)
+    done = tr("{given}; done after {end:.3g}. {says}")
+    begun = f"{given[0].upper()}{given[1:]}"
+    return Frame(label, body, height, alt, done.format(given=begun, end=lane.end, says=says))
 
 
 def _deepest(queue: list[tuple[float, float]]) -> int:
@@ -119,9 +129,9 @@ def _draw(lane: Lane, whole: float, deep: int) -> tuple[str, float]:
             text = str(k) if (b - a) * unit >= 17 and len(spans) > 1 else ""
             parts.append(box(_LEFT + a * unit, y + 18, (b - a) * unit, _LANE, colour, text))
 
-    bars("host: launches", lane.host, ORANGE, y)
+    bars(tr("host: launches"), lane.host, ORANGE, y)
     y += 18 + _LANE + 8
-    parts.append(words(_LEFT, y + 8, "queue: launched, not begun"))
+    parts.append(words(_LEFT, y + 8, tr("queue: launched, not begun")))
     free: list[float] = []  # when each row of the queue is free again
     for a, b in (span for span in lane.queue if span[1] > span[0]):
         row = next((r for r, until in enumerate(free) if until <= a), len(free))
@@ -130,9 +140,9 @@ def _draw(lane: Lane, whole: float, deep: int) -> tuple[str, float]:
             box(_LEFT + a * unit, y + 18 + row * _ROW, (b - a) * unit, _ROW - 1.5, SKY, "")
         )
     if not free:
-        parts.append(words(_LEFT, y + 24, "empty", ink=GREY))
+        parts.append(words(_LEFT, y + 24, tr("empty"), ink=GREY))
     y += 18 + max(deep * _ROW, 14) + 8
-    bars("device: kernels (hatched: waits)", lane.device, BLUE, y)
+    bars(tr("device: kernels (hatched: waits)"), lane.device, BLUE, y)
     for a, b in _gaps(lane):
         width, x = (b - a) * unit, _LEFT + a * unit
         parts.append(

@@ -14,6 +14,7 @@ from matplotlib.patches import Patch
 from ..config import DeepseekV3Config
 from ..errors import PortError
 from ..forecast.planner import GIB, Forecast, kv_bytes_per_token
+from ..messages import N_, told, tr
 from ..paths import recorded_file
 from ..plan import PortPlan
 from .colours import (
@@ -35,13 +36,13 @@ from .style import LabFigure, figure, finish, styled
 
 CITED = "cited.json"
 _COLOURS = {
-    "experts": BLUE,
-    "attention": ORANGE,
-    "shared": GREEN,
-    "dense": YELLOW,
-    "embedding": SKY,
-    "head": SKY,
-    "other": GREY,
+    N_("experts"): BLUE,
+    N_("attention"): ORANGE,
+    N_("shared"): GREEN,
+    N_("dense"): YELLOW,
+    N_("embedding"): SKY,
+    N_("head"): SKY,
+    N_("other"): GREY,
     "KV cache": PURPLE,
 }
 
@@ -63,12 +64,10 @@ def memory_bars(rows: Sequence[Forecast], hbm: float = 64.0) -> LabFigure:
         sizes.append(("other", f.weights_total - sum(s for _, s in sizes)))
         sizes.append(("KV cache", f.total_bytes - f.weights_total))
         left = stack(ax, y, [(size / GIB, _COLOURS[part], "") for part, size in sizes])
-        text = (
-            f"{left:.0f} GiB"
-            if f.weights_bytes
-            else "this number of cards does not divide the model"
-        )
-        verdict = "fits" if f.fits else "does not fit" if f.weights_bytes else "cannot be cut"
+        undivided = tr("this number of cards does not divide the model")
+        text = f"{left:.0f} GiB" if f.weights_bytes else undivided
+        misfit = tr("does not fit") if f.weights_bytes else tr("cannot be cut")
+        verdict = tr("fits") if f.fits else misfit
         ax.text(
             left + 0.008 * widest,
             y,
@@ -79,19 +78,22 @@ def memory_bars(rows: Sequence[Forecast], hbm: float = 64.0) -> LabFigure:
             zorder=3,
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
         )
-        said.append(f"{f.world_size} cards {f.dtype}: {left:.0f} GiB, {verdict}")
+        row = tr("{n} cards {dtype}: {size:.0f} GiB, {verdict}")
+        said.append(row.format(n=f.world_size, dtype=f.dtype, size=left, verdict=verdict))
     ax.axvline(hbm, color=VERMILLION, lw=2, ls="--")
-    ax.text(hbm, -0.62, f" one card: {hbm:g} GiB", color=VERMILLION, fontsize=SMALL, va="bottom")
+    one = tr("one card: {size:g} GiB").format(size=hbm)
+    ax.text(hbm, -0.62, f" {one}", color=VERMILLION, fontsize=SMALL, va="bottom")
     name_rows(ax, [f"{f.world_size} × {f.dtype}" for f in rows], 0.6, 0.4)
     ax.set_xlim(0, widest * 1.2)
-    ax.set_xlabel("GiB on each card (forecast)")
+    ax.set_xlabel(tr("GiB on each card (forecast)"))
     names = [*parts, "other", "KV cache"]
     fig.legend(
-        handles=[Patch(color=_COLOURS[n], label=n) for n in names],
+        handles=[Patch(color=_COLOURS[n], label=told(n)) for n in names],
         loc="outside upper center",
         ncols=min(len(names), 7),
     )
-    return finish(fig, "Stacked bars of forecast memory per card: " + "; ".join(said) + ".")
+    alt = tr("Stacked bars of forecast memory per card: {said}.").format(said="; ".join(said))
+    return finish(fig, alt)
 
 
 @styled
@@ -109,37 +111,47 @@ def kv_cache_to_scale(
     heads, gap, left = c.num_attention_heads, 0.25, 0.0
     width = c.qk_head_dim + c.v_head_dim
     for name, part, colour in (
-        ("keys without position", c.qk_nope_head_dim, BLUE),
-        ("rotary keys", c.qk_rope_head_dim, SKY),
-        ("values", c.v_head_dim, ORANGE),
+        (tr("keys without position"), c.qk_nope_head_dim, BLUE),
+        (tr("rotary keys"), c.qk_rope_head_dim, SKY),
+        (tr("values"), c.v_head_dim, ORANGE),
     ):
-        share = side * part / width
-        box(ax, 0, left, side, share, colour, f"{name}\n{heads} heads × {part}", lw=1.5)
+        share, of = side * part / width, tr("{heads} heads × {part}")
+        text = f"{name}\n{of.format(heads=heads, part=part)}"
+        box(ax, 0, left, side, share, colour, text, lw=1.5)
         left += share
     row = c.kv_lora_rank + c.qk_rope_head_dim
+    once = tr("one latent row for all heads\n{sum} numbers")
     box(ax, side + gap, 0, small, small, VERMILLION, lw=1.5)
     ax.text(
         side + gap + small + 0.04,
         small / 2,
-        f"one latent row for all heads\n{c.kv_lora_rank} + {c.qk_rope_head_dim} = {row} numbers",
+        once.format(sum=f"{c.kv_lora_rank} + {c.qk_rope_head_dim} = {row}"),
         va="center",
         fontsize=SMALL,
     )
     big: dict[str, Any] = {"fontsize": LARGE, "fontweight": "bold"}
-    ax.text(side / 2, side + 0.03, f"expanded: {_size_text(expanded)}", ha="center", **big)
-    text = f"low rank: {_size_text(latent)}"
+    sizes = {"large": _size_text(expanded), "small": _size_text(latent)}
+    large = tr("expanded: {large}").format(**sizes)
+    ax.text(side / 2, side + 0.03, large, ha="center", **big)
+    text = tr("low rank: {small}").format(**sizes)
     ax.text(side + gap, small + 0.03, text, color=VERMILLION, **big)
-    ax.text(side + gap, small + 0.15, f"{expanded / latent:.1f} times smaller", fontsize=NORMAL)
+    smaller = tr("{times:.1f} times smaller").format(times=expanded / latent)
+    ax.text(side + gap, small + 0.15, smaller, fontsize=NORMAL)
     ax.set_xlim(-0.02, side + gap + 1.05)
     ax.set_ylim(-0.03, side + 0.12)
     ax.set_aspect("equal")
     ax.axis("off")
-    text = f"KV cache of one sequence of {context:,} tokens, {c.num_hidden_layers} layers, {dtype}; areas to scale"
+    note = tr(
+        "KV cache of one sequence of {context:,} tokens, {layers} layers, {dtype}; areas to scale"
+    )
+    alt = tr(
+        "Two squares to scale: the expanded cache takes {large}, the low-rank cache {small}, {times:.1f} "
+        "times less."
+    )
     return finish(
         fig,
-        f"Two squares to scale: the expanded cache takes {_size_text(expanded)}, the low-rank cache "
-        f"{_size_text(latent)}, {expanded / latent:.1f} times less.",
-        text,
+        alt.format(times=expanded / latent, **sizes),
+        note.format(context=context, layers=c.num_hidden_layers, dtype=dtype),
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from ..config import DeepseekV3Config
+from ..messages import tr
 from .colours import BLUE, GREY, INK, LARGE, NORMAL, ORANGE, SMALL, VERMILLION
 from .shapes import arrow, box, centred
 from .style import LabFigure, figure, finish, styled
@@ -58,36 +59,39 @@ def absorb_picture(config: DeepseekV3Config) -> LabFigure:
         _matrix(ax, second, y, 1.0, n, ORANGE, "w_k", f"{nope} × {rank}")
         centred(ax, third - _GAP / 2, y, "·", LARGE, fontweight="bold")
         colour, kept = (
-            (VERMILLION, "cached: once for all heads") if absorbed else (GREY, "not kept")
+            (VERMILLION, tr("cached: once for all heads")) if absorbed else (GREY, tr("not kept"))
         )
-        _matrix(ax, third, y, length, 1.0, colour, f"latent, transposed\n{kept}", f"{rank} × L")
+        latent = tr("latent, transposed")
+        _matrix(ax, third, y, length, 1.0, colour, f"{latent}\n{kept}", f"{rank} × L")
         if absorbed:
-            what = f"1 × {rank}: the query in latent space"
+            what = tr("1 × {rank}: the query in latent space").format(rank=rank)
             _bracket(ax, -0.07, second + 1.07, y, what, BLUE)
             numbers = f"{rank} + {c.qk_rope_head_dim}"
         else:
-            what = f"{nope} × L: the keys of this head, cached"
+            what = tr("{n} × L: the keys of this head, cached").format(n=nope)
             _bracket(ax, second - 0.07, end, y, what, GREY)
             numbers = f"{c.num_attention_heads} × ({nope} + {c.qk_rope_head_dim} + {c.v_head_dim})"
-        text = f"cache a token and layer\n{numbers} numbers"
+        text = tr("cache a token and layer\n{count} numbers").format(count=numbers)
         colour = VERMILLION if absorbed else INK
         ax.text(end + 0.1, y, text, va="center", fontsize=NORMAL, color=colour)
     for y, text in (
-        (2.62, "upstream: expand the keys, then multiply"),
-        (0.87, "absorbed: turn the query, then multiply"),
+        (2.62, tr("upstream: expand the keys, then multiply")),
+        (0.87, tr("absorbed: turn the query, then multiply")),
     ):
         ax.text(-0.1, y, text, fontsize=LARGE, fontweight="bold")
     ax.set_xlim(-0.12, n + 2 * _GAP + 1.0 + length + 1.35)
     ax.set_ylim(-0.72, 2.8)
     ax.set_aspect("equal")
     ax.axis("off")
-    return finish(
-        fig,
-        "The scores of one head as a product of three matrices, bracketed in two ways: upstream "
-        f"multiplies w_k [{nope} x {rank}] with the latent rows first and caches keys for every head, the "
-        f"absorbed form multiplies the query with w_k first and caches the latent rows.",
-        "one head, one query, L cached positions; the rotary part of the score is added to either",
+    alt = tr(
+        "The scores of one head as a product of three matrices, bracketed in two ways: upstream multiplies "
+        "w_k [{nope} x {rank}] with the latent rows first and caches keys for every head, the absorbed form "
+        "multiplies the query with w_k first and caches the latent rows."
     )
+    note = tr(
+        "one head, one query, L cached positions; the rotary part of the score is added to either"
+    )
+    return finish(fig, alt.format(nope=nope, rank=rank), note)
 
 
 @styled

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch
 
 from ..config import DeepseekV3Config
+from ..messages import N_, told, tr
 from ..steps import STEPS
 from .colours import (
     BLUE,
@@ -42,20 +43,20 @@ _TOUCHES = {
 }
 _Box = tuple[float, float, float, float, str, str, str]  # x, y, width, height, title, text, colour
 _PLACES = {
-    "embedding": (0.1, 5.6, 1.6, 0.8, "embedding", SKY),
+    "embedding": (0.1, 5.6, 1.6, 0.8, N_("embedding"), SKY),
     "layers": (0.1, 3.6, 1.6, 1.2, "", LIGHT),
     "last norm": (0.1, 2.0, 1.6, 0.8, "RMSNorm", LIGHT),
     "head": (0.1, 0.4, 1.6, 0.8, "LM head", PURPLE),
     "norm": (2.3, 3.4, 1.25, 0.9, "RMSNorm", LIGHT),
-    "queries": (3.9, 4.7, 1.6, 1.1, "queries", ORANGE),
-    "cache": (5.75, 4.7, 1.45, 1.1, "KV row", ORANGE),
-    "attention": (3.9, 2.6, 3.3, 1.3, "attention", ORANGE),
+    "queries": (3.9, 4.7, 1.6, 1.1, N_("queries"), ORANGE),
+    "cache": (5.75, 4.7, 1.45, 1.1, N_("KV row"), ORANGE),
+    "attention": (3.9, 2.6, 3.3, 1.3, N_("attention"), ORANGE),
     "o_proj": (3.9, 1.1, 3.3, 0.8, "o_proj", ORANGE),
     "second norm": (7.55, 3.4, 1.25, 0.9, "+ RMSNorm", LIGHT),
-    "gate": (9.2, 4.7, 1.9, 1.1, "gate", VERMILLION),
-    "routed": (9.2, 2.6, 1.9, 1.3, "routed experts", BLUE),
-    "shared": (11.35, 2.6, 1.75, 1.3, "shared expert", GREEN),
-    "sum": (9.2, 1.1, 3.9, 0.8, "weighted sum, +", BLUE),
+    "gate": (9.2, 4.7, 1.9, 1.1, N_("gate"), VERMILLION),
+    "routed": (9.2, 2.6, 1.9, 1.3, N_("routed experts"), BLUE),
+    "shared": (11.35, 2.6, 1.75, 1.3, N_("shared expert"), GREEN),
+    "sum": (9.2, 1.1, 3.9, 0.8, N_("weighted sum, +"), BLUE),
 }
 _ARROWS = (
     (0.9, 5.6, 0.9, 4.8),
@@ -78,27 +79,35 @@ _ARROWS = (
 def _boxes(c: DeepseekV3Config) -> dict[str, _Box]:
     heads, row = c.num_attention_heads, c.kv_lora_rank + c.qk_rope_head_dim
     nope, value = c.qk_nope_head_dim, c.v_head_dim
+    dense, low = tr("the first {n} dense:\nMLP, I {width:,}"), tr("low rank {rank}")
+    row_text, all_tokens = tr("R + Dr = {row},\nto the cache"), tr("for every token,\nI {width:,}")
+    expands = tr("kv_b_proj expands each row to\n{sizes}; softmax(q kᵀ) v")
+    top = tr("top {top} of {experts} experts\nin {kept} of {groups} groups")
+    mlps = tr("{n} MLPs,\nI {width:,}")
     texts = {
         "embedding": f"[V {c.vocab_size:,}, H]",
-        "layers": f"the first {c.first_k_dense_replace} dense:\nMLP, I {c.intermediate_size:,}",
+        "layers": dense.format(n=c.first_k_dense_replace, width=c.intermediate_size),
         "last norm": f"[B, S, H {c.hidden_size:,}]",
         "head": "logits [B, S, V]",
         "norm": "[B, S, H]",
-        "queries": f"{heads} × ({nope} + {c.qk_rope_head_dim})\nlow rank {c.q_lora_rank or 'none'}",
-        "cache": f"R + Dr = {row},\nto the cache",
-        "attention": "kv_b_proj expands each row to\n"
-        f"{heads} × ({nope} + {value}); softmax(q kᵀ) v",
+        "queries": f"{heads} × ({nope} + {c.qk_rope_head_dim})\n{low.format(rank=c.q_lora_rank or '–')}",
+        "cache": row_text.format(row=row),
+        "attention": expands.format(sizes=f"{heads} × ({nope} + {value})"),
         "o_proj": f"[H, {heads} × {value}]",
         "second norm": "[B, S, H]",
-        "gate": f"top {c.num_experts_per_tok} of {c.n_routed_experts} experts\n"
-        f"in {c.topk_group} of {c.n_group} groups",
-        "routed": f"{c.n_routed_experts} MLPs,\nI {c.moe_intermediate_size:,}",
-        "shared": f"for every token,\nI {c.moe_intermediate_size * c.n_shared_experts:,}",
-        "sum": "[B, S, H], the stream of the next layer",
+        "gate": top.format(
+            top=c.num_experts_per_tok,
+            experts=c.n_routed_experts,
+            kept=c.topk_group,
+            groups=c.n_group,
+        ),
+        "routed": mlps.format(n=c.n_routed_experts, width=c.moe_intermediate_size),
+        "shared": all_tokens.format(width=c.moe_intermediate_size * c.n_shared_experts),
+        "sum": tr("[B, S, H], the stream of the next layer"),
     }
-    titles = {"layers": f"{c.num_hidden_layers} layers"}
+    titles = {"layers": tr("{n} layers").format(n=c.num_hidden_layers)}
     return {
-        name: (x, y, w, h, titles.get(name, title), texts[name], colour)
+        name: (x, y, w, h, titles.get(name) or told(title), texts[name], colour)
         for name, (x, y, w, h, title, colour) in _PLACES.items()
     }
 
@@ -115,27 +124,25 @@ def model_picture(config: DeepseekV3Config, name: str = "") -> LabFigure:
         (9.08, 2.48, 4.14, 1.54),
     ):  # the layer; what takes the same input
         _round(ax, x, y, width, height, 0.08, pad=0.02, fill=False, edgecolor=GREY, lw=1.2, ls="--")
-    ax.text(2.25, 6.1, "one layer with experts", fontsize=LARGE, fontweight="bold")
-    ax.text(0.9, 6.55, "token ids [B, S]", ha="center", fontsize=SMALL)
+    ax.text(2.25, 6.1, tr("one layer with experts"), fontsize=LARGE, fontweight="bold")
+    ax.text(0.9, 6.55, tr("token ids [B, S]"), ha="center", fontsize=SMALL)
     for box in boxes.values():
         _box(ax, box)
     for x0, y0, x1, y1 in _ARROWS:
         arrow(ax, (x0, y0), (x1, y1), GREY, lw=1.4, shrinkA=1, shrinkB=1)
     badges = _badges(ax, boxes)
-    graphs = " and ".join(s.number for s in STEPS if s.field == "graph")
-    ax.text(
-        2.25,
-        0.5,
-        f"circles: the steps of this course. {graphs} (graph modes) take the whole picture at once",
-        fontsize=SMALL,
+    graphs = tr(" and ").join(s.number for s in STEPS if s.field == "graph")
+    circles = tr(
+        "circles: the steps of this course. {steps} (graph modes) take the whole picture at once"
     )
+    ax.text(2.25, 0.5, circles.format(steps=graphs), fontsize=SMALL)
     ax.set_xlim(0, 13.4)
     ax.set_ylim(0.2, 6.8)
     ax.axis("off")
     said = "; ".join(f"{b[4]}: {b[5]}" for b in boxes.values()).replace("\n", " ")
-    return finish(
-        fig, f"Flow chart of {name or 'the model'}. {said}. Steps at their boxes: {badges}.", name
-    )
+    alt = tr("Flow chart of {name}. {said}. Steps at their boxes: {badges}.")
+    whose = told(name) if name else tr("the model")
+    return finish(fig, alt.format(name=whose, said=said, badges=badges), told(name))
 
 
 def _badges(ax: Axes, boxes: Mapping[str, _Box]) -> str:

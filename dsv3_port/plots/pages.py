@@ -8,6 +8,7 @@ from matplotlib.patches import Patch
 
 from ..count.blocks import BlockLog
 from ..errors import PortError
+from ..messages import tr
 from .colours import BLUE, CYCLE, GREEN, GREY, INK, NORMAL, ORANGE, SKY, VERMILLION
 from .shapes import box, centred
 from .style import LabFigure, figure, finish, key, on_phone, styled, two_widths
@@ -29,23 +30,37 @@ def page_strips() -> LabFigure:
     for ax in axes:
         ax.set_xlim(-0.5, (BLOCKS + 1) * (BLOCK + 0.25) + 0.2)
         ax.axis("off")
+    row = tr("row of sequence {name}")
     parts = [
-        *(Patch(facecolor=COLOUR[n], label=f"row of sequence {n}") for n in TABLE),
-        Patch(facecolor=VERMILLION, label="the new row, written"),
-        Patch(facecolor="white", hatch="//", edgecolor=GREY, label="held, still empty"),
-        Patch(facecolor="white", edgecolor=GREY, linestyle=":", label="free for anyone"),
+        *(Patch(facecolor=COLOUR[n], label=row.format(name=n)) for n in TABLE),
+        Patch(facecolor=VERMILLION, label=tr("the new row, written")),
+        Patch(facecolor="white", hatch="//", edgecolor=GREY, label=tr("held, still empty")),
+        Patch(facecolor="white", edgecolor=GREY, linestyle=":", label=tr("free for anyone")),
     ]
     fig.legend(handles=parts, loc="outside upper center", ncols=5)
     held = {n: len(blocks) * BLOCK for n, blocks in TABLE.items()}
-    return finish(
-        fig,
-        f"Two strips of memory. Fixed cache: sequences A and B have {ROOM} places each, of which A fills "
-        f"{FILLED['A']} and B {FILLED['B']}; the rest is held and empty. Paged cache: {BLOCKS + 1} blocks of "
-        f"{BLOCK} places; A holds blocks {TABLE['A']}, B {TABLE['B']}, {held['A']} and {held['B']} places, "
-        f"block 0 belongs to nobody, the others are free. The new row of B at position {NEW[1]} is written "
-        f"to slot {slot}.",
-        "Drawn, not measured: one square is one position's row; from left to right: addresses.",
+    alt = tr(
+        "Two strips of memory. Fixed cache: sequences A and B have {room} places each, of which A fills "
+        "{a} and B {b}; the rest is held and empty. Paged cache: {blocks} blocks of {block} places; A holds "
+        "blocks {blocks_a}, B {blocks_b}, {held_a} and {held_b} places, block 0 belongs to nobody, the others "
+        "are free. The new row of B at position {at} is written to slot {slot}."
+    ).format(
+        room=ROOM,
+        a=FILLED["A"],
+        b=FILLED["B"],
+        blocks=BLOCKS + 1,
+        block=BLOCK,
+        blocks_a=TABLE["A"],
+        blocks_b=TABLE["B"],
+        held_a=held["A"],
+        held_b=held["B"],
+        at=NEW[1],
+        slot=slot,
     )
+    note = tr(
+        "Drawn, not measured: one square is one position's row; from left to right: addresses."
+    )
+    return finish(fig, alt, note)
 
 
 def _square(ax: Axes, x: float, y: float, colour: str) -> None:
@@ -59,18 +74,21 @@ def _square(ax: Axes, x: float, y: float, colour: str) -> None:
 
 
 def _fixed(ax: Axes) -> None:
-    ax.set_title("fixed: a room for each sequence, as long as it may become")
+    ax.set_title(tr("fixed: a room for each sequence, as long as it may become"))
+    places = tr("sequence {name}: {n} places")
     for k, name in enumerate(TABLE):
         for p in range(ROOM):
             colour = COLOUR[name] if p < FILLED[name] else "held"
             _square(ax, k * (ROOM + 1) + p, 0, VERMILLION if (name, p) == NEW else colour)
-        centred(ax, k * (ROOM + 1) + ROOM / 2, 1.4, f"sequence {name}: {ROOM} places", NORMAL)
+        centred(ax, k * (ROOM + 1) + ROOM / 2, 1.4, places.format(name=name, n=ROOM), NORMAL)
     ax.set_ylim(-0.2, 1.9)
 
 
 def _paged(ax: Axes) -> int:
     """Returns the slot of the new row."""
-    ax.set_title(f"paged: blocks of {BLOCK}, taken when a sequence crosses a boundary")
+    title = tr("paged: blocks of {n}, taken when a sequence crosses a boundary")
+    ax.set_title(title.format(n=BLOCK))
+    numbered, nobody = tr("block {n}"), tr("0: nobody's")
     place = {block: (n, j) for n, blocks in TABLE.items() for j, block in enumerate(blocks)}
     slot = TABLE[NEW[0]][NEW[1] // BLOCK] * BLOCK + NEW[1] % BLOCK
     for block in range(BLOCKS + 1):
@@ -87,7 +105,7 @@ def _paged(ax: Axes) -> int:
             else:
                 _square(ax, x, 0, "free")
         middle = block * (BLOCK + 0.25) + BLOCK / 2
-        centred(ax, middle, 1.35, f"block {block}" if block else "0: nobody's", NORMAL)
+        centred(ax, middle, 1.35, numbered.format(n=block) if block else nobody, NORMAL)
     name, p = NEW
     tables = "        ".join(f"table[{n}] = {list(blocks)}" for n, blocks in TABLE.items())
     ax.text(0, -1.75, tables, fontsize=NORMAL, color=INK, family="monospace")
@@ -120,30 +138,41 @@ def blocks_over_time(log: BlockLog) -> LabFigure:
     extent = (0.5, steps + 0.5, log.blocks + 0.5, 0.5)
     grid.imshow(picture, aspect="auto", interpolation="nearest", extent=extent)
     grid.set_yticks(range(0, log.blocks + 1, 4)[1:])
-    grid.set_ylabel("block of the pool")
-    grid.set_title("who holds which block")
+    grid.set_ylabel(tr("block of the pool"))
+    grid.set_title(tr("who holds which block"))
     owners = [
         Patch(color=CYCLE[row], label=f"{row + 1}: {_short(str(g.prompt))}")
         for row, g in enumerate(log.texts)
     ]
     key(fig, 2, handles=owners)
     at = range(1, steps + 1)
-    curves.plot(at, [log.fixed] * steps, color=VERMILLION, lw=2, ls="--", label="fixed cache")
-    curves.step(at, log.held, where="mid", color=BLUE, lw=2, label="blocks that sequences hold")
-    curves.plot(at, log.used, color=GREEN, lw=2, ls=":", label="tokens")
+    curves.plot(at, [log.fixed] * steps, color=VERMILLION, lw=2, ls="--", label=tr("fixed cache"))
+    of_blocks = tr("blocks that sequences hold")
+    curves.step(at, log.held, where="mid", color=BLUE, lw=2, label=of_blocks)
+    curves.plot(at, log.used, color=GREEN, lw=2, ls=":", label=tr("tokens"))
     curves.set_ylim(0, (1.7 if on_phone() else 1.35) * log.fixed)
-    curves.set_xlabel("decode step")
-    curves.set_ylabel("positions")
-    curves.set_title("positions held, counted")
+    curves.set_xlabel(tr("decode step"))
+    curves.set_ylabel(tr("positions"))
+    curves.set_title(tr("positions held, counted"))
     curves.legend(loc="upper left", ncols=1 if on_phone() else 3)
-    return finish(
-        fig,
-        f"Above: {log.blocks} blocks over {steps} decode steps, coloured by which of {log.rows} sequences "
-        f"holds them. Below: a fixed cache holds {log.fixed} positions throughout; blocks in use grow from "
-        f"{log.held[0]} to {max(log.held)}, tokens from {log.used[0]} to {max(log.used)}.",
-        f"Counted in this run: {log.rows} sequences of at most {log.room} positions, "
-        f"blocks of {log.block_size}; white is free.",
+    alt = tr(
+        "Above: {blocks} blocks over {steps} decode steps, coloured by which of {rows} sequences holds them. "
+        "Below: a fixed cache holds {fixed} positions throughout; blocks in use grow from {first} to {most}, "
+        "tokens from {few} to {many}."
+    ).format(
+        blocks=log.blocks,
+        steps=steps,
+        rows=log.rows,
+        fixed=log.fixed,
+        first=log.held[0],
+        most=max(log.held),
+        few=log.used[0],
+        many=max(log.used),
     )
+    note = tr(
+        "Counted in this run: {rows} sequences of at most {room} positions, blocks of {size}; white is free."
+    )
+    return finish(fig, alt, note.format(rows=log.rows, room=log.room, size=log.block_size))
 
 
 def _short(text: str, most: int = 34) -> str:

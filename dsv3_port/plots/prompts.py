@@ -7,6 +7,7 @@ from ..bench.paired import busy_text
 from ..bench.prompt_table import peaks_of, prompt_name
 from ..bench.speed_tables import fit_exponent
 from ..forecast.planner import GIB
+from ..messages import tr
 from .colours import CYCLE, GREY, LIGHT, MARKERS
 from .style import LabFigure, caption, figure, finish, styled
 
@@ -17,7 +18,8 @@ def prompt_curves(case: Case) -> LabFigure:
     meanwhile; a busy machine's times are grey and dashed, without exponents."""
     results, busy = case.results.latest(), busy_text(case.records)
     note = caption(
-        case.records, "memory beside weights and cache: counted; time: medians, bands quartiles"
+        case.records,
+        tr("memory beside weights and cache: counted; time: medians, bands quartiles"),
     )
     fig, (memory, time) = figure(columns=2, size=(11.0, 4.8))
     said = []
@@ -26,7 +28,9 @@ def prompt_curves(case: Case) -> LabFigure:
         xs, ys = list(peaks), [p / GIB for p in peaks.values()]
         label = f"{prompt_name(name)} (∝ tokens^{fit_exponent(xs, ys):.2f})"
         memory.plot(xs, ys, marker=mark, color=colour, lw=2, ms=7, label=label)
-        said.append(f"{label}: {ys[0]:.3g} GiB at {xs[0]:,} tokens, {ys[-1]:.3g} at {xs[-1]:,}")
+        grows = tr("{line}: {first:.3g} GiB at {low:,} tokens, {last:.3g} at {high:,}")
+        ends = {"first": ys[0], "low": xs[0], "last": ys[-1], "high": xs[-1]}
+        said.append(grows.format(line=label, **ends))
         line = sorted((r for r in results if r.name == name), key=lambda r: r.tokens)
         medians = [r.median for r in line]
         colour, dash = (GREY, "--") if busy else (colour, "-")
@@ -37,14 +41,15 @@ def prompt_curves(case: Case) -> LabFigure:
         if not busy:
             said.append(f"{medians[0]:.3g} s, {medians[-1]:.3g} s")
     ticks = sorted({r.tokens for r in results})
-    for ax, what in ((memory, "GiB held at one time"), (time, "seconds a prompt")):
+    for ax, what in ((memory, tr("GiB held at one time")), (time, tr("seconds a prompt"))):
         ax.set_xscale("log", base=2)
         ax.set_yscale("log")
         ax.set_xticks(ticks, [f"{t:,}" for t in ticks])
         ax.minorticks_off()
-        ax.set_xlabel("tokens of the prompt")
+        ax.set_xlabel(tr("tokens of the prompt"))
         ax.set_ylabel(what)
         ax.grid(color=LIGHT, lw=0.8)
         ax.legend(loc="best")
     time.set_title(busy)
-    return finish(fig, "Memory and time of prefill over its length: " + "; ".join(said) + ".", note)
+    alt = tr("Memory and time of prefill over its length: {said}.").format(said="; ".join(said))
+    return finish(fig, alt, note)

@@ -9,6 +9,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from ..bench.outcome import FASTER, SLOWER, outcome
 from ..bench.records import Results
 from ..errors import PortError
+from ..messages import tr
 from ..steps import title_of
 from .colours import BLUE, GREY, INK, LIGHT, SMALL, VERMILLION
 from .shapes import name_rows
@@ -51,18 +52,17 @@ def ratio_chart(results: Results, base: str, names: Sequence[str] | None = None)
         labels = [title_of(n) if on_phone() or ax is axes[0] else "" for n in shown]
         name_rows(ax, labels, 0.6, 0.4, grid=True)
         busy = next((o.busy for o in found if o.busy), "")
-        ax.set_title(f"{phase or 'call'}\n{busy}" if busy else phase or "call")
-        ax.set_xlabel(f"times faster than\n{title_of(base)}")
+        name = phase or tr("call")
+        ax.set_title(f"{name}\n{busy}" if busy else name)
+        ax.set_xlabel(tr("times faster than\n{base}").format(base=title_of(base)))
         ax.xaxis.set_major_locator(MaxNLocator(5))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     wrap_titles(fig, axes)
     used = [r for r in results if r.name in (base, *shown)]
-    return finish(
-        fig,
-        f"Points of paired ratios against {title_of(base)}: " + "; ".join(said) + ".",
-        caption(
-            used,
-            "points: medians of paired ratios, lines: quartiles; blue faster, red squares slower, "
-            "grey diamonds neither; grey band: the same code timed twice",
-        ),
+    alt = tr("Points of paired ratios against {base}: {said}.")
+    note = tr(
+        "points: medians of paired ratios, lines: quartiles; blue faster, red squares slower, "
+        "grey diamonds neither; grey band: the same code timed twice"
     )
+    said_of = alt.format(base=title_of(base), said="; ".join(said))
+    return finish(fig, said_of, caption(used, note))

@@ -10,6 +10,7 @@ from matplotlib.patches import Patch
 from torch import Tensor
 
 from ..errors import PortError
+from ..messages import tr
 from .colours import BLUE, CYCLE, GREY, INK, LIGHT, NORMAL
 from .shapes import arrow, box, centred
 from .style import LabFigure, figure, finish, styled
@@ -27,22 +28,24 @@ def expert_load(counts: Tensor, groups: int | None = None) -> LabFigure:
     image = ax.imshow(
         values.numpy(), aspect="auto", cmap="cividis", interpolation="nearest", vmin=0
     )
-    fig.colorbar(image, ax=ax, label="tokens", pad=0.01)
+    fig.colorbar(image, ax=ax, label=tr("tokens"), pad=0.01)
     for g in range(1, groups or 0):
         ax.axvline(g * experts / (groups or 1) - 0.5, color="white", lw=1.2)
-    ax.set_xlabel("expert" + (f" ({groups} groups)" if groups else ""))
-    ax.set_ylabel("MoE layer")
+    of = tr("expert ({n} groups)").format(n=groups)
+    ax.set_xlabel(of if groups else tr("expert"))
+    ax.set_ylabel(tr("MoE layer"))
     if layers <= 12:
         ax.set_yticks(range(layers))
     even = values.sum(1, keepdim=True) / experts
     worst = float((values / even.clamp(min=1e-9)).max())
     idle = float((values == 0).float().mean())
-    ax.set_title(f"busiest expert: {worst:.1f} times an even share; without a token: {idle:.0%}")
-    return finish(
-        fig,
-        f"Heat map of tokens for {experts} experts in {layers} layers; the busiest has {worst:.1f} "
-        f"times an even share, {idle:.0%} have none.",
+    title = tr("busiest expert: {times:.1f} times an even share; without a token: {idle:.0%}")
+    ax.set_title(title.format(times=worst, idle=idle))
+    alt = tr(
+        "Heat map of tokens for {experts} experts in {layers} layers; the busiest has {times:.1f} times an "
+        "even share, {idle:.0%} have none."
     )
+    return finish(fig, alt.format(experts=experts, layers=layers, times=worst, idle=idle))
 
 
 @styled
@@ -68,15 +71,18 @@ def group_mask(mask: Tensor, group_scores: Tensor | None = None) -> LabFigure:
     ax.set_ylim(tokens, 0)
     ax.set_xticks([g + 0.5 for g in range(groups)], [str(g) for g in range(groups)])
     ax.set_yticks([t + 0.5 for t in range(tokens)], [str(t) for t in range(tokens)])
-    ax.set_xlabel("group of experts")
-    ax.set_ylabel("token")
+    ax.set_xlabel(tr("group of experts"))
+    ax.set_ylabel(tr("token"))
     ax.tick_params(length=0)
-    out = Patch(facecolor="white", edgecolor=GREY, hatch="xx", label="masked out")
-    fig.legend(handles=[Patch(color=BLUE, label="kept"), out], loc="outside upper center", ncols=2)
-    rows = "; ".join(
-        f"token {t} keeps {[g for g in range(groups) if kept[t, g]]}" for t in range(tokens)
+    out = Patch(facecolor="white", edgecolor=GREY, hatch="xx", label=tr("masked out"))
+    fig.legend(
+        handles=[Patch(color=BLUE, label=tr("kept")), out], loc="outside upper center", ncols=2
     )
-    return finish(fig, f"Grid of tokens and expert groups: {rows}.")
+    row = tr("token {t} keeps {groups}")
+    rows = "; ".join(
+        row.format(t=t, groups=[g for g in range(groups) if kept[t, g]]) for t in range(tokens)
+    )
+    return finish(fig, tr("Grid of tokens and expert groups: {rows}.").format(rows=rows))
 
 
 _HEADS = (

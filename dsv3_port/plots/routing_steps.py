@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..errors import PortError
+from ..messages import tr
 from .colours import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY
 from .frames import WIDTH, Frame, Frames, box, line, words
 
@@ -29,8 +30,13 @@ def routing_steps(expert_idx: Tensor | None = None, experts: int = 4) -> Frames:
             f"routing_steps: expert ids must be 0 to {experts - 1}, of 8 experts at most"
         )
     return Frames(
-        "Sort once, multiply in blocks, put back · 排序、分块、还原", _Way(chosen, experts).frames()
+        tr("Sort once, multiply in blocks, put back · 排序、分块、还原"),
+        _Way(chosen, experts).frames(),
     )
+
+
+def _expert(number: int) -> str:
+    return tr("expert {n}").format(n=number)
 
 
 class _Way:
@@ -76,7 +82,7 @@ class _Way:
                 continue
             y, high = self.y(end - count) - 2, (count - 1) * _STEP + _HIGH + 4
             parts.append(
-                box(x, y, width, high, GREY, f"expert {expert}")
+                box(x, y, width, high, GREY, _expert(expert))
                 if inside
                 else f'<rect x="{x - 3:g}" y="{y:g}" width="{width + 6:g}" height="{high:g}" rx="3" '
                 f'fill="none" stroke="{GREY}" stroke-width="2"/>'
@@ -92,18 +98,17 @@ class _Way:
             self._multiply(),
             self._back(),
         ]
-        labels = ("1 chosen", "2 repeated", "3 sorted", "4 multiplied", "5 put back")
+        named = (tr("chosen"), tr("repeated"), tr("sorted"), tr("multiplied"), tr("put back"))
+        labels = [f"{k} {name}" for k, name in enumerate(named, 1)]
         return [
             Frame(label, body, self.height, alt, caption)
             for label, body, (alt, caption) in zip(labels, bodies, self._texts(), strict=True)
         ]
 
     def _choose(self) -> str:
-        parts = [self.tokens_at(4, "tokens"), words(WIDTH - 84, 12, "experts")]
+        parts = [self.tokens_at(4, "tokens"), words(WIDTH - 84, 12, tr("experts"))]
         for e in range(self.experts):
-            parts.append(
-                box(WIDTH - 84, self.middle(e, self.experts), 80, _HIGH, GREY, f"expert {e}")
-            )
+            parts.append(box(WIDTH - 84, self.middle(e, self.experts), 80, _HIGH, GREY, _expert(e)))
         for c, e in enumerate(self.chosen):
             y = self.middle(c // self.top, self.tokens) + _HIGH / 2
             to = self.middle(e, self.experts) + _HIGH / 2
@@ -111,7 +116,7 @@ class _Way:
         return "".join(parts)
 
     def _repeat(self, first: list[int]) -> str:
-        parts = [self.tokens_at(4, "tokens"), self.column(_RIGHT, "token · expert", first)]
+        parts = [self.tokens_at(4, "tokens"), self.column(_RIGHT, tr("token · expert"), first)]
         for c in first:
             y = self.middle(c // self.top, self.tokens) + _HIGH / 2
             parts.append(line(76, y, _RIGHT - 6, self.y(c) + _HIGH / 2, self.ink(c)))
@@ -119,8 +124,8 @@ class _Way:
 
     def _sort(self, first: list[int]) -> str:
         parts = [
-            self.column(4, "token · expert", first),
-            self.column(_RIGHT, "by expert", self.order),
+            self.column(4, tr("token · expert"), first),
+            self.column(_RIGHT, tr("by expert"), self.order),
         ]
         parts.append(self.blocks(_RIGHT, _ROW, inside=False))
         for row, c in enumerate(self.order):
@@ -129,12 +134,21 @@ class _Way:
         return "".join(parts)
 
     def _multiply(self) -> str:
-        parts = [self.column(4, "rows", self.order), self.column(_RIGHT, "results", self.order)]
-        parts += [words(_ROW + 20, 12, "one matrix each"), self.blocks(_ROW + 22, 96, inside=True)]
+        parts = [
+            self.column(4, tr("rows"), self.order),
+            self.column(_RIGHT, tr("results"), self.order),
+        ]
+        parts += [
+            words(_ROW + 20, 12, tr("one matrix each")),
+            self.blocks(_ROW + 22, 96, inside=True),
+        ]
         return "".join(parts)
 
     def _back(self) -> str:
-        parts = [self.column(4, "results", self.order), self.tokens_at(WIDTH - 74, "sums")]
+        parts = [
+            self.column(4, tr("results"), self.order),
+            self.tokens_at(WIDTH - 74, tr("sums")),
+        ]
         for row, c in enumerate(self.order):
             to = self.middle(c // self.top, self.tokens) + _HIGH / 2
             parts.append(line(_ROW + 6, self.y(row) + _HIGH / 2, WIDTH - 80, to, self.ink(c)))
@@ -144,30 +158,50 @@ class _Way:
         """(alternative text, caption) of each frame."""
         split = [self.chosen[t * self.top : (t + 1) * self.top] for t in range(self.tokens)]
         picks = "; ".join(f"token {t}: {', '.join(map(str, its))}" for t, its in enumerate(split))
-        tokens = [c // self.top for c in self.order]
-        return [
-            (
-                f"{self.tokens} tokens with lines to {self.experts} experts. {picks}.",
-                f"Each token chooses {self.top} of {self.experts} experts, as ids [T, K].",
+        values = {
+            "tokens": self.tokens,
+            "experts": self.experts,
+            "top": self.top,
+            "rows": self.rows,
+            "order": self.order,
+            "of": [c // self.top for c in self.order],
+            "counts": self.counts,
+            "ends": self.ends,
+            "picks": picks,
+        }
+        return [(alt.format(**values), said.format(**values)) for alt, said in _told_texts()]
+
+
+def _told_texts() -> list[tuple[str, str]]:
+    return [
+        (
+            tr("{tokens} tokens with lines to {experts} experts. {picks}."),
+            tr("Each token chooses {top} of {experts} experts, as ids [T, K]."),
+        ),
+        (
+            tr("{tokens} tokens become {rows} rows, one for each choice."),
+            tr(
+                "A token's row is there once for each choice: T·K = {rows} rows, choice t·K + k in row t·K + k."
             ),
-            (
-                f"{self.tokens} tokens become {self.rows} rows, one for each choice.",
-                f"A token's row is there once for each choice: T·K = {self.rows} rows, choice t·K + k "
-                "in row t·K + k.",
+        ),
+        (
+            tr("Lines from the {rows} rows to the same rows sorted by expert: choices {order}."),
+            tr(
+                "One stable sort by expert: choices {order}, so rows of tokens {of}. Rows of an expert now "
+                "stand together."
             ),
-            (
-                f"Lines from the {self.rows} rows to the same rows sorted by expert: choices {self.order}.",
-                f"One stable sort by expert: choices {self.order}, so rows of tokens {tokens}. Rows of an "
-                "expert now stand together.",
+        ),
+        (
+            tr("Blocks of {counts} rows, each beside its expert's matrix and its results."),
+            tr(
+                "One grouped matmul: block after block, each with its expert's matrix. The blocks end at "
+                "{ends}; nobody asks the host for them."
             ),
-            (
-                f"Blocks of {self.counts} rows, each beside its expert's matrix and its results.",
-                f"One grouped matmul: block after block, each with its expert's matrix. The blocks end at "
-                f"{self.ends}; nobody asks the host for them.",
+        ),
+        (
+            tr("Lines from the {rows} results back to the {tokens} tokens, {top} to each."),
+            tr(
+                "Each result goes back to its token and the {top} are added, each times the gate's weight for it."
             ),
-            (
-                f"Lines from the {self.rows} results back to the {self.tokens} tokens, {self.top} to each.",
-                f"Each result goes back to its token and the {self.top} are added, each times the gate's "
-                "weight for it.",
-            ),
-        ]
+        ),
+    ]

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
 from ..config import DeepseekV3Config
+from ..messages import N_, told, tr
 from ..parallel import TensorParallel
 from ..plan import PortPlan
 from ..weights.layout import targets
@@ -18,23 +19,23 @@ from .shapes import box
 from .style import LabFigure, figure, finish, styled
 
 _WHAT = {
-    "embedding": "vocabulary",
-    "head": "vocabulary",
-    "attention": "heads",
-    "dense": "width",
-    "experts": "width",
-    "shared": "width",
+    "embedding": N_("vocabulary"),
+    "head": N_("vocabulary"),
+    "attention": N_("heads"),
+    "dense": N_("width"),
+    "experts": N_("width"),
+    "shared": N_("width"),
     "gate": "",
 }
 _ROWS = (("embedding", "head", "attention"), ("dense", "gate"), ("experts", "shared"))
 _KIND = {
-    "embedding": "embedding",
-    "head": "output head",
-    "attention": "attention",
-    "dense": "dense MLP",
-    "gate": "router",
-    "experts": "expert e",
-    "shared": "shared expert",
+    "embedding": N_("embedding"),
+    "head": N_("output head"),
+    "attention": N_("attention"),
+    "dense": N_("dense MLP"),
+    "gate": N_("router"),
+    "experts": N_("expert e"),
+    "shared": N_("shared expert"),
 }
 _CELL = 1.75  # inches for each matrix and its label
 
@@ -57,13 +58,14 @@ class _Matrix:
     @property
     def label(self) -> str:
         short = self.name.removesuffix(".weight").rsplit(".", 1)[-1]
-        return f"{_KIND[self.component]}\n{short}"
+        return f"{told(_KIND[self.component])}\n{short}"
 
     @property
     def cut(self) -> str:
         if self.whole:
-            return "not cut"
-        return f"{'outputs' if self.dim == 0 else 'inputs'}: {_WHAT[self.component]}"
+            return tr("not cut")
+        form = tr("outputs: {what}") if self.dim == 0 else tr("inputs: {what}")
+        return form.format(what=told(_WHAT[self.component]))
 
 
 def cuts(config: DeepseekV3Config, plan: PortPlan, world_size: int) -> list[_Matrix]:
@@ -120,15 +122,13 @@ def shard_picture(
     shown = min(world_size, 8)
     key = [Patch(color=CYCLE[r % 8], label=f"rank {r}") for r in range(shown)]
     if world_size > shown:
-        key[-1].set_label(f"rank {shown - 1}, colours repeat")
-    key.append(Patch(facecolor=LIGHT, edgecolor=GREY, hatch="..", label="every rank holds all"))
+        key[-1].set_label(tr("rank {n}, colours repeat").format(n=shown - 1))
+    key.append(Patch(facecolor=LIGHT, edgecolor=GREY, hatch="..", label=tr("every rank holds all")))
     fig.legend(handles=key, loc="outside upper center", ncols=5)
     said = "; ".join(f"{' '.join(m.label.split())} {m.cut}" for m in matrices)
-    return finish(
-        fig,
-        f"Weight matrices cut over {world_size} ranks: {said}.",
-        f"{world_size} ranks; [outputs, inputs] of the published matrix; sides on a logarithmic scale",
-    )
+    alt = tr("Weight matrices cut over {n} ranks: {said}.").format(n=world_size, said=said)
+    note = tr("{n} ranks; [outputs, inputs] of the published matrix; sides on a logarithmic scale")
+    return finish(fig, alt, note.format(n=world_size))
 
 
 def _draw(ax: Axes, x: float, height: float, width: float, m: _Matrix) -> None:

@@ -11,6 +11,7 @@ import base64
 import functools
 import html
 import io
+import re
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from pathlib import Path
@@ -26,8 +27,9 @@ from PIL import Image, PngImagePlugin
 from ..bench.records import Record
 from ..bench.results_table import stamp
 from ..errors import PortError
-from ..messages import using
+from ..messages import tr, using
 from .colours import GREY, INK, LARGE, NORMAL, PAPER, SMALL
+from .fonts import drawn_language, settings
 
 P = ParamSpec("P")
 # On dark pages the browser turns lightness round and keeps hues: paper becomes #121212, every
@@ -37,6 +39,12 @@ CSS_CLASS, ON_DARK = "dsv3-picture", "invert(.94) hue-rotate(180deg) saturate(1.
 # A phone's page is 360 CSS pixels wide. What has two widths is drawn once more, panels one below the
 # other; anything else keeps its smallest text at 11 pixels and scrolls in its own place (pages).
 PHONE, PHONE_INCHES, DPI, READABLE = "(max-width: 40rem)", 4.2, 110, 11
+# pictures whose words are not in the catalogue yet
+ENGLISH = frozenset(
+    """accepted_steps cited_figures draft_costs draft_steps forecast_checks forecast_ladder forecast_parts
+    graph_rungs kv_b_split layer_picture npu_forward npu_ladder npu_step parameter_picture rounding_histogram
+    routing_picture where_time_goes""".split()
+)
 _on_phone: ContextVar[bool] = ContextVar("on_phone", default=False)
 _JUPYTER_DARK = f'<style>[data-jp-theme-light="false"] .{CSS_CLASS} {{filter: {ON_DARK}}}</style>'
 
@@ -74,12 +82,17 @@ class LabFigure(Figure):
     narrow: Callable[[], LabFigure] | None = None  # the same, for a phone
     npu_rows: tuple[str, ...] = ()
     npu_derived: tuple[Any, ...] = ()
+    look: dict[Any, Any]
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.look = RC | settings()  # of the language that it is drawn in
 
     def png(self, dpi: int = DPI) -> bytes:
         """PNG of 128 colours, a third of the size of full colour, with the alternative text as
         Description."""
         raw, small, info = io.BytesIO(), io.BytesIO(), PngImagePlugin.PngInfo()
-        with rc_context(RC):
+        with rc_context(self.look):
             self.savefig(raw, format="png", dpi=dpi)
         info.add_itxt("Description", self.alt_text)
         flat = Image.open(raw).convert("RGB").quantize(128, dither=Image.Dither.NONE)
@@ -113,7 +126,8 @@ def styled(draw: Callable[P, LabFigure]) -> Callable[P, LabFigure]:
 
     @functools.wraps(draw)
     def call(*args: P.args, **kwargs: P.kwargs) -> LabFigure:
-        with rc_context(RC), using("en"):  # matplotlib's own font draws boxes for Chinese
+        spoken = "en" if draw.__name__ in ENGLISH else drawn_language()
+        with using(spoken), rc_context(RC | settings()):
             return draw(*args, **kwargs)
 
     return call
@@ -161,16 +175,21 @@ def figure(
     return fig, list(axes.flat)
 
 
+# what stays together in a line: a word, or one Chinese character with the marks around it
+_HAN, _OPENS, _CLOSES = "\u2e80-\u2fff\u3005-\u9fff", "（「《“", "，。、；：！？）」》”"
+_PIECE = re.compile(f" ?[{_OPENS}]*(?:[{_HAN}]|[^ {_HAN}{_OPENS}{_CLOSES}]+)?[{_CLOSES}]*")
+
+
 def wrapped(fig: LabFigure, text: str, room: float = 0.0, **style: Any) -> str:
     """`text` with line breaks, no line wider than the figure (or than `room` pixels) as this
     matplotlib and font draw it (a count of characters is right for some texts and versions only)."""
     renderer, room = FigureCanvasAgg(fig).get_renderer(), room or 0.98 * fig.bbox.width
     lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".lstrip()
+    for piece in _PIECE.findall(" ".join(text.split())):
+        longer = f"{lines[-1]}{piece}".lstrip()
         drawn = Text(0, 0, longer, figure=fig, **style)
         if lines[-1] and drawn.get_window_extent(renderer).width > room:
-            lines.append(word)
+            lines.append(piece.lstrip())
         else:
             lines[-1] = longer
     return "\n".join(lines)
@@ -213,7 +232,7 @@ def caption(records: Sequence[Record], what: str = "") -> str:
         raise PortError("there are no records to draw; measure first")
     parts = [what, stamp(list(records))]
     if any(r.busy for r in records):
-        parts.append("MACHINE WAS BUSY, times are not to be trusted")
+        parts.append(tr("MACHINE WAS BUSY, times are not to be trusted"))
     return " · ".join(p for p in parts if p)
 
 
@@ -227,6 +246,6 @@ def save(fig: LabFigure, path: str | Path) -> Path:
     if file.suffix == ".png":
         file.write_bytes(fig.png())
     else:
-        with rc_context(RC):
+        with rc_context(fig.look):
             fig.savefig(file, metadata={"Description": fig.alt_text, "Date": None})
     return file

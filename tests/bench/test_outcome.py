@@ -9,6 +9,7 @@ import pytest
 from dsv3_port.bench.outcome import BUSY, FASTER, NEITHER, SLOWER, outcome, say
 from dsv3_port.bench.records import Results
 from dsv3_port.errors import PortError
+from dsv3_port.messages import using
 from tests.bench.test_measure import record
 
 
@@ -39,6 +40,16 @@ def test_a_word_needs_median_and_nearer_quartile_beyond_the_floor(results, word)
     assert found.word == word and found.before == "a"
 
 
+def test_a_notebook_asks_for_the_verdict_not_for_its_words():
+    with using("zh"):
+        fast, slow = say(run_of(1.5)), say(run_of([0.5, 2.0, 0.5, 0.5]))
+        busy = say(run_of(3.0, busy=True, busy_share=0.4))
+        assert str(fast) == "b 对比 a：快 1.50× [1.50–1.50]"
+        assert "不作判断：机器忙：40% 被其他程序占用" in str(busy)
+    assert (fast.faster, fast.busy) == (True, False) and not slow.faster
+    assert (busy.faster, busy.busy) == (False, True)
+
+
 def test_sentences_come_from_the_run_and_name_its_floor():
     results = Results(
         [
@@ -56,6 +67,7 @@ def test_sentences_come_from_the_run_and_name_its_floor():
     assert say(results)._repr_markdown_().startswith("- prefill: ")
     busy = Results([dataclasses.replace(r, busy=True, busy_share=0.5) for r in results])
     assert "×" not in str(say(busy)) and "no verdict, busy: 50% used by others" in str(say(busy))
+    assert say(busy).busy and not say(busy).faster
     busy.records.append(dataclasses.replace(busy.records[1], name="full"))
     decode = str(say(busy)).splitlines()[-1]  # one line for two
     assert decode == "decode: 2 against upstream: no verdict, busy: 50% used by others"

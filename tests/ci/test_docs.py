@@ -24,15 +24,27 @@ def site(tmp_path_factory) -> Path:
     return out / "docs"
 
 
-def test_every_page_is_built_and_listed(site):
-    pages = {f.stem for f in (ROOT / "docs").glob("*.md")}
-    assert {f.stem for f in site.glob("*.html")} - {"404", "index"} == pages
-    contents = (site / "speed.html").read_text(encoding="utf-8")
+@pytest.mark.parametrize("language", ["", "zh-CN"])
+def test_every_page_is_built_and_listed(site, language):
+    pages = {f.stem for f in (ROOT / "docs" / language).glob("*.md")}
+    assert len(pages) > 12
+    assert {f.stem for f in (site / language).glob("*.html")} - {"404", "index"} == pages
+    contents = (site / language / "speed.html").read_text(encoding="utf-8")
     assert all(f'href="{page}.html"' in contents for page in pages - {"speed"})
 
 
+def test_each_page_leads_to_itself_in_the_other_language(site):
+    for page in (f.stem for f in (ROOT / "docs").glob("*.md")):
+        ours = (site / f"{page}.html").read_text(encoding="utf-8")
+        theirs = (site / "zh-CN" / f"{page}.html").read_text(encoding="utf-8")
+        assert '<html lang="en"' in ours and '<html lang="zh"' in theirs
+        assert f'<a href="zh-CN/{page}.html" lang="zh" hreflang="zh">中文</a>' in ours
+        assert f'<a href="../{page}.html" lang="en" hreflang="en">English</a>' in theirs
+        assert '<a href="../../index.zh-CN.html">← 课程首页</a>' in theirs
+
+
 def test_nothing_is_loaded_from_the_net(site):
-    for page in site.glob("*.html"):
+    for page in site.rglob("*.html"):
         text = page.read_text(encoding="utf-8")
         loaded = re.findall(r'<(?:script|img|iframe)[^>]+src="(https?:[^"]+)', text)
         loaded += re.findall(r'<link[^>]+rel="stylesheet"[^>]+href="(https?:[^"]+)', text)
@@ -52,12 +64,18 @@ def test_the_front_page_leads_to_every_page_and_each_back(site):
 def test_pages_are_built_once_and_a_broken_link_is_told(tmp_path):
     for name in ("docs", "ci/mkdocs"):
         shutil.copytree(ROOT / name, tmp_path / name)
-    shutil.copy(ROOT / "ci" / "mkdocs.yml", tmp_path / "ci")
+    for config in ("mkdocs.yml", "mkdocs.zh-CN.yml"):
+        shutil.copy(ROOT / "ci" / config, tmp_path / "ci")
     out = tmp_path / "out" / "docs"
     first = {f: f.stat().st_mtime_ns for f in write_docs(tmp_path, out)}
     assert {f: f.stat().st_mtime_ns for f in write_docs(tmp_path, out)} == first
     page = tmp_path / "docs" / "speed.md"
     page.write_text(page.read_text(encoding="utf-8") + "\n[lost](nowhere.md)\n", encoding="utf-8")
-    with pytest.raises(PortError, match=r"cannot be built: .*nowhere\.md"):
+    with pytest.raises(PortError, match=r"docs: cannot be built: .*nowhere\.md"):
+        write_docs(tmp_path, out)
+    shutil.copy(ROOT / "docs" / "speed.md", page)
+    twin = tmp_path / "docs" / "zh-CN" / "speed.md"
+    twin.write_text(twin.read_text(encoding="utf-8") + "\n[无](nowhere.md)\n", encoding="utf-8")
+    with pytest.raises(PortError, match=r"zh-CN: cannot be built: .*nowhere\.md"):
         write_docs(tmp_path, out)
     assert write_docs(tmp_path / "out", tmp_path / "none") == []  # a folder of `dsv3-port start`

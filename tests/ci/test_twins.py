@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "ci" / "tools"))
 
 import twins  # noqa: E402
-from twin_words import still_english  # noqa: E402
+from twin_words import dead_stars, joined, still_english  # noqa: E402
 
 PAGE = """# Settings
 
@@ -188,6 +188,53 @@ def test_what_needs_no_translation():
     assert not still_english("cell:mla-plot:1", "cell:mla-plot:1")
     assert still_english("A sentence of words.", "A sentence of words.")
     assert not still_english("# def f(x): return what follows", "# def f(x)：返回值", code=True)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "见**图（左）**的说明",
+        "设**`x`**为零",
+        "是**（甲）乙**，",
+        "用*“甲”*来",
+        "- 见**图（左）**的\n- 另",
+    ],
+)
+def test_stars_that_would_stay_stars(text):
+    assert len([*dead_stars(text)]) >= 1
+    assert not [*dead_stars(f"```\n{text}\n```")]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "见**图**（左）的说明",
+        "**论点。** 能跑不等于正确。**看图：**\n\n下一段",
+        "是*哪些*专家，`k*T + t` 与 `npu_*`，$a*b$，2 * 3",
+        "**甲（乙）**，丙",
+    ],
+)
+def test_stars_that_are_emphasis(text):
+    assert not [*dead_stars(text)]
+
+
+def test_dead_stars_are_found_in_a_twin(root, say):
+    say("--new", "docs/speed.md")
+    edit(root / "docs/zh-CN/speed.md", "How fast a step is.", "一步**多快（见下）**的说明")
+    assert any("section speed: stars stay stars" in line for line in say()[1])
+
+
+def test_a_line_that_breaks_between_chinese_characters(root, say):
+    assert joined("甲乙\n丙丁，\n  戊 a\n己") == "甲乙丙丁，戊 a\n己"
+    kept = "# 甲\n乙\n\n- 丙\n- 丁\n\n```\n甲\n乙\n```\n"
+    assert joined(kept) == kept
+    twin = root / "docs/zh-CN/speed.md"
+    say("--new", "docs/speed.md")
+    edit(twin, "How fast a step is.", "一步\n有多快")
+    assert any("a line breaks between two Chinese" in line for line in say()[1])
+    say("--links")
+    assert "一步有多快" in twin.read_text(encoding="utf-8")
+    assert not [line for line in say()[1] if "breaks" in line]
 
 
 def test_every_twin_of_the_course_is_in_step():

@@ -55,5 +55,6 @@ def test_each_part_of_the_course_is_there_without_the_other():
     assert one == [f.stem for f in course_files(folder) if f.stem not in two]
     assert {s.notebook for s in STEPS} < set(one) and {"10_results", "a1_checkpoint"} < set(one)
     assert [f.stem for f in choose(folder, ["12", "02"], 2)] == ["12_paged_cache"]
+    assert [f.stem for f in choose(folder, ["13"], 2)] == ["13_mtp"]
     with pytest.raises(PortError, match="no notebook of part 1 is among 12_paged_cache"):
         choose(folder, ["12"], 1)

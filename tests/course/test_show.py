@@ -101,6 +101,8 @@ def test_progress_marks_done_here_and_next():
     assert "9 Paged" not in Reader(progress("10_results")._repr_html_()).text
     text = Reader(progress("12_paged_cache")._repr_html_()).text
     assert "✓ 8" in text and "▶ 9 Paged" in text and "✓ 10" not in text
+    text = Reader(progress("13_mtp")._repr_html_()).text
+    assert "✓ 9 Paged" in text and "▶ 10 Multi-token" in text
     assert "✓" not in progress("00_start_here")._repr_html_()
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import types
 
 import pytest
 
+from dsv3_port.cli import doctor as command
 from dsv3_port.doctor import ascend
 from dsv3_port.doctor import machine as doctor
 from dsv3_port.doctor.machine import FAIL, NA, OK, WARN
 from dsv3_port.hostnpu import library
+from dsv3_port.messages import using
 
 
 @pytest.fixture
@@ -74,6 +77,18 @@ def test_a_broken_torch_does_not_break_the_doctor(monkeypatch, versions, no_cann
     assert found["device"].status == FAIL
     assert found["torch_npu"].status == FAIL
     assert found["embedded model"].status == NA
+
+
+def test_the_doctor_speaks_chinese_and_its_json_english(monkeypatch, capsys):
+    with using("zh"):
+        assert doctor._tier(None).detail == "没有 torch 就没有设备"
+        monkeypatch.setattr(doctor, "checks", lambda: [doctor._tier(None)])
+        args = types.SimpleNamespace(room=False, json=False)
+        assert command.run(args) == 1
+        assert "设备" in (said := capsys.readouterr().out) and "见上面的 torch" in said
+        args.json = True
+        command.run(args)
+        assert json.loads(capsys.readouterr().out)[0]["detail"] == "no device without torch"
 
 
 def test_a_check_that_falls_over_is_a_finding():

@@ -22,6 +22,7 @@ from dsv3_port.engine import decoding, speculative
 from dsv3_port.engine.caches import Caches
 from dsv3_port.engine.decoding import Batch, Decoded
 from dsv3_port.engine.graph import compile_steps
+from dsv3_port.engine.loading import with_plan
 from dsv3_port.engine.rejection import acceptance, residual
 from dsv3_port.engine.sampler import Sampler, Sampling
 from dsv3_port.engine.streamer import TextStreamer
@@ -242,6 +243,29 @@ def test_compiled_by_inductor(prompts) -> None:
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] - before == 4
 
 
+@pytest.mark.parametrize("plan", PLANS)
+def test_the_models_own_accept_is_asked_once_a_step(plan, prompts, text) -> None:
+    """What a learner writes in its place decides: refusing every draft leaves the text, and takes a
+    step a token. A twin has its own; drawn text does not ask it."""
+    model, tokenizer = load_model(TINY, PLANS[plan], "cpu", "float32"), load_tokenizer(TINY)
+    calls = []
+
+    def never(logits: Tensor, drafted: Tensor) -> Tensor:
+        calls.append(tuple(logits.shape[:2]))
+        first = logits[:, 0].argmax(-1)
+        return torch.stack((first, first, torch.zeros_like(first)), 1)
+
+    model.accept = never
+    found = generate(model, tokenizer, prompts[:3], 40)
+    assert [g.token_ids for g in found] == text[:3] and not any(sum(g.accepted) for g in found)
+    assert calls == [(3, 2)] * (max(map(len, text[:3])) - 1)
+    assert any(
+        sum(g.accepted) for g in generate(with_plan(model, model.plan), tokenizer, prompts[:3], 8)
+    )
+    generate(model, tokenizer, prompts[:1], 8, temperature=1.0)
+    assert len(calls) == max(map(len, text[:3])) - 1
+
+
 def test_text_comes_as_it_is_made(prompts, text) -> None:
     model = load_model(TINY, PLANS["fixed"], "cpu", "float32")
     tokenizer, said = load_tokenizer(TINY), []
@@ -415,9 +439,9 @@ def test_drawn_text_does_not_depend_on_the_batch(prompts) -> None:
 def unverified(patch: pytest.MonkeyPatch) -> None:
     verify = speculative.verify
 
-    def wrong(logits: Tensor, drafts: Any, sample: Sampler) -> Tensor:
-        said = verify(logits, drafts, sample)
-        said[:, 0], said[:, 2] = drafts.tokens, 1
+    def wrong(logits: Tensor, drafts: Any, *rest: Any) -> Tensor:
+        said = verify(logits, drafts, *rest)
+        said[:, 0], said[:, 1], said[:, 2] = drafts.tokens, logits[:, 1].argmax(-1), 1
         return said
 
     patch.setattr(speculative, "verify", wrong)
@@ -456,9 +480,9 @@ def second_place_of_a_refused_draft(patch: pytest.MonkeyPatch) -> None:
     """The second logits are believed whatever the draft was."""
     verify = speculative.verify
 
-    def wrong(logits: Tensor, drafts: Any, sample: Sampler) -> Tensor:
-        said = verify(logits, drafts, sample)
-        said[:, 2] = 1
+    def wrong(logits: Tensor, drafts: Any, *rest: Any) -> Tensor:
+        said = verify(logits, drafts, *rest)
+        said[:, 1], said[:, 2] = logits[:, 1].argmax(-1), 1
         return said
 
     patch.setattr(speculative, "verify", wrong)

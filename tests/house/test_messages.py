@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import sys
 from pathlib import Path
@@ -86,6 +87,100 @@ def test_the_notebooks_language_wins(env, tmp_path):
     env(language.SESSION, "")  # nobody says it: the folder does
     language.settle(folder)
     assert messages.language() == "zh"
+
+
+@pytest.fixture
+def tool():
+    sys.path.insert(0, str(ROOT / "ci" / "tools"))
+    import messages as module
+
+    return module
+
+
+@pytest.mark.parametrize(
+    ("code", "why"),
+    [
+        ("f\"<b>{tr('a text')}</b>\"", "it stands in an f-string"),
+        ("f\"<b>{tr('a {n}').format(n=1)}</b>\"", "it stands in an f-string"),
+        ('tr(f"{n} texts")', "an f-string; put values in"),
+        ("tr(name)", "no text is written there"),
+        ('tr("a" if x else "b")', "no text is written there"),
+        ('N_("a" + b)', "no text is written there"),
+        ('trn("one", many, 2)', "no text is written there"),
+        ('", ".join(map(tr, names))', "tr is handed on"),
+        ('tr("a " "text").format(n=n)', ""),
+        ('trn("one", "{n} many", len(names))', ""),
+        ("told(name)", ""),
+    ],
+)
+def test_a_text_that_babel_cannot_see_is_refused(code, why, tool, tmp_path, monkeypatch):
+    monkeypatch.setattr(tool, "PACKAGE", tmp_path)
+    (tmp_path / "a.py").write_text(f"x = 1\ny = {code}\n")
+    found = list(tool.unsaid())
+    assert [line.startswith(f"a.py:2: {why}") for line in found] == [True] * bool(why)
+
+
+def test_a_template_that_hands_on_a_name_is_refused(tool, tmp_path, monkeypatch):
+    monkeypatch.setattr(tool, "PACKAGE", tmp_path)
+    (tmp_path / "a.html").write_text(
+        '{{ tr("fine") }}\n{{ tr(slot.title) }} {{ told(slot.title) }}\n'
+    )
+    assert [line.partition(": ")[0] for line in tool.unsaid()] == ["a.html:2"]
+
+
+def test_what_the_code_of_a_notebook_shows():
+    sys.path.insert(0, str(ROOT / "ci" / "tools"))
+    from notebook_texts import shown_texts
+
+    code = """
+rows = [("two projections", n), (f"{n} cached steps", report)]
+rows += [(f"model.layers.{n}.mlp", "Once upon a time")]
+for name, n in (("as long as they are", 1), ("padded to 64", 2)):
+    rows.append((name, n))
+sizes["(a) weights of a rank, bytes"] = n
+for n in found:
+    rows.append((f"and {n} more, in all", "aten.mm"))
+show.table([*rows, *sizes], ["", "count"])
+show.Shown("", f"{n} of {len(lost):,} tokens.")
+gate = strict_gate(a, b, names=("growing", f"fixed, {built.code} code"))
+times = {"low rank, fixed cache": a} | {f"{n} ranks": b for n in (1, 2)}
+raise ValueError(f"not said: {n} of them")
+"""
+    assert set(shown_texts(ast.parse(code))) == {
+        *("two projections", "{0} cached steps", "(a) weights of a rank, bytes", "count"),
+        *("and {0} more, in all", "{0} of {1} tokens.", "fixed, {0} code"),
+        *("low rank, fixed cache", "{0} ranks", "as long as they are", "padded to 64"),
+    }
+
+
+def test_a_text_with_values_is_found_by_its_pattern():
+    made = messages.Catalogue(
+        {
+            "{0} code": "{0}代码",
+            "fixed, {0} code": "固定，{0}代码",
+            "finished": "完成的",
+            "b {n}": "乙",
+        }
+    )
+    assert made.with_values("finished code") == "完成的代码"
+    assert made.with_values("fixed, finished code") == "固定，完成的代码"  # the longer one first
+    assert made.with_values("your code") == "your代码"
+    assert made.with_values("a code\nof two lines") == "a code\nof two lines"
+    assert made.with_values("b 1") == "b 1"  # a field with a name is filled by who says it
+
+
+def test_translations_of_a_branch_that_is_merged(tool, monkeypatch, tmp_path):
+    ours, theirs = tmp_path / "zh.po", tmp_path / "theirs.po"
+    ours.write_text('msgid "a"\nmsgstr "甲"\n\nmsgid "b"\nmsgstr ""\n', encoding="utf-8")
+    theirs.write_text('msgid "a"\nmsgstr "另"\n\nmsgid "b"\nmsgstr "乙"\n', encoding="utf-8")
+    monkeypatch.setattr(tool, "PO", ours)
+    monkeypatch.setattr(tool, "wanted", lambda: {t: ((t,), ["course/a.py"]) for t in "ab"})
+    assert len(tool.findings()) == 1
+    tool.update([str(theirs)])
+    assert not tool.findings() and read_po(ours.read_text(encoding="utf-8")) == {
+        "a": "甲",
+        "b": "乙",
+    }
 
 
 def test_a_missing_text_and_another_value_are_found(monkeypatch, tmp_path):

@@ -38,6 +38,38 @@ def test_a_snapshot_of_the_hub_and_a_download_folder_that_links_into_it(tmp_path
         assert not (tmp_path / f"out{number}" / "config.json").is_symlink()
 
 
+def modelscope(folder: Path) -> Path:
+    """A folder as ModelScope's client leaves it: real files, and its own beside them."""
+    made = copy(folder)
+    (made / "configuration.json").write_text('{"framework": "pytorch", "task": "text-generation"}')
+    (made / ".mv").write_text("Revision:master,CreatedAt:1735200000")
+    for name in (".msc", ".mdl"):  # pickles: nobody may open them
+        (made / name).write_bytes(b"\x80\x04cos\nsystem\n\x8c\x04exit\x85R.")
+    (made / "._____temp" / "figures").mkdir(parents=True)
+    (made / "._____temp" / "model-00001-of-000003.safetensors").write_bytes(b"half")
+    return made
+
+
+@pytest.mark.parametrize("linked_name", [False, True])
+def test_a_folder_of_modelscope_and_its_cache(linked_name, tmp_path):
+    home = tmp_path / "hub" / "models" / "deepseek-ai"
+    home.mkdir(parents=True)
+    folder = modelscope(home / ("DeepSeek-V3___1" if linked_name else "DeepSeek-V3"))
+    if linked_name:  # a dot in a name is written as ___, and a link has the name itself
+        (home / "DeepSeek-V3.1").symlink_to(folder)
+        folder = home / "DeepSeek-V3.1"
+    load_model(folder, device="cpu")
+    load_tokenizer(folder)
+    assert shard_checkpoint(folder, tmp_path / "out", 2).complete
+    assert shard_checkpoint(copy(tmp_path / "plain"), tmp_path / "right", 2).complete
+    out, right = (
+        {f.relative_to(tmp_path / name): f for f in (tmp_path / name).rglob("*") if f.is_file()}
+        for name in ("out", "right")
+    )
+    assert set(out) == set(right)  # nothing of ModelScope's own
+    assert all(out[f].read_bytes() == right[f].read_bytes() for f in out if f.suffix != ".json")
+
+
 @pytest.mark.parametrize(
     "name",
     ["special_tokens_map.json", "tokenizer_config.json", "generation_config.json", "config.json"],

@@ -1,0 +1,171 @@
+"""Pictures speak Chinese where a font has every character, English where none is, and never show boxes."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from matplotlib import font_manager
+from matplotlib.figure import Figure
+
+from dsv3_port.bench.records import UPSTREAM
+from dsv3_port.config import DeepseekV3Config
+from dsv3_port.forecast.planner import forecast
+from dsv3_port.messages import catalogue, using
+from dsv3_port.plan import PortPlan
+from dsv3_port.plots import fonts, style
+from dsv3_port.plots.bars import ladder, step_bars
+from dsv3_port.plots.cache_strips import cache_strips
+from dsv3_port.plots.curves import cost_curve, memory_curve
+from dsv3_port.plots.faults import step_map, tool_map
+from dsv3_port.plots.graph_pieces import graph_pieces
+from dsv3_port.plots.group_boards import group_boards
+from dsv3_port.plots.lanes import lanes
+from dsv3_port.plots.mailboxes import mailboxes
+from dsv3_port.plots.memory import kv_cache_to_scale, memory_bars
+from dsv3_port.plots.merge_strips import merge_strips
+from dsv3_port.plots.mla import absorb_picture
+from dsv3_port.plots.model_map import model_picture
+from dsv3_port.plots.operators import op_census
+from dsv3_port.plots.pages import page_strips
+from dsv3_port.plots.rank_lines import rank_lines
+from dsv3_port.plots.ratios import ratio_chart
+from dsv3_port.plots.routing import expert_load, group_mask
+from dsv3_port.plots.routing_steps import routing_steps
+from dsv3_port.plots.shard_strips import shard_strips
+from dsv3_port.plots.sharding import shard_picture
+from tests.plots.test_measured import curve_results, ladder_results
+from tests.random_models import CONFIG
+
+# drawn in Chinese too, of records that a test would have to make
+MORE = {"blocks_over_time", "ge_census", "prompt_curves", "step_split", "traffic_plot"}
+HAN = re.compile(r"[\u4e00-\u9fff]")
+V3 = DeepseekV3Config.preset("v3-671b")
+
+
+def cards(*worlds: int):
+    return forecast(V3, worlds, plan=PortPlan.full())
+
+
+PICTURES = {
+    "step_bars": lambda: step_bars(ladder_results(), UPSTREAM, "gmm_routing"),
+    "ladder": lambda: ladder(ladder_results()),
+    "ladder, busy": lambda: ladder(ladder_results(busy=True, busy_share=0.4)),
+    "cost_curve": lambda: cost_curve(curve_results()),
+    "memory_curve": lambda: memory_curve(cards(8, 16, 32)),
+    "memory_bars": lambda: memory_bars(cards(8, 32)),
+    "ratio_chart": lambda: ratio_chart(ladder_results(), UPSTREAM),
+    "op_census": lambda: op_census({"upstream": {"aten.mm": 3, "aten.add": 2}}),
+    "cache_strips": cache_strips,
+    "shard_strips": shard_strips,
+    "merge_strips": merge_strips,
+    "graph_pieces": graph_pieces,
+    "group_boards": lambda: group_boards(torch.tensor([[0, 2], [1, 3]]), 4),
+    "rank_lines": rank_lines,
+    "mailboxes": mailboxes,
+    "step_map": step_map,
+    "tool_map": lambda: tool_map({"model 1": {"the same text": True, "a gate": False}}),
+    "expert_load": lambda: expert_load(torch.ones(2, 8), 2),
+    "group_mask": lambda: group_mask(torch.eye(3)),
+    "page_strips": page_strips,
+    "absorb_picture": lambda: absorb_picture(V3),
+    "model_picture": lambda: model_picture(V3),
+    "shard_picture": lambda: shard_picture(CONFIG, None, 4),
+    "kv_cache_to_scale": lambda: kv_cache_to_scale(V3),
+}
+
+
+@pytest.fixture
+def no_font(monkeypatch):
+    monkeypatch.setattr(fonts, "FAMILIES", ())
+    fonts.chinese_font.cache_clear()
+    yield
+    fonts.chinese_font.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def font() -> str:
+    return fonts.chinese_font() or pytest.skip(
+        "no font with the catalogue's Chinese characters is installed (Debian: fonts-noto-cjk)"
+    )
+
+
+def words(fig: Figure) -> list[str]:
+    return [t.get_text() for t in fig.findobj(lambda a: hasattr(a, "get_text")) if t.get_text()]
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_without_a_font_a_picture_is_english(name, no_font):
+    with using("zh"):
+        fig = PICTURES[name]()
+        assert not [w for w in (*words(fig), fig.alt_text) if HAN.search(w)]
+        if fig.narrow:
+            assert not [w for w in words(fig.narrow()) if HAN.search(w)]
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_with_a_font_every_character_is_drawn(name, font, caplog):
+    with using("zh"), warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Glyph")
+        fig = PICTURES[name]()
+        said = [w for w in words(fig) if HAN.search(w)]
+        assert len(said) >= 2 and HAN.search(fig.alt_text)
+        for picture in (fig, fig.narrow() if fig.narrow else fig):
+            assert picture.png(40).startswith(b"\x89PNG")
+            left = [w for w in words(picture) if re.search(r"[a-z]{4,} [a-z]{3,} [a-z]{3,}", w)]
+            assert not left  # no sentence stays English
+    assert not HAN.search(PICTURES[name]().alt_text)
+    assert not caplog.records  # a family of one weight is no news to a reader
+
+
+def test_a_font_without_some_character_is_not_taken(monkeypatch):
+    dejavu = font_manager.findfont("DejaVu Sans")
+    monkeypatch.setattr(fonts, "FAMILIES", ("DejaVu Sans",))
+    monkeypatch.setattr(fonts, "_listed", lambda: {"DejaVu Sans": dejavu})
+    fonts.chinese_font.cache_clear()
+    try:
+        assert fonts.chinese_font() == ""
+        monkeypatch.setattr(fonts, "characters", lambda: frozenset("é"))
+        fonts.chinese_font.cache_clear()
+        assert fonts.chinese_font() == "DejaVu Sans"
+        assert not fonts._covers(str(Path(__file__)))  # no font at all
+    finally:
+        fonts.chinese_font.cache_clear()
+
+
+def test_all_characters_of_the_catalogue_are_asked_for():
+    needed = fonts.characters()
+    assert len(needed) > 500 and {"图", "，", "（"} <= needed
+    assert all(c in needed for c in catalogue("zh").gettext("Right.") if ord(c) > 0x3000)
+
+
+def test_pictures_that_stay_english_are_there_and_named():
+    text = "".join(f.read_text(encoding="utf-8") for f in Path(style.__file__).parent.glob("*.py"))
+    drawn = set(re.findall(r"^@(?:styled|two_widths)\ndef (\w+)", text, re.MULTILINE))
+    assert style.ENGLISH < drawn
+    spoken = {name.partition(",")[0] for name in PICTURES}
+    assert drawn - style.ENGLISH - spoken == MORE
+
+
+def test_frames_speak_chinese_without_any_font(no_font):
+    with using("zh"):  # the reader's browser has the font
+        for shown in (lanes(), routing_steps(torch.tensor([[2, 0], [1, 2]]))):
+            assert HAN.search(shown.title) and not re.search("[A-Za-z]{4,} [a-z]{3,}", shown.title)
+            for frame in shown.frames:
+                assert (
+                    HAN.search(frame.label) and HAN.search(frame.caption) and HAN.search(frame.alt)
+                )
+                assert HAN.search(frame.svg)
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")  # only the widths count, also of boxes
+def test_lines_break_between_chinese_characters():
+    fig = style.LabFigure(figsize=(3.0, 2.0))
+    text = "示意图，不是实测：一格是一个位置的一行；从左到右是地址（slot 与 token）。" * 2
+    lines = style.wrapped(fig, text, fontsize=11).split("\n")
+    assert len(lines) > 2 and "".join(lines).replace(" ", "") == text.replace(" ", "")
+    assert not [line for line in lines if line[0] in "，。；：）" or line[-1] in "（"]
+    assert style.wrapped(fig, "two words", fontsize=11) == "two words"
