@@ -122,12 +122,12 @@ def _shown(verdict: Verdict, mine: Written, base: DeepseekV3, seconds: float) ->
         return Trial(verdict)
     try:
         with limit(seconds):
-            twin = twin_of(slot, base, mine.function)
-            gate = strict_gate(finished_twin(slot, base), twin)
+            finished, twin = finished_twin(slot, base), twin_of(slot, base, mine.function)
+            where = slot.use(finished, twin) if slot.use else _parts(strict_gate(finished, twin))
     except STOPS:
         return Trial(verdict)
     hint = tr(slot.wrong[verdict.mistake].hint) if verdict.mistake else verdict.text
-    text = sentences(hint.removesuffix(tr(UNTIMED)).strip(), _parts(gate), tr(UNTIMED))
+    text = sentences(hint.removesuffix(tr(UNTIMED)).strip(), where, tr(UNTIMED))
     return Trial(replace(verdict, text=text), twin)
 
 
@@ -153,28 +153,37 @@ class _Model:
             with limit(seconds) as check:
                 finished = finished_twin(slot, self.base)
                 judged = twin_of(slot, self.base, self.counted(check))
-                gate = strict_gate(finished, judged)
+                said = slot.use(finished, judged) if slot.use else ""
+                gate = None if slot.use else strict_gate(finished, judged)
                 due = self.calls
-                objection = self.objection(finished, judged, gate)
+                objection = self.objection(finished, judged, gate) or said
                 twin = twin_of(slot, self.base, self.mine.function)
                 if objection:
                     return Trial(named(slot, objection, "wrong"), twin)
                 dear = self.dear(finished, twin)
         except STOPS as error:
             return Trial(_stopped(slot, error, self.mine))
-        moment = tr(slot.moment) or tr("in a prompt and {n} cached steps").format(n=CACHED)
-        calls = trn(
-            "{n} call of your function {moment}", "{n} calls of your function {moment}", due
-        ).format(n=due, moment=moment)
-        same = tr("{calls}; the same as the finished code at {looked_at}")
-        looked = same.format(calls=calls, looked_at=gate.looked_at) + tr(slot.looked)
-        if tokens_of(finished) is not None:
-            greedy = tr(", and the same {n} greedy tokens of {prompts} prompts")
-            looked += greedy.format(n=TOKENS, prompts=len(PROMPTS))
+        looked = self.looked(finished, gate, due)
         if dear is not None:
             mistake, over = dear
             return Trial(named(slot, mistake, "dear", over, looked), twin)
         return Trial(Verdict(slot, "right", sentences(looked)), twin)
+
+    def looked(self, finished: DeepseekV3, gate: GateVerdict | None, calls: int) -> str:
+        """What a right function was found right by."""
+        slot = self.slot
+        moment = tr(slot.moment) or tr("in a prompt and {n} cached steps").format(n=CACHED)
+        said = trn(
+            "{n} call of your function {moment}", "{n} calls of your function {moment}", calls
+        ).format(n=calls, moment=moment)
+        if gate is None:
+            return said + tr(slot.looked)
+        same = tr("{calls}; the same as the finished code at {looked_at}")
+        found = same.format(calls=said, looked_at=gate.looked_at) + tr(slot.looked)
+        if tokens_of(finished) is not None:
+            greedy = tr(", and the same {n} greedy tokens of {prompts} prompts")
+            found += greedy.format(n=TOKENS, prompts=len(PROMPTS))
+        return found
 
     def counted(self, check: Any) -> Function:
         @functools.wraps(self.mine.function)
@@ -185,7 +194,7 @@ class _Model:
 
         return call
 
-    def objection(self, finished: DeepseekV3, judged: DeepseekV3, gate: GateVerdict) -> str:
+    def objection(self, finished: DeepseekV3, judged: DeepseekV3, gate: GateVerdict | None) -> str:
         """What is wrong, as a name or a sentence; empty if nothing is."""
         if not self.calls:
             return tr("the model never called your function, so nothing was judged")
@@ -197,6 +206,8 @@ class _Model:
             found = self.slot.extra(finished, self.mine.placed, self.mine.file)
             if found:
                 return found
+        if gate is None:
+            return ""
         if not gate:
             return _parts(gate)
         right, yours = tokens_of(finished), tokens_of(judged)

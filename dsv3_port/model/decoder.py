@@ -2,9 +2,9 @@
 plan names.
 
 What a learner writes goes in by attributes of one model: `visible`, `write`, `slots`,
-`keep` and `run_step` here, `absorbed` and `turn` of an attention, `route` of the grouped
-experts, `group_mask` of a gate, `add_norm` of a fused norm. A twin that shares the
-weights keeps its own.
+`keep`, `run_step` and `admission` here, `absorbed` and `turn` of an attention, `route`
+of the grouped experts, `group_mask` of a gate, `add_norm` of a fused norm. A twin that
+shares the weights keeps its own.
 """
 
 from __future__ import annotations
@@ -84,6 +84,8 @@ class DeepseekV3(nn.Module):
         )
         self.paging = Paging()  # of the paged caches that `new_cache` makes
         self.device_lengths = False  # a graph that cannot take a paged cache's numbers
+        # who begins where among slots; None: engine/continuous.py's own rule
+        self.admission: Callable[..., Any] | None = None
         # engine/graph.py puts a compiled or captured one here, and says which
         self.run_step, self.made = self.forward_step, "eager"
         self.run_verify, self.run_draft = self.verify_step, self.draft_step

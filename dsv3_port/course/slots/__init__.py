@@ -63,9 +63,12 @@ class Slot:
     make: Callable[[DeepseekV3, Function], DeepseekV3] | None = None
     # the finished code into a twin, where the plan does not put it there
     finish: Callable[[DeepseekV3], None] | None = None
+    # where no step of the model calls the function: (finished twin, judged twin) runs what does, in place
+    # of the gate and the greedy tokens; "" or what is wrong. `looked` says what it looked at
+    use: Callable[[DeepseekV3, DeepseekV3], str] | None = None
     # a further judge of the model, after the calls: (finished twin, source, file name) -> as a toy
     extra: Callable[[DeepseekV3, str, str], str | None] | None = None
-    looked: str = ""  # what `extra` looked at, for a right function's verdict
+    looked: str = ""  # what `extra` or `use` looked at, for a right function's verdict
 
     @property
     def part(self) -> int:
