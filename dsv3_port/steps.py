@@ -7,8 +7,7 @@ assembles the named forms.
 PRODUCTION is Part II: what production ports do behind the full port. Its steps go on from a ported
 form (`upstream` is that form), and nothing of Part I reads them: `PortPlan.full()` has none on.
 
-SERVING is Part II too: what changes in the loop around the model. Nothing of the model does, so
-these have no number on the ladder, and no plan can name them.
+SERVING is Part II too: what changes in the loop around the model. No plan names it, it has no number.
 """
 
 from __future__ import annotations
@@ -33,12 +32,12 @@ class Step:
     course/show.py). Chinese for title, stays_equal and saves is in locale/zh.po."""
 
     id: str
-    number: str
+    number: str = ""
     title: str
     notebook: str
-    field: str  # of PortPlan; "" in SERVING
-    upstream: Any
-    ported: Any
+    field: str = ""  # of PortPlan; "" in SERVING
+    upstream: Any = None
+    ported: Any = None
     before: str
     after: str
     stays_equal: str
@@ -229,12 +228,8 @@ PRODUCTION: tuple[Step, ...] = (
 SERVING: tuple[Step, ...] = (
     Step(
         id="slots",
-        number="",
         title="Continuous batching in slots",
         notebook="14_slots",
-        field="",
-        upstream=None,
-        ported=None,
         before="engine.decoding:decode",
         after="engine.continuous:run_requests",
         stays_equal="each request's tokens: those of the request alone, in any order of arrival",
