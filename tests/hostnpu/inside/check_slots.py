@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from dsv3_port import PortPlan
+from dsv3_port.count.rows import row_log
 from dsv3_port.engine import continuous
 from dsv3_port.engine.capture import CapturedStep
 from dsv3_port.engine.continuous import ContinuousBatch, Request, run_requests
@@ -91,6 +92,14 @@ def test_one_capture() -> None:
     _, batch = serve(model, [0, 1, 2, 3, 4, 5])
     assert isinstance(model.run_step, CapturedStep) and len(model.run_step.graphs) == 1
     assert batch.captures == 1 and captured() == before + 1
+
+
+def test_the_notebooks_log_counts_the_capture(want: list[list[int]]) -> None:
+    """Notebook 14 records by the device's own graph where there is one."""
+    before = captured()
+    log = row_log(load(), requests_of(), 3)
+    assert [r.token_ids for r in log.results] == want
+    assert (log.recordings, captured() - before, log.held) == (1, 1, 0)
 
 
 def test_one_ge_graph() -> None:
