@@ -6,6 +6,8 @@ assembles the named forms.
 
 PRODUCTION is Part II: what production ports do behind the full port. Its steps go on from a ported
 form (`upstream` is that form), and nothing of Part I reads them: `PortPlan.full()` has none on.
+
+SERVING is Part II too: what changes in the loop around the model. No plan names it, it has no number.
 """
 
 from __future__ import annotations
@@ -30,12 +32,12 @@ class Step:
     course/show.py). Chinese for title, stays_equal and saves is in locale/zh.po."""
 
     id: str
-    number: str
+    number: str = ""
     title: str
     notebook: str
-    field: str  # of PortPlan
-    upstream: Any
-    ported: Any
+    field: str = ""  # of PortPlan; "" in SERVING
+    upstream: Any = None
+    ported: Any = None
     before: str
     after: str
     stays_equal: str
@@ -223,6 +225,20 @@ PRODUCTION: tuple[Step, ...] = (
 )
 
 
+SERVING: tuple[Step, ...] = (
+    Step(
+        id="slots",
+        title="Continuous batching in slots",
+        notebook="14_slots",
+        before="engine.decoding:decode",
+        after="engine.continuous:run_requests",
+        stays_equal="each request's tokens: those of the request alone, in any order of arrival",
+        saves="decode steps: a row whose text has ended takes the next request; one captured step serves all",
+    ),
+)
+SECOND = (*PRODUCTION, *SERVING)  # Part II
+
+
 def step(step_id: str) -> Step:
     """The step with this id; its number ("6.1") works too."""
     known = (*STEPS, *PRODUCTION)
@@ -234,8 +250,8 @@ def step(step_id: str) -> Step:
 
 def steps_around(notebook: str) -> tuple[Step, ...]:
     """Part I's steps; in a notebook of Part II with Part II's behind them."""
-    second = notebook and notebook in {s.notebook for s in PRODUCTION}
-    return (*STEPS, *PRODUCTION) if second else STEPS
+    second = notebook and notebook in {s.notebook for s in SECOND}
+    return (*STEPS, *SECOND) if second else STEPS
 
 
 def progress_map(here: str = "") -> str:
@@ -250,7 +266,12 @@ def progress_map(here: str = "") -> str:
     return "\n".join(rows)
 
 
-_BY_ID = {s.id: s for s in (*STEPS, *PRODUCTION)}
+_BY_ID = {s.id: s for s in (*STEPS, *SECOND)}
+
+
+def change(step_id: str) -> Step:
+    """The step with this id, on the ladder or around the model."""
+    return next((s for s in SERVING if s.id == step_id), None) or step(step_id)
 
 
 def title_of(variant: str) -> str:
@@ -261,4 +282,4 @@ def title_of(variant: str) -> str:
     if word == "without":
         return tr("without {step}").format(step=title_of(rest))
     known = _BY_ID.get(variant)
-    return f"{known.number} {told(known.title)}" if known else told(variant)
+    return f"{known.number} {told(known.title)}".strip() if known else told(variant)

@@ -11,7 +11,7 @@ import pytest
 from dsv3_port import STEPS, PortError, PortPlan
 from dsv3_port.model.forms import FORMS
 from dsv3_port.plan import CHOICES
-from dsv3_port.steps import PRODUCTION, progress_map, step
+from dsv3_port.steps import PRODUCTION, SECOND, SERVING, change, progress_map, step
 
 ROOT = Path(__file__).parents[1]
 
@@ -24,6 +24,24 @@ def test_every_name_in_the_registry_exists(s):
     assert (ROOT / "notebooks" / f"{s.notebook}.ipynb").is_file()
     assert getattr(PortPlan(), s.field) == s.upstream != s.ported
     assert s.tolerance["float32"] <= 1e-5
+
+
+@pytest.mark.parametrize("s", SECOND, ids=lambda s: s.id)
+def test_every_name_of_part_two_exists(s):
+    for place in (s.before, s.after):
+        module, _, name = place.partition(":")
+        found = importlib.import_module(f"dsv3_port.{module}")
+        for part in name.split("."):
+            found = getattr(found, part)
+    assert not s.notebook or (ROOT / "notebooks" / f"{s.notebook}.ipynb").is_file()
+
+
+def test_what_changes_around_the_model_is_of_no_plan():
+    for s in SERVING:
+        assert (s.number, s.field) == ("", "") and change(s.id) is s
+        with pytest.raises(PortError, match=f"unknown step '{s.id}'"):
+            PortPlan.with_steps(s.id)
+    assert change("9") is step("paged_cache")
 
 
 def test_plans():
@@ -81,7 +99,9 @@ def test_progress_map_marks_the_notebook():
     ]
     assert step("4").id == "one_hot_gate"
     lines = progress_map("12_paged_cache").splitlines()
-    assert len(lines) == len(STEPS) + len(PRODUCTION) + 2
+    assert len(lines) == len(STEPS) + len(SECOND) + 2
     assert [line.split("|")[1].strip() for line in lines if "▶" in line] == ["9"]
     lines = progress_map("13_mtp").splitlines()
     assert [line.split("|")[1].strip() for line in lines if "▶" in line] == ["10"]
+    here = [line for line in progress_map("14_slots").splitlines() if "▶" in line]
+    assert len(here) == 1 and here[0].startswith("|  | **▶ Continuous batching")

@@ -81,6 +81,7 @@ BUDGET = {
     "11": (700, 60),
     "12": (950, 90),
     "13": (950, 90),
+    "14": (950, 90),
 }
 SLOT_CELLS, SLOT_LINES = 26, 12  # of such a notebook, and of a cell behind its set-up
 MORE = {"exercise", "solution"}  # at the end, folded, and not counted
@@ -115,9 +116,9 @@ def code_cells(cells: Sequence[Cell]) -> list[Cell]:
 def expected_names() -> list[str]:
     """All notebooks in order: the frame, and between it one for each notebook that steps.py names."""
     sys.path.insert(0, str(ROOT))
-    from dsv3_port.steps import PRODUCTION, STEPS
+    from dsv3_port.steps import SECOND, STEPS
 
-    parts = (STEPS, PRODUCTION)
+    parts = (STEPS, SECOND)
     one, two = (dict.fromkeys(s.notebook for s in part if s.notebook) for part in parts)
     return [*FIRST, *one, *LAST, *two, *APPENDICES]
 

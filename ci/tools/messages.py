@@ -95,9 +95,9 @@ def data() -> Iterator[Found]:
     from dsv3_port.check.faults import CASES
     from dsv3_port.course.judge import EXERCISES
     from dsv3_port.course.yours import slots
-    from dsv3_port.steps import PRODUCTION, STEPS
+    from dsv3_port.steps import SECOND, STEPS
 
-    for s in (*STEPS, *PRODUCTION):
+    for s in (*STEPS, *SECOND):
         yield from ((f"step {s.id}", text) for text in (s.title, s.stays_equal, s.saves))
     for slot in slots().values():
         place = f"slot {slot.id}"

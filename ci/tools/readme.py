@@ -26,9 +26,9 @@ def steps_table() -> str:
 
 
 def production_table() -> str:
-    from dsv3_port.steps import PRODUCTION
+    from dsv3_port.steps import SECOND
 
-    return step_rows(PRODUCTION)
+    return step_rows(SECOND)
 
 
 def linked(notebook: str) -> str:

@@ -63,10 +63,10 @@ class Watcher(Protocol):
 
 
 def whole_operators(
-    watcher: Watcher, done: Callable[..., None]
+    watcher: Watcher, done: Callable[..., None], *more: str
 ) -> contextlib.AbstractContextManager[None]:
-    """Within it `watcher` knows when such an operator runs, whose meaning on a CPU consists of
-    several; done(function, args, kwargs, result) hears of each outermost one."""
+    """Within it `watcher` knows when such an operator, or one of `more`, runs, whose meaning on a CPU
+    consists of several; done(function, args, kwargs, result) hears of each outermost one."""
 
     def wrap(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
@@ -82,7 +82,7 @@ def whole_operators(
 
         return call
 
-    return each_operator(wrap)
+    return each_operator(wrap, *more)
 
 
 class OperatorCounter(TorchDispatchMode):

@@ -192,7 +192,8 @@ class _Recorder(TorchDispatchMode):
         def add(fn: Any, args: Any, kwargs: Any, result: Any) -> None:
             self.add(fn, args, kwargs, result, in_place=fn.__name__.endswith("_"))
 
-        return whole_operators(self, add)
+        # its form with lengths in a tensor is one operator of a graph, and looks at the table on a CPU
+        return whole_operators(self, add, "paged_attention")
 
     def add(self, fn: Any, args: Any, kwargs: Any, result: Any, in_place: bool = False) -> None:
         known = {t.untyped_storage()._cdata for t in _tensors((args, kwargs))}

@@ -17,7 +17,7 @@ from pygments.token import Comment, Keyword, Name, Number, Operator, String, Tok
 
 from ..errors import PortError
 from ..messages import told, tr
-from ..steps import step
+from ..steps import change
 
 _INK = (
     (Comment, "comment", "#8a7f3f"),
@@ -146,8 +146,9 @@ def beside(finished: str, yours: str) -> str:
 def diff(step_id: str, built: object = True) -> Beside:
     """The step's upstream form beside its ported form, as they stand in the package. `built`, a
     judged function (yours.Fitted): folded until that is right."""
-    s = step(step_id)
+    s = change(step_id)
     label = tr("step {number}, {title}: source before and after")
+    label = label if s.number else tr("{title}: source before and after")
     return Beside(
         source(s.before),
         source(s.after),

@@ -19,7 +19,7 @@ from ..messages import N_, sentences, told, tr, using
 from ..paths import recorded_file
 from ..plots.bars import ladder
 from ..plots.style import ON_DARK, PHONE
-from ..steps import PRODUCTION, STEPS
+from ..steps import SECOND, STEPS
 from ..version import __version__
 from .docs import docs_links
 from .links import page_name
@@ -147,7 +147,7 @@ def _index(
             "run": by_name.get(n.name),
             "page": localised(out_dir, f"pages/{n.name}.html", language),
             "file": f"notebooks/{f'{language}/' if n.name in said else ''}{n.name}.ipynb",
-            "steps": [s for s in (*STEPS, *PRODUCTION) if s.notebook == n.name],
+            "steps": [s for s in (*STEPS, *SECOND) if s.notebook == n.name],
             "slides": localised(out_dir, f"slides/{n.name}.html", language)
             if (out_dir / "slides" / f"{n.name}.html").is_file()
             else "",

@@ -49,9 +49,10 @@ def progress(here: str = "") -> Shown:
             "next": "border:1px dashed rgba(128,128,128,.6);opacity:.8",
         }[state]
         mark = {"done": "✓ ", "here": "▶ ", "next": ""}[state]
+        name = f"{s.number} {html.escape(told(s.title))}".strip()
         chips.append(
             f'<div style="{look};border-radius:6px;padding:3px 8px;font-size:12px;line-height:1.35">{mark}'
-            f"{s.number} {html.escape(told(s.title))}</div>"
+            f"{name}</div>"
         )
     body, label = "".join(chips), tr("steps of the port")
     return Shown(

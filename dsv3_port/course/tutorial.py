@@ -25,7 +25,7 @@ from ..bench.machine import device_info
 from ..engine.device import pick_device
 from ..errors import PortError
 from ..files import write_atomic
-from ..steps import PRODUCTION
+from ..steps import SECOND
 from .docs import write_docs
 from .filled import answers
 from .front import write_index
@@ -52,7 +52,7 @@ def find_notebooks() -> Path:
 
 def part_of(name: str) -> int:
     """1 or 2: a notebook of a step of Part II is Part II's, every other one Part I's."""
-    return 2 if name in {s.notebook for s in PRODUCTION} else 1
+    return 2 if name in {s.notebook for s in SECOND} else 1
 
 
 def choose(

@@ -12,7 +12,6 @@ vllm-ascend is that (https://docs.vllm.ai/projects/ascend).
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -29,6 +28,29 @@ from .sampler import Sampler, Sampling
 # keys of every row in each step of the warm-up: npugraph_ex takes them for constants until it sees
 # them change, and has symbols for them from then on
 WARM_UPS = (0, 1, 2)
+
+# (of each row, whether it has a request; blocks that each waiting request may need, in order of
+# arrival; blocks that are neither held nor promised) -> (row, which of the waiting) pairs
+Admission = Callable[[list[bool], list[int], int], Sequence[tuple[int, int]]]
+
+
+def in_order(running: list[bool], waiting: list[int], blocks: int) -> list[tuple[int, int]]:
+    """The requests that begin before the next step, each in an idle row: those that came first, as long
+    as there are rows and blocks. One that waits for blocks keeps those behind it waiting too: none
+    is overtaken for ever."""
+    idle = (row for row, runs in enumerate(running) if not runs)
+    taken = []
+    for k, (row, need) in enumerate(zip(idle, waiting, strict=False)):
+        if need > blocks:
+            break
+        blocks -= need
+        taken.append((row, k))
+    return taken
+
+
+def when_all_idle(running: list[bool], waiting: list[int], blocks: int) -> list[tuple[int, int]]:
+    """Static batching as a rule of the same loop: nobody begins before the whole batch has ended."""
+    return [] if any(running) else in_order(running, waiting, blocks)
 
 
 @dataclass(frozen=True)
@@ -47,13 +69,14 @@ class Request:
 
 @dataclass
 class Result:
-    """What a request became. admitted, ended: the number of decode steps before."""
+    """What a request became. admitted, ended: the number of decode steps before; row: that it had."""
 
     number: int  # of the request, from 0 in order of arrival
     admitted: int
     token_ids: list[int] = field(default_factory=list)
     ended_by: Literal["", "eos", "length"] = ""
     ended: int = 0
+    row: int = 0
 
 
 class ContinuousBatch:
@@ -61,6 +84,7 @@ class ContinuousBatch:
     model.paging bounds all of them together.
 
     stop: ids that end a text. prefill_chunk: positions of a prompt computed at once, 0: all.
+    `admission` says who begins where; the model's own, else `in_order`.
     `occupancy` has the number of running rows of every step so far.
     """
 
@@ -83,6 +107,7 @@ class ContinuousBatch:
         cache = model.new_cache(slots, positions, RowCache)
         assert isinstance(cache, RowCache)
         self.model, self.cache, self.slots = model, cache, slots
+        self.admission: Admission = model.admission or in_order
         self.stop, self.prefill_chunk = frozenset(stop), prefill_chunk
         self.ids = torch.zeros(slots, 1, dtype=torch.int64, device=model.device)
         self.running: dict[int, tuple[Request, Result]] = {}  # by row
@@ -120,18 +145,30 @@ class ContinuousBatch:
                 f"has {room} ({self.cache.blocks} blocks are all): it would wait for ever"
             )
 
-    def fits(self, request: Request) -> bool:
-        """Whether a slot is idle, and all blocks that the request may need are there."""
-        enough = self.cache.blocks_of(request.positions) <= self.cache.available
-        return len(self.running) < self.slots and enough
+    def chosen(self, waiting: list[int]) -> list[tuple[int, int]]:
+        """(row, which of the waiting) pairs that begin now, by `admission`. waiting: the blocks that each
+        request may need. PortError for a row or a request that is not there, or is named twice."""
+        if len(self.running) == self.slots:
+            return []
+        named = self.admission(list(self.cache.running), list(waiting), self.cache.available)
+        pairs = [(int(row), int(k)) for row, k in named]
+        seen: set[int] = set()
+        for row, k in pairs:
+            if not (0 <= row < self.slots and 0 <= k < len(waiting)) or k in seen:
+                raise PortError(
+                    f"admission: request {k} of the {len(waiting)} that wait was given row {row} of "
+                    f"{self.slots}: there is no such row or request, or it has a row already"
+                )
+            seen.add(k)
+        return pairs
 
-    def admit(self, number: int, request: Request) -> Result:
-        """Prefill a request that fits into an idle row, and choose its first token; no other row is
-        touched. The result grows with every step until `ended_by` says something."""
+    def admit(self, number: int, request: Request, row: int) -> Result:
+        """Prefill a request in an idle row, and choose its first token; no other row is touched. The
+        result grows with every step until `ended_by` says something. PortError where the row runs
+        another, or where its blocks are not there."""
         self.require(request)
-        row = next(row for row, runs in enumerate(self.cache.running) if not runs)
         one = self.cache.begin(row, request.positions)
-        result = Result(number, admitted=len(self.occupancy))
+        result = Result(number, admitted=len(self.occupancy), row=row)
         self.running[row] = request, result
         self.sample.begin(row, request.seed)
         prompt = torch.tensor([request.ids], device=self.model.device)
@@ -196,20 +233,29 @@ def run_requests(
     requests: Sequence[Request],
     on_step: Callable[[list[Result]], None] | None = None,
 ) -> list[Result]:
-    """Every request to its end, admitted in this order as slots and blocks become free; their results
-    in the same order. A request that waits for blocks keeps those behind it waiting too: none is
-    overtaken for ever. PortError, before anything runs, where one can never run.
+    """Every request to its end, admitted by the batch's rule as slots and blocks become free; their
+    results in the order of the requests. The rule is asked before each step until it gives nobody: one
+    that ends with its first token leaves its row at once. PortError, before anything runs, where a
+    request can never run, and where all rows are idle and the rule lets nobody begin.
     on_step(results): after each step, with those that ended since the last."""
     for request in requests:
         batch.require(request)
-    waiting, results = deque(enumerate(requests)), []
+    needs = [batch.cache.blocks_of(request.positions) for request in requests]
+    waiting, results = list(range(len(requests))), dict[int, Result]()
     while waiting or batch.running:
-        done = []
-        while waiting and batch.fits(waiting[0][1]):
-            result = batch.admit(*waiting.popleft())
-            results.append(result)
-            done += [result] if result.ended_by else []
+        done: list[Result] = []
+        while waiting and (pairs := batch.chosen([needs[n] for n in waiting])):
+            for row, k in pairs:
+                number = waiting[k]
+                results[number] = batch.admit(number, requests[number], row)
+                done += [results[number]] if results[number].ended_by else []
+            waiting = [n for n in waiting if n not in results]
+        if waiting and not batch.running:
+            raise PortError(
+                f"admission: all rows are idle, {len(waiting)} requests wait, and none of them was let in: "
+                "they would wait for ever"
+            )
         done += batch.step() if batch.running else []
         if on_step is not None:
             on_step(done)
-    return results
+    return [results[number] for number in sorted(results)]

@@ -64,9 +64,16 @@ class ServeReport:
 
 def run_serve(job: ServeJob) -> ServeReport | None:
     """Run it; rank 0's report, None on another rank that was started by somebody else. PortError, with
-    file and line, before any weight is read where a request can never run."""
-    checked = check_job(job)
+    file and line, before any weight is read where a request can never run.
+
+    Slots do not draft: a plan's MTP layer is not loaded."""
+    checked = check_job(replace(job, plan=job.plan.replace(mtp=False)))
     assert isinstance(checked, ServeJob)
+    if checked.plan.mtp:
+        raise PortError(
+            "NUM_SPECULATIVE_TOKENS=1: slots do not draft, and the MTP layer would be loaded for nothing: "
+            "leave the setting out, or take `dsv3-port infer`"
+        )
     found: ServeReport | None = run_job(replace(checked, requests=_requests(checked)), serve_rank)
     return found
 

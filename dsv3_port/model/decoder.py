@@ -2,8 +2,8 @@
 plan names.
 
 What a learner writes goes in by attributes of one model: `visible`, `write`, `slots`,
-`accept`, `keep` and `run_step` here, `absorbed` and `turn` of an attention, `route` of the grouped
-experts, `group_mask` of a gate, `add_norm` of a fused norm. A twin that shares the
+`accept`, `admission`, `keep` and `run_step` here, `absorbed` and `turn` of an attention,
+`route` of the grouped experts, `group_mask` of a gate, `add_norm` of a fused norm. A twin that shares the
 weights keeps its own.
 """
 
@@ -85,6 +85,8 @@ class DeepseekV3(nn.Module):
         )
         self.paging = Paging()  # of the paged caches that `new_cache` makes
         self.device_lengths = False  # a graph that cannot take a paged cache's numbers
+        # who begins where among slots; None: engine/continuous.py's own rule
+        self.admission: Callable[..., Any] | None = None
         # engine/graph.py puts a compiled or captured one here, and says which
         self.run_step, self.made = self.forward_step, "eager"
         self.run_verify, self.run_draft = self.verify_step, self.draft_step

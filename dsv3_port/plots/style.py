@@ -42,8 +42,8 @@ PHONE, PHONE_INCHES, DPI, READABLE = "(max-width: 40rem)", 4.2, 110, 11
 # pictures whose words are not in the catalogue yet
 ENGLISH = frozenset(
     """accepted_steps cited_figures draft_costs draft_steps forecast_checks forecast_ladder forecast_parts
-    graph_rungs kv_b_split layer_picture npu_forward npu_ladder npu_step parameter_picture rounding_histogram
-    routing_picture where_time_goes""".split()
+    graph_rungs hand_over kv_b_split layer_picture npu_forward npu_ladder npu_step parameter_picture rounding_histogram
+    routing_picture rows_over_time where_time_goes""".split()
 )
 _on_phone: ContextVar[bool] = ContextVar("on_phone", default=False)
 _JUPYTER_DARK = f'<style>[data-jp-theme-light="false"] .{CSS_CLASS} {{filter: {ON_DARK}}}</style>'

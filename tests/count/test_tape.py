@@ -64,6 +64,21 @@ def test_decode_step_replays_as_eager(name, batch):
         assert torch.equal(old[0], new[0])
 
 
+def test_a_paged_step_is_recorded_with_its_lengths_in_a_tensor():
+    """Lengths that are numbers of the host are those of the recording for ever."""
+    model = random_model(PortPlan.upto("paged_cache"))
+    eager, _ = decode(model)
+    for on_device in (True, False):
+        model.device_lengths = on_device
+        tapes = taped(model)
+        replayed, _ = decode(model)
+        assert len(tapes) == 1 and torch.allclose(eager[0], replayed[0], atol=1e-5)
+        assert torch.allclose(eager[-1], replayed[-1], atol=1e-5) == on_device
+        names = [launch.name for launch in tapes[0].launches]
+        assert names.count("paged_attention") == CONFIG.num_hidden_layers
+        run_eager(model)
+
+
 def test_run_eager_takes_the_tapes_off():
     model = random_model(PortPlan.full())
     tapes = taped(model)

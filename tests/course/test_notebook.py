@@ -11,7 +11,7 @@ from dsv3_port import STEPS, PortError
 from dsv3_port.course.notebook import FIELDS, course_files, read_notebook
 from dsv3_port.course.tutorial import choose
 from dsv3_port.paths import repo_root
-from dsv3_port.steps import PRODUCTION
+from dsv3_port.steps import SECOND
 
 NOTEBOOKS = course_files(Path(__file__).parents[2] / "notebooks")
 
@@ -51,7 +51,7 @@ def test_names_of_the_course_and_their_order(tmp_path):
 def test_each_part_of_the_course_is_there_without_the_other():
     folder = repo_root() / "notebooks"
     one, two = ([f.stem for f in choose(folder, part=n)] for n in (1, 2))
-    assert two == [s.notebook for s in PRODUCTION if s.notebook]
+    assert two == [s.notebook for s in SECOND if s.notebook]
     assert one == [f.stem for f in course_files(folder) if f.stem not in two]
     assert {s.notebook for s in STEPS} < set(one) and {"10_results", "a1_checkpoint"} < set(one)
     assert [f.stem for f in choose(folder, ["12", "02"], 2)] == ["12_paged_cache"]

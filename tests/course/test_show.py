@@ -52,6 +52,12 @@ def test_diff_shows_every_line_of_both_sides(step):
     assert str(shown).startswith("--- dsv3_port/") and shown._repr_markdown_().startswith("```diff")
 
 
+def test_diff_of_what_has_no_number_on_the_ladder():
+    shown = diff("slots")
+    assert shown.label == "Continuous batching in slots: source before and after"
+    assert "def run_requests(" in shown.after.text and "def decode(" in shown.before.text
+
+
 def test_diff_marks_what_changed_in_more_than_colour():
     html = diff("one_hot_gate")._repr_html_()
     assert "−" in html and ">+<" in html and 'aria-label="step 4' in html
@@ -103,6 +109,8 @@ def test_progress_marks_done_here_and_next():
     assert "✓ 8" in text and "▶ 9 Paged" in text and "✓ 10" not in text
     text = Reader(progress("13_mtp")._repr_html_()).text
     assert "✓ 9 Paged" in text and "▶ 10 Multi-token" in text
+    text = Reader(progress("14_slots")._repr_html_()).text
+    assert "✓ 9 Paged" in text and "▶ Continuous batching" in text
     assert "✓" not in progress("00_start_here")._repr_html_()
 
 

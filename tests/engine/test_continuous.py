@@ -15,9 +15,16 @@ import pytest
 import torch
 
 from dsv3_port import PortPlan, load_model, load_tokenizer
-from dsv3_port.count.batching import in_slots
+from dsv3_port.count.batching import in_batches, in_slots
 from dsv3_port.engine import continuous
-from dsv3_port.engine.continuous import ContinuousBatch, Request, Result, run_requests
+from dsv3_port.engine.continuous import (
+    ContinuousBatch,
+    Request,
+    Result,
+    in_order,
+    run_requests,
+    when_all_idle,
+)
 from dsv3_port.engine.graph import compile_steps
 from dsv3_port.engine.sampler import Sampler, Sampling
 from dsv3_port.engine.tokenizer import encode
@@ -239,6 +246,61 @@ def test_a_batch_serves_again(model, fixed) -> None:
         results = run_requests(batch, requests)
         assert [r.token_ids for r in results] == [alone(fixed, r, Sampling()) for r in requests]
     require_balanced(batch)
+
+
+# ---- other rules ---------------------------------------------------------------------------------
+
+
+def last_first(running: list[bool], waiting: list[int], blocks: int) -> list[tuple[int, int]]:
+    """The newest request into the last idle row."""
+    if all(running) or waiting[-1] > blocks:
+        return []
+    return [(len(running) - 1 - running[::-1].index(False), len(waiting) - 1)]
+
+
+def test_a_rule_decides_who_begins_where(model, fixed, monkeypatch) -> None:
+    """Any rule: the texts are those of the requests alone, the results in their order."""
+    for rule in (in_order, when_all_idle, last_first):
+        monkeypatch.setattr(model, "admission", rule)
+        batch = require_alone(model, fixed, requests_of(3), 3)
+        assert batch.admission is rule
+    requests = [Request((5, 6, 7), n) for n in (9, 3, 4, 1, 5)]
+    monkeypatch.setattr(model, "admission", last_first)
+    results = run_requests(ContinuousBatch(model, 2, 12), requests)
+    assert [r.number for r in results] == [0, 1, 2, 3, 4]
+    assert [(r.admitted, r.row) for r in results] == [(4, 1), (3, 0), (0, 0), (0, 0), (0, 1)]
+
+
+def test_static_batching_is_a_rule_of_the_same_loop(model, monkeypatch) -> None:
+    monkeypatch.setattr(model, "admission", when_all_idle)
+    for seed in range(4):
+        results, batch = served(model, requests_of(seed), 3)
+        tokens = [len(r.token_ids) for r in results]
+        assert tuple(batch.occupancy) == in_batches(tokens, 3).occupancy
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        (lambda r, w, b: [(2, 0)], "request 0 of the 2 that wait was given row 2 of 2"),
+        (lambda r, w, b: [(-1, 0)], "request 0 of the 2 that wait was given row -1 of 2"),
+        (lambda r, w, b: [(0, 2)], "request 2 of the 2 that wait was given row 0 of 2"),
+        (lambda r, w, b: [(0, 0), (1, 0)], "request 0 of the 2 that wait was given row 1"),
+        (lambda r, w, b: [(0, 0), (0, 1)], "row 0 of the cache runs a sequence"),
+        (lambda r, w, b: [], "all rows are idle, 2 requests wait, .* would wait for ever"),
+    ],
+)
+def test_a_rule_that_cannot_be_is_told(model, rule, words, monkeypatch) -> None:
+    monkeypatch.setattr(model, "admission", rule)
+    with pytest.raises(PortError, match=words):
+        run_requests(ContinuousBatch(model, 2, 8), [Request((5, 6), 3)] * 2)
+
+
+def test_a_rule_that_promises_blocks_twice_is_told(model, monkeypatch) -> None:
+    monkeypatch.setattr(model, "paging", Paging(16, blocks=2))
+    monkeypatch.setattr(model, "admission", lambda r, w, b: [(0, 0), (1, 1)])
+    with pytest.raises(PortError, match="0 of the cache's 2 blocks are not promised"):
+        run_requests(ContinuousBatch(model, 2, 32), [Request((5,) * 20, 4)] * 2)
 
 
 # ---- what bad input gets -------------------------------------------------------------------------

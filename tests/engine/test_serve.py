@@ -141,6 +141,7 @@ def test_a_rank_that_chose_another_token_ends_the_job(asked):
         ),
         ({"seed": 2**64, "temperature": 1.0}, {}, "line 1: seed must be within"),
         ({"temperature": -1.0}, {}, "temperature must be 0"),
+        ({"num_speculative_tokens": 1}, {}, "NUM_SPECULATIVE_TOKENS=1: slots do not draft"),
     ],
 )
 def test_what_cannot_run_is_refused_before_a_weight_is_read(asked, values, odd, words, monkeypatch):
@@ -149,6 +150,14 @@ def test_what_cannot_run_is_refused_before_a_weight_is_read(asked, values, odd, 
     assert [len(load_tokenizer(TINY)(a.prompt)["input_ids"]) for a in (short, long)] == [11, 16]
     with pytest.raises(PortError, match=words):
         run_serve(job([replace(short, **odd), long], **values))
+
+
+def test_the_mtp_layer_of_a_plan_is_not_loaded(asked, monkeypatch):
+    """Nothing drafts in slots: what `production` names beside them would be memory for nothing."""
+    seen: list[ServeJob] = []
+    monkeypatch.setattr(serve, "run_job", lambda job, work: seen.append(job))
+    run_serve(job(asked, plan=PortPlan.production()))
+    assert seen[0].plan == PLAN and PortPlan.production().mtp
 
 
 def test_damaged_weights_name_the_request(asked, monkeypatch):

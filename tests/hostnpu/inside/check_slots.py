@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from dsv3_port import PortPlan
+from dsv3_port.count.rows import row_log
 from dsv3_port.engine import continuous
 from dsv3_port.engine.capture import CapturedStep
 from dsv3_port.engine.continuous import ContinuousBatch, Request, run_requests
@@ -111,6 +112,14 @@ def test_one_capture() -> None:
     assert isinstance(after["step"], CapturedStep)
     assert len(after["step"].of_cache[after["cache"]]) == 1
     assert after["made"] == after["captured"] == 1
+
+
+def test_the_notebooks_log_counts_the_capture(want: list[list[int]]) -> None:
+    """Notebook 14 records by the device's own graph where there is one."""
+    before = captured()
+    log = row_log(load(), requests_of(), 3)
+    assert [r.token_ids for r in log.results] == want
+    assert (log.recordings, captured() - before, log.held) == (1, 1, 0)
 
 
 def test_one_ge_graph() -> None:
