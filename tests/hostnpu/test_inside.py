@@ -29,6 +29,7 @@ MODELS = (
 )
 PAGED = ("check_paged.py", "check_slots.py")
 MTP = ("check_mtp.py",)
+INT8 = ("check_int8.py",)
 GRAPHS = ("check_graphs.py",)  # as long as the rest together: another worker can take it
 
 
@@ -62,6 +63,7 @@ def test_every_file_is_run() -> None:
         *MODELS,
         *PAGED,
         *MTP,
+        *INT8,
         *GRAPHS,
     }
 
@@ -84,6 +86,11 @@ def test_paged() -> None:
 @needs_torch_npu
 def test_mtp() -> None:
     check(*MTP)
+
+
+@needs_torch_npu
+def test_int8() -> None:
+    check(*INT8)
 
 
 @needs_torch_npu
