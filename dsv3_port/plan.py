@@ -19,7 +19,8 @@ class PortPlan:
     Options that are not steps of their own: `prefill_attention` (of mla_low_rank: how it computes
     several queries at once; "expanded" by fused kernels where the device has them, "plain" with all
     scores [B, N, S, L] in memory), `npu_routing_kernel` (of gmm_routing: npu_moe_* routing operators, else
-    sort and count in torch), `group_mask_value` (the old sample and Hugging Face's first code used
+    sort and count in torch), `quant` (no step: every step leaves the numbers as they were, and this one
+    rounds them), `group_mask_value` (the old sample and Hugging Face's first code used
     0.0, DeepSeek's own -inf).
     """
 
@@ -28,6 +29,7 @@ class PortPlan:
     prefill_attention: Literal["expanded", "absorbed", "plain"] = "expanded"
     experts: Literal["loop", "grouped"] = "loop"
     npu_routing_kernel: bool = True
+    quant: Literal["none", "w8a8"] = "none"  # of Part II: matrices and their inputs of int8
     group_mask: Literal["scatter", "one_hot"] = "scatter"
     group_mask_value: float = -math.inf
     mlp: Literal["split", "merged"] = "split"

@@ -15,6 +15,7 @@ from typing import Any
 from .errors import PortError
 
 FP8_BLOCK = (128, 128)
+COMPRESSED_TENSORS = "compressed-tensors"
 DEFAULTS: dict[str, Any] = {
     "q_lora_rank": 1536,
     "n_shared_experts": 1,
@@ -190,11 +191,53 @@ def _rope(values: dict[str, Any]) -> dict[str, Any]:
     return found | {"rope_scaling": chosen}
 
 
+# of compressed-tensors, what this package computes: W8A8 with a scale a channel and a token
+_EIGHT_BITS = {"num_bits": 8, "type": "int", "symmetric": True}
+_W8A8: dict[str, dict[str, Any]] = {
+    "weights": _EIGHT_BITS | {"strategy": "channel", "dynamic": False},
+    "input_activations": _EIGHT_BITS | {"strategy": "token", "dynamic": True},
+}
+
+
+def _check_w8a8(q: dict[str, Any]) -> None:
+    """PortError, with its place, for a setting of compressed-tensors that is not W8A8."""
+
+    def require(place: str, found: Any, want: Any) -> None:
+        if not _same(found, want):
+            raise PortError(f"quantization_config.{place} is {found!r}; {want!r} is read")
+
+    require("format", q.get("format"), "int-quantized")
+    require("kv_cache_scheme", q.get("kv_cache_scheme"), None)
+    groups = q.get("config_groups")
+    if not isinstance(groups, dict) or len(groups) != 1:
+        raise PortError(f"quantization_config.config_groups is {groups!r}; one group is read")
+    ignore = q.get("ignore") or []
+    if not isinstance(ignore, list) or not all(isinstance(word, str) for word in ignore):
+        raise PortError(f"quantization_config.ignore is {ignore!r}, not a list of modules")
+    ((name, group),) = groups.items()
+    at = f"config_groups.{name}"
+    if not isinstance(group, dict):
+        raise PortError(f"quantization_config.{at} is {group!r}, not an object")
+    require(f"{at}.targets", group.get("targets"), ["Linear"])
+    require(f"{at}.output_activations", group.get("output_activations"), None)
+    for kind, wanted in _W8A8.items():
+        settings = group.get(kind)
+        if not isinstance(settings, dict):
+            raise PortError(f"quantization_config.{at}.{kind} is {settings!r}, not an object")
+        for key, want in wanted.items():
+            require(f"{at}.{kind}.{key}", settings.get(key), want)
+        for key in ("group_size", "block_structure", "actorder"):
+            require(f"{at}.{kind}.{key}", settings.get(key), None)
+
+
 def _quantization(q: Any) -> dict[str, Any]:
     if q is None or q == {}:
         return {}
     if not isinstance(q, dict):
         raise PortError(f"quantization_config is {q!r}, not an object")
+    if q.get("quant_method") == COMPRESSED_TENSORS:
+        _check_w8a8(q)
+        return {}  # which tensors are of int8 is read where they are (weights/int8_formats.py)
     block = q.get("weight_block_size") or list(FP8_BLOCK)
     method, form = q.get("quant_method"), q.get("fmt", "e4m3")
     if method != "fp8" or form != "e4m3" or block != list(FP8_BLOCK):

@@ -64,6 +64,7 @@ def test_steps_and_the_choices_of_a_plan_agree():
     own = {s.field for s in (*STEPS, *PRODUCTION)} | {
         "prefill_attention",
         "npu_routing_kernel",
+        "quant",
         "group_mask_value",
     }
     assert own == set(CHOICES)

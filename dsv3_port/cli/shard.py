@@ -18,6 +18,16 @@ def arguments(p: argparse.ArgumentParser) -> None:
         action="store_true",
         help="keep the multi-token prediction layer too, for infer's --num-speculative-tokens",
     )
+    p.add_argument(
+        "--quant",
+        choices=("none", "w8a8"),
+        help="w8a8: matrices of int8 with a scale for each output, as the plan's +w8a8",
+    )
+    p.add_argument(
+        "--quant-format",
+        choices=("compressed-tensors", "ascend"),
+        help="what they are written as (default: compressed-tensors)",
+    )
     p.add_argument("--dtype", default="bf16", help="bf16, fp16 or fp32 (default: %(default)s)")
     p.add_argument(
         "--ranks", help="write these only, as in 0-7 or 0,3: several machines share one job"
@@ -50,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
     from ..weights.sharding import shard_checkpoint
 
     plan = parse_plan(args.plan)
+    plan = plan.replace(quant=args.quant) if args.quant else plan
     report = shard_checkpoint(
         args.model_path,
         args.output_path,
@@ -62,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
         resume=args.resume,
         verify=args.verify,
         allow_nonfinite=args.allow_nonfinite,
+        quant_format=args.quant_format,
         progress=not args.json,
     )
     print(json.dumps(report.to_dict(), indent=1) if args.json else report.summary())

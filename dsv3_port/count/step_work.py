@@ -75,6 +75,8 @@ def step_work(
         raise PortError(
             f"step_work: {tokens} tokens of each of {batch} sequences do not fit a context of {context}"
         )
+    if plan.quant != "none":
+        raise PortError("step_work counts plans without int8: leave +w8a8 out")
     plan = plan.replace(graph="eager")
     plan = plan.plus("tensor_parallel") if world_size > 1 else plan
     short, times = one_of_each(config)

@@ -129,6 +129,8 @@ def compile_steps(
     if blockers:
         raise PortError("this plan cannot be captured as one graph: " + "; ".join(blockers))
     kind = model.device.type
+    if model.plan.quant != "none" and kind != "npu":
+        raise PortError(f"w8a8 runs eagerly on {kind}: its graphs are an NPU's; set EXE_MODE=eager")
     captured = mode == "captured" or mode == "aclgraph" and kind == "cuda"
     wrap: Callable[[Step], Step]
     if captured:

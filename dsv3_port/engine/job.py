@@ -131,6 +131,7 @@ def check_job(job: Job) -> Job:
         if "world_size" not in s.origin and s.world_size != manifest["world_size"]:
             origin = {**s.origin, "world_size": "the folder's manifest"}
             s = replace(s, world_size=manifest["world_size"], origin=origin)
+        plan = plan.replace(quant=manifest["layout"].get("quant", plan.quant))  # it has no other
         check_fits(folder, manifest, s.world_size, plan, asked=s.origin.get("world_size", ""))
     elif s.world_size > 1:
         if not plan.tensor_parallel:

@@ -55,6 +55,8 @@ def _value_bytes(dtype: str) -> int:
 
 def _target_bytes(target: Target, dtype: str) -> int:
     numel, width = math.prod(target.shape), _value_bytes(dtype)
+    if target.int8:
+        return numel
     if target.keep_float32:
         return 4 * numel
     if width > 1:

@@ -97,6 +97,8 @@ def layouts(
             f"what-if: step {beyond[0]!r} is of Part II, and no table has its kernels' times: choose a plan of "
             "Part I, such as full"
         )
+    if plan.quant != "none":
+        raise PortError("what-if: no table has the times of w8a8's kernels: leave +w8a8 out")
     found = []
     for world in worlds:
         memory = forecast(config, (world,), hbm_gib, batch=batch, seq_len=context, plan=plan)[0]

@@ -81,7 +81,7 @@ class Graph:
     @property
     def unknown(self) -> list[str]:
         """Operator types that the interpreter does not have."""
-        from . import ge_npu, ge_ops, ge_paged  # noqa: F401  # they fill the table
+        from . import ge_int8, ge_npu, ge_ops, ge_paged  # noqa: F401  # they fill the table
 
         return sorted(
             {n.type for n in self.nodes} - OPERATORS.keys() - {*INPUTS, "Const", "NetOutput"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from . import collectives
@@ -27,11 +28,16 @@ def batch_matmul(x1: Tensor, x2: Tensor, adj_x1: bool, adj_x2: bool) -> Tensor:
     return (x1.mT if adj_x1 else x1) @ (x2.mT if adj_x2 else x2)
 
 
+# attribute dtype of GroupedMatmul: the result of int8
+_RESULTS = {-1: None, 0: torch.float16, 1: torch.bfloat16, 2: torch.int32}
+
+
 @operator(
     "GroupedMatmul",
     "x* weight* bias* scale* offset* antiquant_scale* antiquant_offset* group_list? "
     "per_token_scale?",
-    {"dtype": -1, "transpose_x": False, "act_type": 0, "tuning_config": [0]},
+    {"transpose_x": False, "act_type": 0, "tuning_config": [0]},
+    dtype=-1,
     split_item=0,
     transpose_weight=False,
     group_type=-1,
@@ -41,19 +47,23 @@ def grouped_matmul(
     x: list[Tensor],
     weight: list[Tensor],
     *other: Any,
+    dtype: int,
     split_item: int,
     transpose_weight: bool,
     group_type: int,
     group_list_type: int,
 ) -> Results:
-    """A list input that is not used arrives as one empty tensor."""
-    *lists, group_list, per_token_scale = other
-    if per_token_scale is not None or any(t.numel() for values in lists for t in values):
-        raise GraphError("bias, scales and offsets are not known to the interpreter")
+    """A list input that is not used arrives as one empty tensor. dtype: of a result of int8."""
+    bias, scale, *lists, group_list, per_token_scale = other
+    if any(t.numel() for values in (bias, *lists) for t in values):
+        raise GraphError("bias and offsets are not known to the interpreter")
     weights = [w.mT for w in weight] if transpose_weight else weight
     return checked("npu_grouped_matmul")(
         x,
         weights,
+        scale=scale if any(s.numel() for s in scale) else None,
+        per_token_scale=None if per_token_scale is None else [per_token_scale],
+        output_dtype=_RESULTS[dtype],
         group_list=group_list,
         split_item=split_item,
         group_type=group_type,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import PortError
-from . import ge_npu, ge_ops, ge_paged  # noqa: F401  # they fill the table
+from . import ge_int8, ge_npu, ge_ops, ge_paged  # noqa: F401  # they fill the table
 from .ge import INPUTS, Edge, Graph, Node
 from .ge_cost import Record, record
 from .ge_table import OPERATORS, GraphError

@@ -125,6 +125,7 @@ class ExpandedAttention(LatentProjections):
             ctx,
             c.kv_lora_rank,
             c.num_attention_heads * (c.qk_nope_head_dim + c.v_head_dim),
+            keep=True,
         )
 
     @property

@@ -31,5 +31,17 @@ class BuildContext:
             requires_grad=False,
         )
 
+    @property
+    def int8(self) -> bool:
+        return self.plan.quant == "w8a8"
+
+    def matrix(self, *shape: int) -> nn.Parameter:
+        """A matrix, or a stack of them, that is int8 where the plan says so."""
+        return self.empty(*shape, dtype=torch.int8 if self.int8 else None)
+
+    def scale(self, *shape: int, dtype: torch.dtype = torch.float32) -> nn.Parameter:
+        """The scales of an int8 matrix, or of a stack of them: one a row."""
+        return self.empty(*shape, 1, dtype=dtype)
+
     def share(self, total: int, what: str) -> int:
         return self.parallel.share(total, what) if self.plan.tensor_parallel else total

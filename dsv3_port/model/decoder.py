@@ -25,6 +25,7 @@ from .attention import StepInputs
 from .cache import Cache, FixedCache, Write, write_at_slot
 from .context import BuildContext
 from .inputs import left_padding
+from .int8 import require_int8
 from .layer import DecoderLayer
 from .linear import LM_HEAD, ParallelLMHead, VocabParallelEmbedding
 from .mtp import VERIFIED, Accept, MultiTokenPrediction, accept
@@ -290,4 +291,6 @@ def build(
         raise PortError(
             f"world size {parallel.world_size} needs the step 'tensor_parallel' in the plan"
         )
+    if plan.quant == "w8a8":
+        require_int8(torch.device(device).type, dtype, gmm)
     return DeepseekV3(BuildContext(config, plan, parallel, device, dtype, gmm)).eval()

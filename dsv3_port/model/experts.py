@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import ops
+from . import int8
 from .context import BuildContext
 from .gate import Gate
 from .mlp import make_mlp
@@ -72,11 +73,11 @@ class GroupedExperts(nn.Module):
         self.experts, self.merged = experts, ctx.plan.mlp == "merged"
         self.gmm = ctx.gmm
         if self.merged:
-            self.group_w1_w3 = ctx.empty(experts, 2 * width, c.hidden_size)
+            self.group_w1_w3 = ctx.matrix(experts, 2 * width, c.hidden_size)
         else:
-            self.group_w1 = ctx.empty(experts, width, c.hidden_size)
-            self.group_w3 = ctx.empty(experts, width, c.hidden_size)
-        self.group_w2 = ctx.empty(experts, c.hidden_size, width)
+            self.group_w1 = ctx.matrix(experts, width, c.hidden_size)
+            self.group_w3 = ctx.matrix(experts, width, c.hidden_size)
+        self.group_w2 = ctx.matrix(experts, c.hidden_size, width)
         self.route = (
             self.moe_infer_fusion
             if ctx.plan.npu_routing_kernel
@@ -149,10 +150,52 @@ class GroupedExperts(nn.Module):
         )
 
 
+class Int8Experts(GroupedExperts):
+    """GroupedExperts of int8: what stands between the two grouped matmuls is int8 too.
+    Each stack of weights has its _scale [E, rows, 1]."""
+
+    def __init__(self, ctx: BuildContext) -> None:
+        super().__init__(ctx)
+        for name, weight in list(self.named_parameters()):
+            kind = torch.float32
+            if not self.merged or name == "group_w2":
+                kind = int8.scale_dtype(ctx.dtype)
+            setattr(self, f"{name}_scale", ctx.scale(*weight.shape[:2], dtype=kind))
+
+    def stack(self, name: str) -> tuple[Tensor, Tensor]:
+        """Codes and scales of one of the stacks."""
+        return getattr(self, name), getattr(self, f"{name}_scale")
+
+    def multiply(self, rows: Tensor, group_list: Tensor) -> Tensor:
+        """As GroupedExperts', which it stands in for."""
+        codes, scales = int8.quantised(rows)
+
+        def gmm(codes: Tensor, scales: Tensor, name: str) -> Tensor:
+            weights = self.stack(name)
+            return int8.grouped_product(codes, scales, *weights, group_list, rows.dtype)
+
+        if self.merged:
+            weight, scale = self.stack("group_w1_w3")
+            total = int8.grouped_sums(codes, weight, group_list)
+            counts = int8.counts_of(group_list)
+            inner = int8.swiglu(total, scales, scale, counts)
+        else:
+            gate, up = (gmm(codes, scales, name) for name in ("group_w1", "group_w3"))
+            inner = int8.quantised(F.silu(gate) * up)
+        return gmm(*inner, "group_w2")
+
+
 EXPERTS: dict[str, type[ExpertLoop] | type[GroupedExperts]] = {
     "loop": ExpertLoop,
     "grouped": GroupedExperts,
 }
+
+
+def make_experts(ctx: BuildContext) -> ExpertLoop | GroupedExperts:
+    """The experts of the plan; in the loop each one's own matrices are int8 or not."""
+    if ctx.int8 and ctx.plan.experts == "grouped":
+        return Int8Experts(ctx)
+    return EXPERTS[ctx.plan.experts](ctx)
 
 
 class MoE(nn.Module):
@@ -163,7 +206,7 @@ class MoE(nn.Module):
         c = ctx.config
         self.parallel = ctx.parallel
         self.gate = Gate(ctx)
-        self.experts = EXPERTS[ctx.plan.experts](ctx)
+        self.experts = make_experts(ctx)
         self.shared_experts = None
         if c.n_shared_experts:
             self.shared_experts = make_mlp(

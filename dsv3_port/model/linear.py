@@ -12,26 +12,38 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import ops
+from . import int8
 from .context import BuildContext
 
 
 class Linear(nn.Module):
-    """Upstream: the whole matrix on every rank. [..., in] -> [..., out]."""
+    """Upstream: the whole matrix on every rank. [..., in] -> [..., out]. With the plan's
+    quant 'w8a8' it is int8, unless `keep`."""
 
-    def __init__(self, ctx: BuildContext, inputs: int, outputs: int) -> None:
+    def __init__(
+        self, ctx: BuildContext, inputs: int, outputs: int, keep: bool = False
+    ) -> None:
         super().__init__()
-        self.weight = ctx.empty(outputs, inputs)
+        self.weight = (ctx.empty if keep else ctx.matrix)(outputs, inputs)
+        self.weight_scale = ctx.scale(outputs) if ctx.int8 and not keep else None
+
+    def product(self, x: Tensor) -> Tensor:
+        if self.weight_scale is None:
+            return ops.linear(x, self.weight)
+        return int8.linear(x, self.weight, self.weight_scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.linear(x, self.weight)
+        return self.product(x)
 
 
 class ColumnParallelLinear(Linear):
     """Column cut: this rank's out/W outputs. [..., in] -> [..., out/W]; no
     communication."""
 
-    def __init__(self, ctx: BuildContext, inputs: int, outputs: int) -> None:
-        super().__init__(ctx, inputs, ctx.share(outputs, "outputs"))
+    def __init__(
+        self, ctx: BuildContext, inputs: int, outputs: int, keep: bool = False
+    ) -> None:
+        super().__init__(ctx, inputs, ctx.share(outputs, "outputs"), keep)
 
 
 class RowParallelLinear(Linear):
@@ -46,7 +58,16 @@ class RowParallelLinear(Linear):
         self.reduce = reduce
 
     def forward(self, x: Tensor) -> Tensor:
-        y = ops.linear(x, self.weight)
+        return self.reduced(self.product(x))
+
+    def of_int8(self, codes: Tensor, scales: Tensor, like: Tensor) -> Tensor:
+        """`forward` of inputs that are int8 [T, in/W] with scales [T] already; the result
+        has the dtype and the leading dimensions of `like`."""
+        assert self.weight_scale is not None
+        y = int8.product(codes, scales, self.weight, self.weight_scale, like.dtype)
+        return self.reduced(y.unflatten(0, like.shape[:-1]))
+
+    def reduced(self, y: Tensor) -> Tensor:
         return self.parallel.all_reduce(y) if self.reduce else y
 
 

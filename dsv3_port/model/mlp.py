@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import ops
+from . import int8
 from .context import BuildContext
 from .linear import ColumnParallelLinear, RowParallelLinear
 
@@ -43,6 +44,18 @@ class MergedMLP(nn.Module):
         return self.down_proj(ops.npu_swiglu(self.merge_up_gate_proj(x)))
 
 
+class Int8MLP(MergedMLP):
+    """MergedMLP of int8: what stands between its two matmuls is int8 too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        merged = self.merge_up_gate_proj
+        assert merged.weight_scale is not None
+        codes, scales = int8.quantised(x)
+        total = int8.sums(codes, merged.weight, merged.weight_scale)
+        inner = int8.swiglu(total, scales, merged.weight_scale)
+        return self.down_proj.of_int8(*inner, x)
+
+
 MLP: dict[str, type[SplitMLP] | type[MergedMLP]] = {
     "split": SplitMLP,
     "merged": MergedMLP,
@@ -52,4 +65,6 @@ MLP: dict[str, type[SplitMLP] | type[MergedMLP]] = {
 def make_mlp(
     ctx: BuildContext, width: int, reduce: bool = True
 ) -> SplitMLP | MergedMLP:
+    if ctx.int8 and ctx.plan.mlp == "merged":
+        return Int8MLP(ctx, width, reduce)
     return MLP[ctx.plan.mlp](ctx, width, reduce)

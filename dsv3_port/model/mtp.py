@@ -47,7 +47,7 @@ class MultiTokenPrediction(DecoderLayer):
         super().__init__(ctx, ctx.config.num_hidden_layers)
         width = ctx.config.hidden_size
         self.enorm, self.hnorm = make_norm(ctx, width), make_norm(ctx, width)
-        self.eh_proj = Linear(ctx, 2 * width, width)
+        self.eh_proj = Linear(ctx, 2 * width, width, keep=True)
         self.shared_head = nn.ModuleDict({"norm": make_norm(ctx, width)})
 
     def draft(

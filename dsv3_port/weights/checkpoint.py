@@ -1,4 +1,5 @@
-"""Reading checkpoints: config.json, an index, safetensors shards; FP8 blocks or plain BF16/FP32.
+"""Reading checkpoints: config.json, an index, safetensors shards; FP8 blocks, plain BF16/FP32, or
+W8A8.
 
 Only safetensors are read. Opening reads headers, never tensor data, so it is quick for the
 published 163 files.
@@ -6,9 +7,6 @@ published 163 files.
 
 from __future__ import annotations
 
-import json
-import math
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +16,19 @@ from torch import Tensor
 
 from ..config import DeepseekV3Config
 from ..errors import PortError
-from ..files import lfs_pointer, once, read_json
+from ..files import read_json
 from .content import stays
 from .fp8 import FP8, dequantize_blocks, scale_shape
-from .values import check_values
+from .headers import DTYPES, read_header
+from .int8 import OFFSET, dequantize_rows, quantize_rows
+from .int8 import SCALE as ROW_SCALE
+from .int8_formats import DESCRIPTION, FLOAT, INT8, Scheme, scheme_of
+from .values import check_offsets, check_values
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+ASCEND_INDEX = "quant_model_weight*.safetensors.index.json"  # where msmodelslim wrote it
 SCALE = "_scale_inv"
-_DTYPES = {"F8_E4M3": FP8, "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
-_MAX_HEADER = 100 << 20
 _FORMATS = {
     ".qweight": "GPTQ's or AWQ's format",
     ".qzeros": "GPTQ's or AWQ's format",
@@ -43,8 +44,8 @@ _FORMATS = {
 
 
 class Checkpoint:
-    """A checkpoint folder. `names` are those of the values; a value's FP8 scales belong to it and
-    have no name here."""
+    """A checkpoint folder. `names` are those of the values; a value's scales belong to it and have no
+    name here. `scheme`: what it says of its types, where it is of a W8A8 format."""
 
     def __init__(
         self,
@@ -52,8 +53,9 @@ class Checkpoint:
         config: DeepseekV3Config,
         where: dict[str, Path],
         headers: dict[Path, dict[str, Any]],
+        scheme: Scheme | None = None,
     ) -> None:
-        self.path, self.config = path, config
+        self.path, self.config, self.scheme = path, config, scheme
         self._where, self._headers = where, headers
         self._data = {
             file: file.stat().st_size
@@ -61,8 +63,9 @@ class Checkpoint:
             for file, header in headers.items()
         }  # where the values begin
         self._open: tuple[Path, Any] | None = None
+        ends = (SCALE,) if scheme is None else (SCALE, ROW_SCALE, OFFSET)
         self.names = [
-            n for n in where if not (n.endswith(SCALE) and n.removesuffix(SCALE) in where)
+            n for n in where if not any(n.endswith(e) and n.removesuffix(e) in where for e in ends)
         ]
         for name in self.names:
             self._check(name)
@@ -82,21 +85,22 @@ class Checkpoint:
             else [_inside(folder, SINGLE, f"{folder}: {SINGLE} is a link to another place")]
         )
         for file in dict.fromkeys(listed.values()) or alone:
-            headers[file] = header = _header(file)
+            headers[file] = header = read_header(file)
             for name in header:
                 if name in where:
                     raise PortError(
                         f"{file}: {name} is also in {where[name].name}; one of the shards is stale"
                     )
                 where[name] = file
-        _refuse_formats(folder, where)
+        scheme = scheme_of(folder)
+        _refuse_formats(folder, where, (ROW_SCALE, OFFSET) if scheme else ())
         for name, file in listed.items():
             if where.get(name) != file:
                 raise PortError(
                     f"{folder / INDEX}: says that {name} is in {file.name}, which does not hold it; "
                     "download index and shards again"
                 )
-        return cls(folder, config, where, headers)
+        return cls(folder, config, where, headers, scheme)
 
     @property
     def files(self) -> list[Path]:
@@ -118,20 +122,34 @@ class Checkpoint:
         entry: dict[str, Any] = self._headers[self._where[name]][name]
         return entry
 
+    def _found(self, name: str) -> dict[str, Any] | None:
+        return self._entry(name) if name in self._where else None
+
+    def kind(self, name: str) -> str:
+        """W8A8_DYNAMIC of an int8 matrix, else FLOAT."""
+        return INT8 if self.stored_dtype(name) == torch.int8 else FLOAT
+
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._entry(name)["shape"])
 
     def stored_dtype(self, name: str) -> torch.dtype:
-        return _DTYPES[self._entry(name)["dtype"]]
+        return DTYPES[self._entry(name)["dtype"]]
 
     def _check(self, name: str) -> None:
         """Kind of number, and for FP8 that the scales are there and fit."""
         entry, file = self._entry(name), self._where[name]
-        if entry["dtype"] not in _DTYPES:
+        if entry["dtype"] not in DTYPES:
             raise PortError(
-                f"{file}: {name} is stored as {entry['dtype']}; {', '.join(_DTYPES)} are read"
+                f"{file}: {name} is stored as {entry['dtype']}; {', '.join(DTYPES)} are read"
             )
-        if _DTYPES[entry["dtype"]] != FP8:
+        if self.scheme is not None:
+            self.scheme.check(name, file, self._found)
+        elif entry["dtype"] == "I8":
+            raise PortError(
+                f"{file}: {name} is stored as I8, and neither config.json (quantization_config) nor "
+                f"{DESCRIPTION} says of which format; take the one that belongs to these weights"
+            )
+        if DTYPES[entry["dtype"]] != FP8:
             if name + SCALE in self._where:
                 raise PortError(
                     f"{self._where[name + SCALE]}: {name + SCALE} is there, and {name} is stored as "
@@ -174,9 +192,11 @@ class Checkpoint:
             raise PortError(f"{file}: {name} cannot be read: {error}") from error
 
     def read(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
-        """One tensor in `dtype`, freshly allocated; FP8 blocks are dequantised (float32 product,
-        one rounding). Raises PortError where a value cannot be a model's (values.py)."""
+        """One tensor in `dtype`, freshly allocated; FP8 blocks and int8 rows are dequantised (float32
+        product, one rounding). Raises PortError where a value cannot be a model's (values.py)."""
         stored, file = self.raw(name), self._where[name]
+        if stored.dtype == torch.int8:
+            return dequantize_rows(*self.read_int8(name)).to(dtype)
         if stored.dtype != FP8:
             check_values(name, file, stored, None)
             return stored.to(dtype, copy=True)
@@ -187,10 +207,24 @@ class Checkpoint:
         except PortError as error:
             raise PortError(f"{file}: {name}: {error}") from error
 
+    def read_int8(self, name: str) -> tuple[Tensor, Tensor]:
+        """A matrix as int8 codes [N, K] and float32 scale [N, 1]: as they are stored, or made from
+        the stored values in float32. PortError where a scale is no normal number above 0."""
+        stored, file = self.raw(name), self._where[name]
+        if stored.dtype != torch.int8:
+            return quantize_rows(self.read(name))
+        scale = self.raw(name + ROW_SCALE)
+        check_values(name, file, stored, scale, what="weight_scale")
+        if name + OFFSET in self:
+            check_offsets(name, file, self.raw(name + OFFSET))
+        return stored.clone(), scale.clone()
 
-def _refuse_formats(folder: Path, where: dict[str, Path]) -> None:
-    """Tensors of other formats, by the names that only these use."""
+
+def _refuse_formats(folder: Path, where: dict[str, Path], known: tuple[str, ...]) -> None:
+    """Tensors of other formats, by the names that only these use; `known` ends are read."""
     for name, file in where.items():
+        if name.endswith(known):
+            continue
         kind = next((kind for end, kind in _FORMATS.items() if name.endswith(end)), None)
         if kind:
             raise PortError(
@@ -202,6 +236,8 @@ def _refuse_formats(folder: Path, where: dict[str, Path]) -> None:
 def _index(folder: Path) -> dict[str, Path]:
     """name -> file as the index says; empty for a lone model.safetensors."""
     file = folder / INDEX
+    if not file.is_file() and (folder / DESCRIPTION).is_file():
+        file = next(iter(sorted(folder.glob(ASCEND_INDEX))), file)
     if not file.is_file():
         if (folder / SINGLE).is_file():
             return {}
@@ -209,12 +245,9 @@ def _index(folder: Path) -> dict[str, Path]:
             p.name for p in sorted(folder.glob("*.bin"))[:1] + sorted(folder.glob("*.pt*"))[:1]
         ]
         hint = f"; {others[0]} is a pickle, and only safetensors are read" if others else ""
-        quantised = [p.name for p in sorted(folder.glob("quant_model_*"))[:1]]
+        quantised = [p.name for p in sorted(folder.glob("quant_model_weight*"))[:1]]
         if quantised:
-            hint = (
-                f"; {quantised[0]} is of Ascend's own quantised format (such as W8A8), and only FP8 blocks, "
-                "BF16, FP16 and FP32 are read"
-            )
+            hint = f"; {quantised[0]} is of Ascend's own quantised format, and {DESCRIPTION} is missing"
         raise PortError(f"{folder}: neither {INDEX} nor {SINGLE} is there{hint}")
     found = read_json(file)
     table = found.get("weight_map") if isinstance(found, dict) else None
@@ -244,48 +277,3 @@ def _inside(folder: Path, shard: str, what: str) -> Path:
             f"{path}: the index names this shard and it is not there; is the download complete?"
         )
     return path
-
-
-def _header(file: Path) -> dict[str, Any]:
-    """The safetensors header: name -> dtype, shape, offsets; its offsets must fill the file
-    exactly."""
-    try:
-        with file.open("rb") as stream:
-            first = stream.read(8)
-            length = struct.unpack("<Q", first)[0] if len(first) == 8 else _MAX_HEADER + 1
-            if length > _MAX_HEADER:
-                raise ValueError("no safetensors header")
-            header: dict[str, Any] = json.loads(stream.read(length), object_pairs_hook=once)
-        header.pop("__metadata__", None)
-        if not all({"dtype", "shape", "data_offsets"} <= entry.keys() for entry in header.values()):
-            raise ValueError("a tensor without dtype, shape or place")
-        end = _end_of_data(header)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        pointer = lfs_pointer(file)
-        raise PortError(pointer or f"{file}: not readable as safetensors: {error}") from error
-    size = file.stat().st_size
-    if size != 8 + length + end:
-        raise PortError(
-            f"{file}: {size} bytes, its header promises {8 + length + end}; the file is truncated or "
-            "damaged, download it again"
-        )
-    return header
-
-
-def _end_of_data(header: dict[str, Any]) -> int:
-    """The tensors must follow each other without a gap or an overlap, each as long as its shape
-    says."""
-    end = 0
-    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-        first, last = entry["data_offsets"]
-        if not all(type(n) is int and n >= 0 for n in (*entry["shape"], first, last)):
-            raise ValueError(f"{name} has a shape or place that isn't made of whole numbers")
-        size = math.prod(entry["shape"]) * (
-            _DTYPES[entry["dtype"]].itemsize if entry["dtype"] in _DTYPES else 0
-        )
-        if first != end or last < first or size and last - first != size:
-            raise ValueError(
-                f"{name} is at bytes {first} to {last}, which does not fit its neighbours or its shape"
-            )
-        end = last
-    return end

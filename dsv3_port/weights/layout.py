@@ -1,91 +1,31 @@
 """Which published tensor goes where: the mapping from checkpoint to model, as data.
 
-One list of targets serves the in-memory loader (load.py), the on-disk splitter (sharding) and the
-memory forecast. A target is a parameter of one rank's model. It is filled by pieces; a piece is a
-cut of one published tensor along one dimension, brought into the target's form by a pure function,
-and placed in a block of leading rows of the target.
+One list of targets (pieces.py) serves the in-memory loader (load.py), the on-disk splitter
+(sharding) and the memory forecast.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
-
-import torch
-from torch import Tensor
 
 from ..config import DeepseekV3Config
 from ..parallel import SINGLE, TensorParallel
 from ..plan import PortPlan
+from .int8 import as_int8
+from .pieces import Piece, Target, kv_b_to_w_k, kv_b_to_w_v, same
 
-
-def same(x: Tensor) -> Tensor:
-    return x
-
-
-def kv_b_to_w_k(x: Tensor, nope: int, value: int) -> Tensor:
-    """kv_b_proj rows of N heads [N*(Dn+Dv), R] -> kv_b_proj_w_k [N, Dn, R]: turns a query into
-    latent space."""
-    w_k: Tensor = x.unflatten(0, (-1, nope + value)).narrow(1, 0, nope)
-    return w_k
-
-
-def kv_b_to_w_v(x: Tensor, nope: int, value: int) -> Tensor:
-    """kv_b_proj rows of N heads [N*(Dn+Dv), R] -> kv_b_proj_w_v [N, R, Dv]: turns a latent into a
-    head's value."""
-    w_v: Tensor = x.unflatten(0, (-1, nope + value)).narrow(1, nope, value).transpose(1, 2)
-    return w_v
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """`transform(source.narrow(dim, start, length))` fills `target[at].narrow(0, offset, rows)`:
-    contiguous rows."""
-
-    source: str
-    source_shape: tuple[int, ...]
-    dim: int
-    start: int
-    length: int
-    at: tuple[int, ...]
-    offset: int
-    rows: int
-    transform: Callable[[Tensor], Tensor] = same
-    unit: int = 1  # rows that a cut keeps together: those of a head
-
-    def start_of(self, rank: int) -> int:
-        """Where the cut begins on another rank, for a piece of rank 0: ranks differ in nothing
-        else."""
-        return 0 if self.length == self.source_shape[self.dim] else rank * self.length
-
-    def cut(self, source: Tensor) -> Tensor:
-        """The block of the target that this piece fills, from the whole published tensor."""
-        return self.transform(source.narrow(self.dim, self.start, self.length))
-
-    def block(self, target: Tensor) -> Tensor:
-        """The rows of the target that this piece fills."""
-        return (target[self.at] if self.at else target).narrow(0, self.offset, self.rows)
-
-    def place(self, source: Tensor, target: Tensor) -> None:
-        self.block(target).copy_(self.cut(source))
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """One parameter of one rank: its name in the model, shape, pieces. float32 is kept whatever the
-    model's dtype."""
-
-    name: str
-    shape: tuple[int, ...]
-    pieces: tuple[Piece, ...]
-    keep_float32: bool = False
-    component: str = field(
-        default="", compare=False
-    )  # for memory tables: embedding, attention, dense, experts, ...
-
-    def dtype(self, model_dtype: torch.dtype) -> torch.dtype:
-        return torch.float32 if self.keep_float32 else model_dtype
+__all__ = [
+    "Piece",
+    "Target",
+    "kv_b_to_w_k",
+    "kv_b_to_w_v",
+    "of_mtp",
+    "same",
+    "source_shapes",
+    "targets",
+]
 
 
 def targets(
@@ -93,6 +33,13 @@ def targets(
 ) -> Iterator[Target]:
     """Every parameter of this rank's model, layer by layer, in the order of the published
     checkpoint."""
+    found = _float_targets(config, plan, parallel)
+    yield from as_int8(found) if plan.quant == "w8a8" else found
+
+
+def _float_targets(
+    config: DeepseekV3Config, plan: PortPlan, parallel: TensorParallel
+) -> Iterator[Target]:
     rules = _Rules(config, plan, parallel)
     yield rules.matrix(
         "model.embed_tokens.weight",

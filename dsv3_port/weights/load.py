@@ -15,6 +15,8 @@ from ..model.decoder import DeepseekV3
 from ..parallel import TensorParallel
 from .checkpoint import Checkpoint
 from .fp8 import FP8, kept_plain, stored_as_fp8
+from .int8 import parts_of
+from .int8_formats import FLOAT, INT8
 from .layout import Piece, Target, targets
 from .left_out import left_out
 
@@ -68,6 +70,7 @@ def check_sources(
                 f"{list(want)}"
             )
         _check_dtype(checkpoint, source)
+    _check_types(checkpoint, table)
     return sorted(n for n in names - set(table))
 
 
@@ -92,6 +95,24 @@ def _check_dtype(checkpoint: Checkpoint, name: str) -> None:
         raise PortError(
             f"{checkpoint.path}: {name} is stored as {str(stored).removeprefix('torch.')}, and config.json "
             f"{said} (quantization_config); take the config.json that belongs to these weights"
+        )
+
+
+def _check_types(checkpoint: Checkpoint, table: dict[str, list[tuple[Target, Piece]]]) -> None:
+    """Of a W8A8 checkpoint: what one layer of the model computes is of one type in it, and int8 where
+    the layer is. An unquantised checkpoint is quantised on the way."""
+    if checkpoint.scheme is None:
+        return
+    for target in {t.name: t for uses in table.values() for t, _ in uses if t.int8}.values():
+        kinds = {p.source: checkpoint.kind(p.source) for p in target.pieces}
+        floats = [name for name, kind in kinds.items() if kind == FLOAT]
+        if not floats:
+            continue
+        others = [name for name in kinds if name not in floats]
+        beside = f", and {others[0]} {INT8}: a fused layer has one type" if others else ""
+        raise PortError(
+            f"{checkpoint.scheme.file}: {floats[0]} is {FLOAT}{beside}; {target.name} of the plan is "
+            "int8: take a checkpoint that has it in int8, or the published one"
         )
 
 
@@ -123,6 +144,8 @@ def load_weights(
             )
     table = by_source(wanted)
     skipped = check_sources(checkpoint, table)
+    if (cut or pack) and model.plan.quant != "none":
+        raise PortError("`cut` and `pack` cut matrices of the model's dtype, not int8")
     merged = [t for t in wanted if pack is not None and t.name.endswith(MERGED)]
     packed = {p.source for t in merged for p in t.pieces}
     bar = tqdm(
@@ -137,6 +160,9 @@ def load_weights(
         for source, uses in bar:
             if source in packed:
                 continue
+            if uses[0][0].int8:
+                _place_int8(source, uses, parameters, checkpoint)
+                continue
             dtype = torch.float32 if any(t.keep_float32 for t, _ in uses) else own
             value = checkpoint.read(source, dtype)
             for target, piece in uses:
@@ -148,6 +174,17 @@ def load_weights(
             assert pack is not None
             _place_packed(target, parameters[target.name], checkpoint, pack, model.parallel)
     return skipped
+
+
+def _place_int8(
+    source: str,
+    uses: list[tuple[Target, Piece]],
+    parameters: dict[str, Tensor],
+    checkpoint: Checkpoint,
+) -> None:
+    parts = parts_of(*checkpoint.read_int8(source))
+    for target, piece in uses:
+        piece.place(parts[piece.part], parameters[target.name])
 
 
 def _place_cut(

@@ -39,9 +39,12 @@ class ValueCheck:
 
     def tile(self, stored: Tensor, first_row: int = 0) -> bool:
         """Whether all values of these rows, as stored, are finite."""
-        unsigned, signed, limit = _CODES[stored.dtype]
+        unsigned, signed, limit = _CODES.get(stored.dtype, (np.int8, np.int8, 0))
         codes: np.ndarray = stored.contiguous().view(torch.uint8).numpy().view(unsigned)
         if not codes.size:
+            return True
+        if stored.dtype == torch.int8:
+            self._zero = self._zero and not codes.any()
             return True
         highest = int(codes.max())
         sign = 1 << (8 * stored.dtype.itemsize - 1)
@@ -56,15 +59,15 @@ class ValueCheck:
         self._bad += len(wrong)
         return False
 
-    def scales(self, scale: Tensor, first_row: int = 0) -> None:
-        """float32 factors of FP8 blocks."""
+    def scales(self, scale: Tensor, first_row: int = 0, what: str = "weight_scale_inv") -> None:
+        """float32 factors of FP8 blocks, or of int8 rows [N, 1]."""
         low, high = (float(x) for x in scale.aminmax())
         if _SMALLEST <= low and high < math.inf:  # a NaN compares false
             return
         wrong = (~((scale >= _SMALLEST) & (scale < math.inf))).nonzero()
         row, column = wrong[0].tolist()
         raise PortError(
-            f"{self.file}: {self.name}: weight_scale_inv holds a negative, infinite or NaN value, 0 or a "
+            f"{self.file}: {self.name}: {what} holds a negative, infinite or NaN value, 0 or a "
             f"subnormal: {len(wrong)}, first [{row + first_row}, {column}] = "
             f"{float(scale[row, column]):g}; the file is damaged or was quantised wrongly"
         )
@@ -85,12 +88,27 @@ class ValueCheck:
 
 
 def check_values(
-    name: str, file: Path, stored: Tensor, scale: Tensor | None, allow_nonfinite: bool = False
+    name: str,
+    file: Path,
+    stored: Tensor,
+    scale: Tensor | None,
+    allow_nonfinite: bool = False,
+    what: str = "weight_scale_inv",
 ) -> bool:
     """A whole tensor at once; returns whether it is finite."""
     check = ValueCheck(name, file, allow_nonfinite)
     finite = check.tile(stored)
     if scale is not None:
-        check.scales(scale)
+        check.scales(scale, what=what)
     check.end()
     return finite
+
+
+def check_offsets(name: str, file: Path, offset: Tensor, first_row: int = 0) -> None:
+    """weight_offset [N, 1] of int8 rows: zeros, for the operators know no other weights."""
+    if (wrong := offset.nonzero()).numel():
+        row = int(wrong[0, 0])
+        raise PortError(
+            f"{file}: {name}: weight_offset is not zero at {row + first_row} ({float(offset[row, 0]):g}): only "
+            "symmetric weights are read"
+        )

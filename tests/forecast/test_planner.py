@@ -119,3 +119,12 @@ def test_decode_reads_active_weights_and_cache():
 def test_bad_input(arguments):
     with pytest.raises(PortError):
         forecast(CONFIG, (2,), **arguments)
+
+
+def test_int8_matrices_are_half_of_bfloat16():
+    """671.03 billion parameters: 668.0 of int8, 0.68 GB of scales, the rest as before (the gate in
+    float32)."""
+    plan = PortPlan.full().replace(quant="w8a8")
+    sizes = weight_bytes(V3, plan, 1, "bfloat16")
+    assert sum(sizes.values()) / 1e9 == pytest.approx(674.7, abs=0.3)
+    assert sum(weight_bytes(V3, PortPlan.full(), 1, "bfloat16").values()) / 1e9 > 1342

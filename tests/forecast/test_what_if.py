@@ -54,3 +54,8 @@ def test_a_step_that_gains_nothing_is_not_named():
     plan = PortPlan.full().plus("aclgraph")
     (x,) = layouts(V3, [32], plan=plan)
     assert x.next_step == "" and x.after is None
+
+
+def test_no_table_has_int8_times():
+    with pytest.raises(PortError, match="w8a8's kernels"):
+        layouts(V3, [32], plan=PortPlan.full().replace(quant="w8a8"))

@@ -30,6 +30,7 @@ MODELS = (
 )
 PAGED = ("check_paged.py", "check_slots.py")
 MTP = ("check_mtp.py",)
+INT8 = ("check_int8.py",)
 GRAPHS = ("check_graphs.py",)  # as long as the rest together: another worker can take it
 
 
@@ -63,6 +64,7 @@ def test_every_file_is_run() -> None:
         *MODELS,
         *PAGED,
         *MTP,
+        *INT8,
         *GRAPHS,
     }
 
@@ -85,6 +87,11 @@ def test_paged() -> None:
 @needs_torch_npu
 def test_mtp() -> None:
     check(*MTP)
+
+
+@needs_torch_npu
+def test_int8() -> None:
+    check(*INT8)
 
 
 @needs_torch_npu

@@ -16,6 +16,7 @@ ALLOWED = 64 << 20  # anonymous memory above what the process has before it begi
 WATCHED = """
 import json, sys, threading
 from pathlib import Path
+from dsv3_port import PortPlan
 from dsv3_port.weights import sharding
 from dsv3_port.weights.sharding import source as stream
 
@@ -33,7 +34,8 @@ def watch():
 
 watcher = threading.Thread(target=watch)
 watcher.start()
-report = sharding.shard_checkpoint(sys.argv[1], sys.argv[2], int(sys.argv[3]), jobs=2)
+plan = PortPlan.full().replace(quant=sys.argv[4])
+report = sharding.shard_checkpoint(sys.argv[1], sys.argv[2], int(sys.argv[3]), jobs=2, plan=plan)
 ended.set()
 watcher.join()
 print(json.dumps([peak - begin, report.bytes_read, report.bytes_per_rank, report.estimate.memory_bytes - begin]))
@@ -41,10 +43,10 @@ print(json.dumps([peak - begin, report.bytes_read, report.bytes_per_rank, report
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="RssAnon is read from /proc")
-@pytest.mark.parametrize("world", [1, 8])
-def test_a_checkpoint_several_times_the_allowed_memory(world, tmp_path):
+@pytest.mark.parametrize("world,quant", [(1, "none"), (8, "none"), (1, "w8a8"), (8, "w8a8")])
+def test_a_checkpoint_several_times_the_allowed_memory(world, quant, tmp_path):
     """250 MB of FP8 and bfloat16, half of it in one tensor twice the allowed memory; 410 MB a rank
-    where world is 1."""
+    where world is 1, less where its matrices are int8."""
     config = DeepseekV3Config.preset("small").replace(
         num_hidden_layers=2,
         hidden_size=2048,
@@ -55,13 +57,13 @@ def test_a_checkpoint_several_times_the_allowed_memory(world, tmp_path):
     )
     source = random_codes_checkpoint(tmp_path / "source", config)
     run = subprocess.run(
-        [sys.executable, "-c", WATCHED, str(source), str(tmp_path / "out"), str(world)],
+        [sys.executable, "-c", WATCHED, str(source), str(tmp_path / "out"), str(world), quant],
         check=True,
         capture_output=True,
         text=True,
     )
     grown, read, a_rank, predicted = json.loads(run.stdout)
-    assert read > 3.5 * ALLOWED and a_rank * world > 5 * ALLOWED
+    assert read > 3.5 * ALLOWED and a_rank * world > (5 if quant == "none" else 4) * ALLOWED
     assert grown < ALLOWED, f"{grown >> 20} MiB for {read >> 20} MiB of source"
     assert grown < predicted, "the estimate of a dry run is an upper bound"
 

@@ -1,8 +1,9 @@
-"""The on-disk splitter: split (the job) > plan, estimate > ranks, journal > workers > source >
+"""The on-disk splitter: split (the job) > identity, plan, estimate > ranks, journal > workers > source >
 manifest; read loads and verifies what was written."""
 
+from .identity import fingerprint, layout_of
 from .manifest import is_sharded, rank_folder, read_manifest, read_rank_manifest
-from .plan import DTYPES, fingerprint, layout_of
+from .plan import DTYPES
 from .read import load_shard, verify_shards
 from .split import ShardReport, shard_checkpoint
 

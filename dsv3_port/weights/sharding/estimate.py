@@ -15,6 +15,7 @@ import torch
 
 from ...errors import PortError
 from ..fp8 import FP8, dequantize_blocks, scale_shape
+from ..int8 import quantize_rows
 from .plan import RankPlan, Source
 from .source import TILE
 
@@ -63,11 +64,15 @@ def _seconds(sources: list[Source], output: Path, disk: int, jobs: int) -> float
         torch.ones(1024, 8192).to(FP8), torch.ones(scale_shape(1024, 8192)), torch.bfloat16
     )
     dequantise = (time.perf_counter() - start) / (8 << 20)
+    start, row = time.perf_counter(), torch.ones(1024, 8192)
+    quantize_rows(row)
+    quantise = (time.perf_counter() - start) / row.numel()
+    made = sum(math.prod(s.shape) for s in sources if s.quantised)
     with open(sources[0].file, "rb") as stream:
         start = time.perf_counter()
         part = max(len(stream.read(_PROBE)), 1)
         reading = (time.perf_counter() - start) / part
-    computing = codes * dequantise / min(jobs, os.cpu_count() or 1)
+    computing = (codes * dequantise + made * quantise) / min(jobs, os.cpu_count() or 1)
     return max(computing, read * reading + disk * _write_rate(output))
 
 

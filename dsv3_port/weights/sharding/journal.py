@@ -18,7 +18,8 @@ from filelock import FileLock, Timeout
 
 from ...errors import PortError
 from ..content import hash_bytes, stamp
-from .plan import Source, differences
+from .identity import differences
+from .plan import Source
 
 DIGEST = 16  # bytes of an XXH3 hash
 

@@ -25,7 +25,8 @@ from ...plan import PortPlan
 from ...typed import sentence
 from ...version import __version__
 from ..content import hash_bytes, hash_file, of_tensors, side_file
-from .plan import FORMAT, differences, layout_of
+from .identity import FORMAT, differences, layout_of
+from .plan import INDEX
 
 MANIFEST = "manifest.json"
 WORK = ".shard"
@@ -40,6 +41,8 @@ class _Layout(BaseModel):
     experts: str
     mlp: str
     mtp: Literal[True] | None = None
+    quant: Literal["w8a8"] | None = None
+    quant_format: Literal["compressed-tensors", "ascend"] | None = None
 
 
 class _Job(BaseModel):
@@ -87,7 +90,10 @@ def rank_folder(rank: int, world_size: int) -> str:
 
 def is_sharded(path: str | Path) -> bool:
     """Whether the folder was written (or begun) by `dsv3-port shard`."""
-    return (Path(path) / MANIFEST).is_file() or any(Path(path).glob("rank-*-of-*"))
+    folder = Path(path)
+    if (folder / INDEX).is_file() and (folder / "config.json").is_file():
+        return False  # one rank's folder of int8 matrices is a checkpoint of its own
+    return (folder / MANIFEST).is_file() or any(folder.glob("rank-*-of-*"))
 
 
 def read_manifest(path: str | Path) -> dict[str, Any]:
@@ -138,11 +144,25 @@ def check_fits(
             f"{path}: was split without the multi-token prediction (MTP) layer: split again with `dsv3-port "
             "shard --mtp`, or leave the step 'mtp' (NUM_SPECULATIVE_TOKENS) out"
         )
-    if manifest["layout"] | {"mtp": True} != layout_of(plan) | {"mtp": True}:
+    quant = manifest["layout"].get("quant", "none")
+    if quant != plan.quant:
+        does = "was split to int8 matrices (w8a8), and the plan has none"
+        if quant == "none":
+            does = "was split without int8 matrices, and the plan has them (w8a8)"
+        raise PortError(
+            f"{path}: {does}: choose that plan (`--plan …+w8a8`, PortPlan.quant), or split again with or "
+            "without --quant w8a8"
+        )
+    if _forms(manifest["layout"]) != _forms(layout_of(plan)):
         raise PortError(
             f"{path}: written for the forms {manifest['layout']}, the plan asks for {layout_of(plan)}; "
             "choose that plan, or split again with --plan"
         )
+
+
+def _forms(layout: dict[str, Any]) -> dict[str, Any]:
+    """What of a layout a plan must have alike: a layer too many is no matter."""
+    return {k: v for k, v in layout.items() if k not in ("mtp", "quant_format")}
 
 
 @contextmanager

@@ -1,5 +1,5 @@
-"""What a split will read and write, known before the first value is: the job's identity, a rank's
-files, and every source tensor with its place and the blocks it fills.
+"""What a split will read and write, known before the first value is: a rank's files, and every
+source tensor with its place and the blocks it fills.
 
 All ranks have the same files, names and shapes; only the values differ. One plan of the files
 serves them all. After `sources` nobody asks the checkpoint again.
@@ -17,35 +17,27 @@ from typing import Any
 
 import torch
 
+from ...config import DeepseekV3Config
+from ...parallel import TensorParallel
 from ...plan import PortPlan
 from ..checkpoint import SCALE, Checkpoint
-from ..content import hasher, side_files
 from ..fp8 import FP8
-from ..layout import Piece, Target, same
+from ..int8 import OFFSET, with_offsets
+from ..int8 import SCALE as ROW_SCALE
+from ..int8_formats import ASCEND, beside
+from ..layout import Piece, Target, same, targets
 
-FORMAT = 3
-LAYOUT_FIELDS = (
-    "tensor_parallel",
-    "attention",
-    "experts",
-    "mlp",
-)  # what of a plan decides names and shapes
-_JOB = (
-    "format",
-    "source",
-    "side_files",
-    "world_size",
-    "layout",
-    "dtype",
-    "file_bytes",
-    "allow_nonfinite",
-)
 DTYPES = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
     "fp32": torch.float32,
 }  # what a split can be written in
-CODES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
+CODES = {
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.float32: "F32",
+    torch.int8: "I8",
+}
 INDEX = "model.safetensors.index.json"
 
 
@@ -71,11 +63,18 @@ class FilePlan:
 
 
 class RankPlan:
-    """The files of a rank, their headers, and the place of every block."""
+    """The files of a rank, their headers, and the place of every block. beside: what its format has
+    besides weights, file name -> JSON."""
 
-    def __init__(self, wanted: list[Target], dtype: torch.dtype, file_bytes: int) -> None:
+    def __init__(
+        self,
+        wanted: list[Target],
+        dtype: torch.dtype,
+        file_bytes: int,
+        beside: dict[str, Any] | None = None,
+    ) -> None:
         groups = _groups(wanted, dtype, file_bytes)
-        self.targets, self.dtype = wanted, dtype
+        self.targets, self.dtype, self.beside = wanted, dtype, beside or {}
         self.files: list[FilePlan] = []
         self.blocks: list[Block] = []
         for number, group in enumerate(groups):
@@ -130,7 +129,8 @@ class Source:
     shape: tuple[int, ...]
     dtype: torch.dtype  # as stored
     blocks: tuple[Block, ...] = ()
-    scale: Source | None = None  # of FP8 blocks
+    scale: Source | None = None  # of FP8 blocks, or of int8 rows
+    zero: Source | None = None  # the offsets of int8 rows
 
     @property
     def nbytes(self) -> int:
@@ -141,6 +141,29 @@ class Source:
         """Whether a transform of its blocks wants all rows."""
         return any(b.piece.transform is not same for b in self.blocks)
 
+    @property
+    def quantised(self) -> bool:
+        """Whether its blocks are made of codes and scales that it has not itself."""
+        return self.dtype != torch.int8 and any(b.piece.part for b in self.blocks)
+
+
+def rank_plan(
+    config: DeepseekV3Config,
+    layout: dict[str, Any],
+    world_size: int,
+    dtype: str,
+    file_bytes: int,
+    values: dict[str, Any],
+) -> RankPlan:
+    """The files of a job. layout: as `layout_of` gives it; values: those of config.json."""
+    form = layout.get("quant_format", "")
+    plan = PortPlan(**{k: v for k, v in layout.items() if k != "quant_format"})
+    found = targets(config, plan, TensorParallel(0, world_size))
+    wanted = list(with_offsets(found) if form == ASCEND else found)
+    return RankPlan(
+        wanted, DTYPES[dtype], file_bytes, beside(values, wanted, form) if form else None
+    )
+
 
 def sources(checkpoint: Checkpoint, plan: RankPlan) -> list[Source]:
     """Every published tensor that the plan needs, in the order of the files: they are read from
@@ -149,8 +172,13 @@ def sources(checkpoint: Checkpoint, plan: RankPlan) -> list[Source]:
     def stored(name: str, blocks: tuple[Block, ...] = ()) -> Source:
         file, offset, _ = checkpoint.place(name)
         dtype = checkpoint.stored_dtype(name)
-        scale = stored(name + SCALE) if dtype == FP8 else None
-        return Source(name, file, offset, checkpoint.shape(name), dtype, blocks, scale)
+        scale = zero = None
+        if dtype == FP8:
+            scale = stored(name + SCALE)
+        elif dtype == torch.int8:
+            scale = stored(name + ROW_SCALE)
+            zero = stored(name + OFFSET) if name + OFFSET in checkpoint else None
+        return Source(name, file, offset, checkpoint.shape(name), dtype, blocks, scale, zero)
 
     found = [stored(name, tuple(blocks)) for name, blocks in plan.by_source().items()]
     return sorted(found, key=lambda source: (source.file, source.offset))
@@ -213,60 +241,3 @@ def _head(group: list[Target], dtype: torch.dtype) -> tuple[bytes, int]:
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text, at
-
-
-def layout_of(plan: PortPlan) -> dict[str, Any]:
-    """Forms that decide names and shapes. The MTP layer stands there only where it is kept: a split
-    without it has the manifest that it always had."""
-    fields = (*LAYOUT_FIELDS, "mtp") if plan.mtp else LAYOUT_FIELDS
-    return {name: getattr(plan, name) for name in fields}
-
-
-def fingerprint(checkpoint: Checkpoint) -> str:
-    """A hash of config.json and of the name, size and header of every weight file: what tells two
-    checkpoints apart before their values are read."""
-    text = hasher()
-    text.update((checkpoint.path / "config.json").read_bytes())
-    for file in checkpoint.files:
-        text.update(f"{file.name}:{file.stat().st_size}:".encode())
-        text.update(json.dumps(checkpoint.header(file), sort_keys=True).encode())
-    return str(text.hexdigest())
-
-
-def identity(
-    checkpoint: Checkpoint,
-    world_size: int,
-    plan: PortPlan,
-    dtype: str,
-    file_bytes: int,
-    allow_nonfinite: bool = False,
-) -> dict[str, Any]:
-    """What must agree for two runs to be parts of one job, as far as it is known before values are
-    read; their hash, `content`, joins it at the end."""
-    source, files = fingerprint(checkpoint), side_files(checkpoint.path)
-    layout = layout_of(plan)
-    values = (FORMAT, source, files, world_size, layout, dtype, file_bytes, allow_nonfinite)
-    return dict(zip(_JOB, values, strict=True))
-
-
-_HASHES = {
-    "source": "source checkpoint",
-    "side_files": "files beside the weights",
-    "content": "values of the source",
-}
-
-
-def differences(found: dict[str, Any], job: dict[str, Any]) -> str:
-    """In what two jobs differ, as words; empty where they are the same."""
-    words: list[str] = []
-    for name in (*_JOB, "content"):
-        mine, its = job.get(name), found.get(name)
-        if mine == its or name not in job:
-            continue
-        if name == "side_files" and isinstance(its, dict) and isinstance(mine, dict):
-            words += sorted(f for f in {*mine, *its} if mine.get(f) != its.get(f))
-        elif name in _HASHES:
-            words.append(_HASHES[name])
-        else:
-            words.append(f"{name} ({its}, not {mine})")
-    return ", ".join(words)

@@ -20,9 +20,10 @@ from ...files import sync_folder, write_json
 from ..content import hash_bytes
 from .contents import Contents
 from .estimate import require_space
+from .identity import differences
 from .journal import Journal, lock_rank
 from .manifest import MANIFEST, WORK, earlier_contents, rank_folder, read_rank_manifest
-from .plan import CODES, INDEX, FilePlan, RankPlan, Source, differences
+from .plan import CODES, INDEX, FilePlan, RankPlan, Source
 
 
 class RankWriter:
@@ -129,6 +130,9 @@ class RankJob:
             for t, blocks in self.plan.by_target()
         }
         write_json(self.partial / INDEX, self.plan.index())
+        sizes = {f.name: f.size for f in self.plan.files}
+        for name, values in self.plan.beside.items():
+            sizes[name] = len(write_json(self.partial / name, values))
         write_json(
             self.partial / MANIFEST,
             {
@@ -136,7 +140,7 @@ class RankJob:
                 "content": content,
                 "rank": self.rank,
                 "tensors": tensors,
-                "files": {f.name: f.size for f in self.plan.files},
+                "files": sizes,
             },
         )
         os.replace(self.partial, self.final)

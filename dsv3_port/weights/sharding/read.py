@@ -15,14 +15,17 @@ from tqdm import tqdm
 
 from ...config import DeepseekV3Config
 from ...errors import PortError
+from ...files import read_json
 from ...model.decoder import DeepseekV3, build
 from ...ops.providers import GroupedMatmul, by_torch_npu
 from ...parallel import TensorParallel
 from ...plan import PortPlan
 from ..content import SIDE_FILES, Remembered, hash_file, hasher
-from ..layout import Target, of_mtp, targets
+from ..int8_formats import check_described
+from ..layout import Target, of_mtp
+from .identity import differences
 from .manifest import MANIFEST, check_fits, rank_folder, read_manifest, read_rank_manifest
-from .plan import DTYPES, Block, RankPlan, differences
+from .plan import Block, RankPlan, rank_plan
 from .ranks import tensor_hash
 
 _CHUNK = 8 << 20
@@ -47,26 +50,28 @@ def load_shard(
     manifest = read_manifest(path)
     check_fits(path, manifest, parallel.world_size, plan)
     check_side_files(Path(path), manifest)
-    rank_plan = _plan_of(path, manifest)
+    files = _plan_of(path, manifest)
     folder = Path(path) / rank_folder(parallel.rank, parallel.world_size)
     stored = check_rank(folder, manifest, parallel.rank)["tensors"]
-    check_headers(folder, rank_plan, parallel.rank)
+    check_headers(folder, files, parallel.rank)
+    if form := manifest["layout"].get("quant_format"):
+        check_described(folder, files.targets, form)
     if check_hashes:
         verify_shards(path, [parallel.rank])
     model = build(DeepseekV3Config.from_pretrained(path), plan, parallel, device, dtype, gmm)
     parameters = dict(model.named_parameters())
-    shapes = {t.name: t.shape for t in rank_plan.targets if plan.mtp or not of_mtp(t.name)}
+    held = [t for t in files.targets if t.pieces[0].part != "offset"]
+    shapes = {t.name: t.shape for t in held if plan.mtp or not of_mtp(t.name)}
     if shapes != {name: tuple(p.shape) for name, p in parameters.items()}:
         raise AssertionError(f"{folder}: layout and model disagree")
-    _fill(folder, rank_plan, parameters, stored)
+    _fill(folder, files, parameters, stored)
     return model
 
 
 def _plan_of(path: str | Path, manifest: dict[str, Any]) -> RankPlan:
-    plan = PortPlan(**manifest["layout"])
-    place = TensorParallel(0, manifest["world_size"])
-    wanted = list(targets(DeepseekV3Config.from_pretrained(path), plan, place))
-    return RankPlan(wanted, DTYPES[manifest["dtype"]], manifest["file_bytes"])
+    config, values = DeepseekV3Config.from_pretrained(path), read_json(Path(path) / "config.json")
+    sizes = manifest["world_size"], manifest["dtype"], manifest["file_bytes"]
+    return rank_plan(config, manifest["layout"], *sizes, values)
 
 
 def check_side_files(path: Path, manifest: dict[str, Any]) -> None:
@@ -138,7 +143,7 @@ def _fill(folder: Path, plan: RankPlan, parameters: dict[str, Any], stored: dict
     past = Remembered(folder, [folder / file.name for file in plan.files])
     by_file: dict[int, list[tuple[Target, list[Block]]]] = defaultdict(list)
     for target, blocks in plan.by_target():
-        if target.name not in parameters:  # an MTP layer that is not asked for
+        if target.name not in parameters:  # an MTP layer that is not asked for, zero offsets
             continue
         by_file[blocks[0].file].append((target, blocks))
     with ThreadPoolExecutor(2, "hash") as pool, torch.no_grad():
@@ -193,9 +198,9 @@ def verify_shards(
     manifest = read_manifest(path)
     world = manifest["world_size"]
     check_side_files(Path(path), manifest)
-    rank_plan = _plan_of(path, manifest)
+    files = _plan_of(path, manifest)
     chosen = list(range(world)) if ranks is None else ranks
-    total = rank_plan.nbytes * len(chosen)
+    total = files.nbytes * len(chosen)
     with (
         ThreadPoolExecutor(jobs, "verify") as pool,
         tqdm(
@@ -209,7 +214,7 @@ def verify_shards(
         for rank in chosen:
             folder = Path(path) / rank_folder(rank, world)
             stored = check_rank(folder, manifest, rank)["tensors"]
-            check_headers(folder, rank_plan, rank)
+            check_headers(folder, files, rank)
 
             def check(
                 item: tuple[Target, list[Block]],
@@ -217,9 +222,9 @@ def verify_shards(
                 stored: dict[str, Any] = stored,
             ) -> int:
                 target, blocks = item
-                return _check_tensor(folder, rank_plan, target, blocks, stored)
+                return _check_tensor(folder, files, target, blocks, stored)
 
-            for nbytes in pool.map(check, rank_plan.by_target()):
+            for nbytes in pool.map(check, files.by_target()):
                 bar.update(nbytes)
     return total
 

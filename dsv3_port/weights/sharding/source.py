@@ -21,8 +21,10 @@ from torch import Tensor
 from ...errors import PortError
 from ..content import hasher
 from ..fp8 import BLOCK, FP8_MAX, dequantize_blocks
+from ..int8 import dequantize_rows, parts_of, quantize_rows
 from ..layout import same
-from ..values import ValueCheck
+from ..pieces import Part
+from ..values import ValueCheck, check_offsets
 from .contents import Contents
 from .plan import Block, Source
 
@@ -85,6 +87,8 @@ class Reader:
         if stored.dtype == dtype:
             return stored
         out = self.buffer("values", stored.numel() * dtype.itemsize).view(dtype).view(stored.shape)
+        if stored.dtype == torch.int8:
+            return out.copy_(dequantize_rows(stored, self.row_scale(passing, first, count)))
         if source.scale is None:
             passing.fits(out.copy_(stored), stored.dtype)
             return out
@@ -96,6 +100,32 @@ class Reader:
             raise PortError(f"{source.file}: {source.name}: {error}") from error
         passing.fits(out, stored.dtype, float(scale.max()) * FP8_MAX)
         return out
+
+    def row_scale(self, passing: Passing, first: int, count: int) -> Tensor:
+        """Of int8 rows: their scale [count, 1]; their offsets, where there are any, were zero."""
+        source = passing.source
+        assert source.scale is not None
+        scale = self.rows(source.scale, first, count, "scale")
+        passing.scales(scale, first, "weight_scale")
+        if source.zero is not None:
+            check_offsets(
+                source.name, source.file, self.rows(source.zero, first, count, "zero"), first
+            )
+        return scale
+
+    def parts(
+        self, passing: Passing, first: int, count: int, dtype: torch.dtype
+    ) -> dict[Part, Tensor]:
+        """What blocks are cut from: the values in `dtype`; of a matrix that is written as int8, its
+        codes and scales, made here or as they are stored."""
+        source = passing.source
+        if not any(b.piece.part for b in source.blocks):
+            return {"": self.values(passing, first, count, dtype)}
+        if source.dtype != torch.int8:
+            return parts_of(*quantize_rows(self.values(passing, first, count, torch.float32)))
+        stored = self.rows(source, first, count)
+        passing.tile(stored, first)
+        return parts_of(stored, self.row_scale(passing, first, count))
 
 
 class Passing:
@@ -112,9 +142,9 @@ class Passing:
         self._finite = self._check.tile(stored, first)
         return self._finite
 
-    def scales(self, scale: Tensor, first: int) -> None:
+    def scales(self, scale: Tensor, first: int, what: str = "weight_scale_inv") -> None:
         self._scales.update(scale.view(torch.uint8).numpy().data)
-        self._check.scales(scale, first)
+        self._check.scales(scale, first, what)
 
     def fits(self, values: Tensor, stored: torch.dtype, highest: float = 0.0) -> None:
         """PortError where a finite value is infinite in the dtype it is written in. highest: what
@@ -170,12 +200,12 @@ def split_source(
     for first, count in tiles(source.shape, source.at_once):
         if stop.is_set():
             raise Stopped
-        values = reader.values(passing, first, count, dtype)
+        parts = reader.parts(passing, first, count, dtype)
         for k, block in enumerate(blocks):
             view = None
             for rank in ranks:
                 if view is None or not _whole(block):
-                    part, offset = _part(block, rank, values, first)
+                    part, offset = _part(block, rank, parts[block.piece.part], first)
                     if part is None:
                         continue
                     view = memoryview(

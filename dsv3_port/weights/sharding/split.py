@@ -16,16 +16,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ...errors import PortError
-from ...parallel import TensorParallel
+from ...files import read_json
 from ...plan import PortPlan
 from ..checkpoint import Checkpoint
 from ..content import Remembered
-from ..layout import targets
+from ..int8_formats import FORMATS
 from ..load import by_source, check_sources
 from .contents import Contents
 from .estimate import Estimate, estimate, require_space
+from .identity import identity, layout_of
 from .manifest import finish
-from .plan import DTYPES, RankPlan, identity, sources
+from .plan import DTYPES, rank_plan, sources
 from .ranks import open_ranks
 from .read import verify_shards
 from .workers import stream
@@ -50,6 +51,7 @@ class ShardReport:
     tensors_resumed: int  # of them found written by an earlier run
     tensors_left_out: int
     parameters_filled: int  # of each rank, each exactly once
+    quant_format: str  # of int8 matrices; empty without them
     estimate: Estimate
     seconds: float
     dry_run: bool
@@ -61,9 +63,10 @@ class ShardReport:
 
     def summary(self) -> str:
         done = "would write" if self.dry_run else "wrote"
+        kind = f"{self.dtype}, int8 as {self.quant_format}" if self.quant_format else self.dtype
         text = (
             f"{done} {len(self.ranks)} of {self.world_size} ranks, {self.bytes_per_rank / 2**30:.2f} GiB each "
-            f"({self.dtype}), to {self.output}; {self.tensors_read} source tensors each used once, "
+            f"({kind}), to {self.output}; {self.tensors_read} source tensors each used once, "
             f"{self.tensors_left_out} left out on purpose (MTP layer, copies), {self.parameters_filled} parameters "
             f"a rank filled once"
         )
@@ -93,6 +96,7 @@ def shard_checkpoint(
     resume: bool = True,
     verify: bool = False,
     allow_nonfinite: bool = False,
+    quant_format: str | None = None,
     progress: bool = False,
     file_bytes: int = FILE_BYTES,
     commit_bytes: int = COMMIT_BYTES,
@@ -103,48 +107,52 @@ def shard_checkpoint(
     are dequantised), ranks limits what this call writes (several machines share one job), jobs is
     the number of threads. resume goes on from what an earlier run wrote; without it that is begun
     anew. verify reads everything back and hashes it. allow_nonfinite keeps values that are NaN,
-    infinite or all zero, and is noted in the manifest. Raises PortError before anything is written
-    where sizes do not divide, tensors are missing or unused, another run is at work, the output is
-    of another job, or the disk is too small.
+    infinite or all zero, and is noted in the manifest. A plan with quant 'w8a8' makes int8 of its
+    matrices, and quant_format (int8_formats.FORMATS; default the first) is what is written. Raises
+    PortError before anything is written where sizes do not divide, tensors are missing or unused,
+    another run is at work, the output is of another job, or the disk is too small.
     """
     start = time.perf_counter()
     plan, chosen = _arguments(plan, dtype, world_size, ranks)
+    layout = layout_of(plan, _format(plan, quant_format, allow_nonfinite))
     jobs = jobs if jobs is not None else default_jobs()
     if jobs < 1:
         raise PortError(f"jobs must be 1 or more, not {jobs}")
     output = Path(output_path)
     _refuse_source_as_output(Path(model_path), output)
     checkpoint = Checkpoint.open(model_path)
-    wanted = list(targets(checkpoint.config, plan, TensorParallel(0, world_size)))
+    values = read_json(checkpoint.path / "config.json")
+    files = rank_plan(checkpoint.config, layout, world_size, dtype, file_bytes, values)
+    wanted = files.targets
     left_out = check_sources(checkpoint, by_source(wanted))
-    rank_plan = RankPlan(wanted, DTYPES[dtype], file_bytes)
-    to_read = sources(checkpoint, rank_plan)
-    job = identity(checkpoint, world_size, plan, dtype, file_bytes, allow_nonfinite)
+    to_read = sources(checkpoint, files)
+    job = identity(checkpoint, world_size, layout, dtype, file_bytes, allow_nonfinite)
     report = ShardReport(
         str(output),
         world_size,
         chosen,
         dtype,
-        rank_plan.nbytes,
+        files.nbytes,
         0,
         len(to_read),
         0,
         len(left_out),
         len(wanted),
-        estimate(to_read, rank_plan, output, len(chosen), jobs, probe=dry_run),
+        layout.get("quant_format", ""),
+        estimate(to_read, files, output, len(chosen), jobs, probe=dry_run),
         0.0,
         dry_run,
         False,
         False,
     )
     if dry_run:
-        require_space(output, rank_plan.nbytes * len(chosen))
+        require_space(output, files.nbytes * len(chosen))
         return replace(report, seconds=time.perf_counter() - start)
     past = Remembered(checkpoint.path, checkpoint.files)
     contents = Contents(output, to_read, past, allow_nonfinite)
     with ExitStack() as stack:
         try:
-            todo = open_ranks(stack, output, chosen, job, rank_plan, to_read, resume, contents)
+            todo = open_ranks(stack, output, chosen, job, files, to_read, resume, contents)
             read, resumed = stream(
                 to_read, todo, jobs, progress, commit_bytes * len(todo), contents
             )
@@ -203,3 +211,18 @@ def _arguments(
     if not chosen or chosen[0] < 0 or chosen[-1] >= world_size:
         raise PortError(f"ranks {chosen} are not within 0..{world_size - 1}")
     return plan, chosen
+
+
+def _format(plan: PortPlan, chosen: str | None, allow_nonfinite: bool) -> str:
+    """What int8 matrices are written as; empty where there are none."""
+    if plan.quant == "none":
+        if chosen is not None:
+            raise PortError(f"--quant-format {chosen} is of int8 matrices: add --quant w8a8")
+        return ""
+    if allow_nonfinite:
+        raise PortError(
+            "--allow-nonfinite: int8 has neither NaN nor infinity; leave it or --quant out"
+        )
+    if chosen is not None and chosen not in FORMATS:
+        raise PortError(f"--quant-format {chosen!r} is not one of {', '.join(FORMATS)}")
+    return chosen or FORMATS[0]
