@@ -32,6 +32,7 @@ MARKS = {
     "engine/test_job_npu.py": "hostnpu",
     "engine/test_job.py": "ranks",
     "engine/test_job_ends.py": "ranks",
+    "engine/test_job_int8.py": "ranks",
     "engine/test_parallel.py": "ranks",
     "engine/test_serve.py": "ranks",
     "check/test_rank_calls.py": "ranks",

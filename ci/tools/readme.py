@@ -200,8 +200,31 @@ def hostnpu_refused() -> str:
     return rules.refused_table()
 
 
+def w8a8_table() -> str:
+    """What ci/tools/w8a8.py measured, and how far each stage is off behind the layers before it."""
+    import json
+
+    from dsv3_port.messages import tr
+
+    found = json.loads((ROOT / "data/recorded/w8a8.json").read_text(encoding="utf-8"))
+    heads = ("form", "perplexity", "same likeliest token", "logits off", "other experts")
+    rows = [f"| {' | '.join(map(tr, heads))} |", "|---|---|---|---|---|"]
+    before = next(iter(found.values()))["perplexity"][0]
+    rows.append(f"| FP8, float32 | {before:.4f} | – | – | – |")
+    for name, q in found.items():
+        cells = f"{q['perplexity'][1]:.4f} | {q['same_top1']:.2%} | {q['logit_rms']:.2%}"
+        rows.append(f"| {name} | {cells} | {max(q['experts'].values()):.1%} |")
+    stages = [s for s in found["W8A8"]["stages"] if s != "model.embed_tokens"]
+    rows += ["", f"| | {' | '.join(f'`{s}`' for s in stages)} |", "|---" * (len(stages) + 1) + "|"]
+    for name, q in found.items():
+        cells = " | ".join(f"{q['stages'][s]:.2%}" for s in stages)
+        rows.append(f"| {name} | {cells} |")
+    return "\n".join(rows)
+
+
 TABLES = {
     "operator-documents": operator_documents_table,
+    "w8a8": w8a8_table,
     "hostnpu-rules": hostnpu_rules,
     "hostnpu-refused": hostnpu_refused,
     "hostnpu-vendor": hostnpu_vendor,
@@ -227,6 +250,7 @@ FILES = {
     "docs/architecture.md": ("layers",),
     "docs/ascend.md": ("operator-documents",),
     "docs/settings.md": ("settings",),
+    "docs/production.md": ("w8a8",),
     "docs/host-npu.md": ("hostnpu-refused", "hostnpu-vendor", "hostnpu-rules"),
     "docs/operator-checks.md": ("operator-checks",),
     "docs/speed.md": ("rungs", "speed"),

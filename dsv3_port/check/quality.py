@@ -1,0 +1,108 @@
+"""What rounding costs: one model beside another that is meant to say nearly the same, over given text.
+
+Unlike compare.py nothing is allowed or refused here: these are numbers. A W8A8 model is the case
+that this was made for, beside the same weights in float.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..errors import PortError
+from ..model.decoder import DeepseekV3
+from .stages import EXPERTS, record_stages
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Of every position of a text but the last of each row, which has no next token."""
+
+    tokens: int
+    perplexity: tuple[float, float]  # a token, of the reference and of the candidate
+    same_top1: float  # share of positions with the same likeliest token
+    logit_rms: float  # root mean square of the differences over that of the reference's logits
+    logit_largest: float  # largest difference over the largest logit
+    stages: dict[str, float]  # stage -> the same ratio as logit_rms
+    experts: dict[str, float]  # gate -> share of the tokens with other experts
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def quality(reference: DeepseekV3, candidate: DeepseekV3, batches: Iterable[Tensor]) -> Quality:
+    """batches: ids [B, S] of whole rows of text. Both models run eagerly, without a cache, and need
+    the logits of every position (`PortPlan.lm_head` 'all')."""
+    sums = _Sums()
+    for model in (reference, candidate):
+        if model.plan.lm_head != "all":
+            raise PortError("quality needs every position's logits: plan.minus('last_token_head')")
+    for ids in batches:
+        if ids.shape[1] < 2:  # no next token
+            continue
+        (a, seen_a), (b, seen_b) = (
+            record_stages(model, partial(model, ids.to(model.device)))
+            for model in (reference, candidate)
+        )
+        a, b = (logits[:, :-1].double().cpu() for logits in (a, b))
+        sums.add(ids, a, b, seen_a, seen_b)
+    return sums.result()
+
+
+class _Sums:
+    """What is added up over the batches, in float64."""
+
+    def __init__(self) -> None:
+        self.tokens = self.same = 0
+        self.loss = [0.0, 0.0]
+        self.largest = [0.0, 0.0]  # difference, logit
+        self.squares: dict[str, list[float]] = {}  # name -> of the differences, of the reference
+        self.others: dict[str, list[int]] = {}  # gate -> tokens with other experts, tokens
+
+    def add(
+        self, ids: Tensor, a: Tensor, b: Tensor, left: dict[str, Tensor], right: dict[str, Tensor]
+    ) -> None:
+        following = ids[:, 1:].flatten().cpu()
+        for which, logits in enumerate((a, b)):
+            flat = logits.flatten(0, 1)
+            self.loss[which] += float(F.cross_entropy(flat, following, reduction="sum"))
+        self.tokens += len(following)
+        self.same += int((a.argmax(-1) == b.argmax(-1)).sum())
+        self.largest[0] = max(self.largest[0], float((a - b).abs().max()))
+        self.largest[1] = max(self.largest[1], float(a.abs().max()))
+        self._square("logits", a, b)
+        for name, value in left.items():
+            if name.endswith(EXPERTS):
+                held = self.others.setdefault(name, [0, 0])
+                held[0] += int((value != right[name]).any(-1).sum())
+                held[1] += value[..., 0].numel()
+            elif name != "lm_head":
+                self._square(name, value.double(), right[name].double())
+
+    def _square(self, name: str, a: Tensor, b: Tensor) -> None:
+        held = self.squares.setdefault(name, [0.0, 0.0])
+        held[0] += float((a - b).square().sum())
+        held[1] += float(a.square().sum())
+
+    def result(self) -> Quality:
+        if not self.tokens:
+            raise PortError("quality: no text of two tokens or more was given")
+        ratio = {
+            name: math.sqrt(off / of) if of else 0.0 for name, (off, of) in self.squares.items()
+        }
+        first, second = (math.exp(loss / self.tokens) for loss in self.loss)
+        return Quality(
+            self.tokens,
+            (first, second),
+            self.same / self.tokens,
+            ratio.pop("logits"),
+            self.largest[0] / max(self.largest[1], 1e-30),
+            ratio,
+            {name: other / of for name, (other, of) in self.others.items()},
+        )

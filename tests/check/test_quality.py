@@ -1,0 +1,80 @@
+"""What rounding costs, measured: against sums by hand, and the kept figures against this code."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from dsv3_port import PortError, PortPlan, load_model
+from dsv3_port.check.quality import quality
+from tests.random_models import random_model
+
+ROOT = Path(__file__).parents[2]
+TINY = ROOT / "data" / "tiny-dsv3"
+ALL = PortPlan.full().minus("last_token_head")
+IDS = torch.randint(3, 90, (2, 11), generator=torch.Generator().manual_seed(0))
+
+
+def test_a_model_beside_itself() -> None:
+    model = random_model(ALL)
+    found = quality(model, model, [IDS])
+    assert found.tokens == 20 and found.same_top1 == 1
+    assert found.perplexity[0] == found.perplexity[1] > 1
+    assert found.logit_rms == found.logit_largest == 0
+    assert set(found.stages.values()) == {0.0} and set(found.experts.values()) == {0.0}
+
+
+def test_numbers_by_hand() -> None:
+    """Batches of other shapes add up to what one would be; each ratio by its definition."""
+    a, b = random_model(ALL), random_model(ALL, seed=0)
+    with torch.no_grad():
+        b.lm_head.weight.mul_(0.5)
+        b.model.layers[2].mlp.gate.weight.neg_()
+    found = quality(a, b, [IDS[:1], IDS[1:, :11]])
+    x, y = (m(IDS)[:, :-1].double() for m in (a, b))
+    assert found.logit_rms == pytest.approx(
+        float((x - y).square().sum().sqrt() / x.square().sum().sqrt())
+    )
+    assert found.logit_largest == pytest.approx(float((x - y).abs().max() / x.abs().max()))
+    assert found.same_top1 == float((x.argmax(-1) == y.argmax(-1)).double().mean())
+    for logits, perplexity in ((x, found.perplexity[0]), (y, found.perplexity[1])):
+        chosen = logits.log_softmax(-1).gather(-1, IDS[:, 1:, None])
+        assert perplexity == pytest.approx(math.exp(-float(chosen.mean())))
+    assert found.stages["model.layers.1"] == 0 and found.stages["model.layers.2"] > 0
+    assert found.experts["model.layers.1.mlp.gate"] == 0 < found.experts["model.layers.2.mlp.gate"]
+
+
+def test_refusals() -> None:
+    with pytest.raises(PortError, match="every position's logits"):
+        quality(random_model(PortPlan.full()), random_model(ALL), [IDS])
+    with pytest.raises(PortError, match="no text of two tokens"):
+        quality(random_model(ALL), random_model(ALL), [IDS[:, :1]])
+
+
+def test_the_kept_figures_are_this_codes(monkeypatch) -> None:
+    """data/recorded/w8a8.json, over its whole text, for W8A8; seconds on a CPU."""
+    monkeypatch.syspath_prepend(str(ROOT / "ci" / "tools"))
+    before = set(sys.modules)
+    import w8a8
+
+    try:
+        kept = json.loads(w8a8.RECORD.read_text())
+        text = w8a8.held_out()
+        reference = load_model(TINY, w8a8.FLOAT, "cpu", "float32")
+        found = quality(
+            reference, load_model(TINY, w8a8.FORMS["W8A8"], "cpu", "float32"), text
+        ).to_dict()
+    finally:
+        for name in set(sys.modules) - before:
+            if name in ("w8a8", "text", "grammar"):
+                del sys.modules[name]
+    want = kept["W8A8"]
+    assert found["tokens"] == want["tokens"] == 8 * 4 * 511
+    assert found["perplexity"] == pytest.approx(want["perplexity"], rel=1e-3)
+    assert found["same_top1"] == pytest.approx(want["same_top1"], abs=2e-3)
+    assert found["logit_rms"] == pytest.approx(want["logit_rms"], rel=0.05)
