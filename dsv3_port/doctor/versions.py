@@ -43,7 +43,7 @@ CARD = Pair(
 )
 _HOST = (
     "**the host NPU's pair.** No card: all notebooks and tests on Linux x86_64, CPU build with Python 3.11, CUDA "
-    "build (5.8 GB) with Python 3.12; Python 3.14 was resolved and not run; wheel signature check"
+    "build (5.8 GB) with Python 3.12 and 3.13; Python 3.14 was resolved and not run; wheel signature check"
 )
 _NEXT = (
     "no card: host NPU, once (2026-11-27, Python 3.11, CUDA build): 594 tests of model, ops, weights and engine, and "

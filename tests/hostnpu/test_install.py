@@ -38,7 +38,8 @@ def make_wheel(where: Path, version: str = VERSION) -> None:
         "torch_npu/__init__.py": "",
         "torch_npu/lib/libtorch_npu.so": "",
         f"torch_npu-{version}.dist-info/METADATA": f"Metadata-Version: 2.1\nName: torch_npu\nVersion: {version}\n"
-        f"Requires-Dist: torch=={version}.*\n",
+        # pip from 24.1 on leaves out wheels whose requirements are not PEP 440: no `.post1.*`
+        f"Requires-Dist: torch=={version.partition('.post')[0]}\n",
         f"torch_npu-{version}.dist-info/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
     record = "".join(f"{name},sha256={digest(text)},{len(text)}\n" for name, text in files.items())
