@@ -90,7 +90,7 @@ def _boxes(c: DeepseekV3Config) -> dict[str, _Box]:
         "last norm": f"[B, S, H {c.hidden_size:,}]",
         "head": "logits [B, S, V]",
         "norm": "[B, S, H]",
-        "queries": f"{heads} × ({nope} + {c.qk_rope_head_dim})\n{low.format(rank=c.q_lora_rank or '–')}",
+        "queries": f"{heads} × ({nope} + {c.qk_rope_head_dim})\n{low.format(rank=c.q_lora_rank or tr('none'))}",
         "cache": row_text.format(row=row),
         "attention": expands.format(sizes=f"{heads} × ({nope} + {value})"),
         "o_proj": f"[H, {heads} × {value}]",

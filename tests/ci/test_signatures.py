@@ -159,6 +159,10 @@ def test_the_recorded_result_belongs_to_this_code():
             assert judged == (found["fit"], found["note"])
 
 
+# its output_dtype is a ScalarType there, and W8A8 gives it; docs/versions.md says so
+W8A8_LATER = {("2.9.0", "npu_grouped_matmul"), ("2.9.0", "npu_quant_matmul")}
+
+
 def test_every_call_fits_every_supported_version_and_the_tested_one_is_the_contract():
     versions = {v["version"]: v for v in RESULT["versions"]}
     assert {"2.9.0", "2.11.0", "2.13.0", "2.14.0"} <= versions.keys()
@@ -167,7 +171,8 @@ def test_every_call_fits_every_supported_version_and_the_tested_one_is_the_contr
     for version in versions.keys() - set(signatures.HISTORY):
         assert versions[version]["torch"] == "==" + version.split(".post")[0]
         for name in RESULT["called_by_model"]:
-            assert versions[version]["operators"][name]["fit"] in ("same", "fits"), (version, name)
+            fits = versions[version]["operators"][name]["fit"] in ("same", "fits")
+            assert fits or (version, name) in W8A8_LATER, (version, name)
             # what writes in place is converted in its functional form
             forms = (name, f"{name}_functional")
             found = versions[version]["operators"]
