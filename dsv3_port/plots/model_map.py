@@ -83,6 +83,7 @@ def _boxes(c: DeepseekV3Config) -> dict[str, _Box]:
     row_text, all_tokens = tr("R + Dr = {row},\nto the cache"), tr("for every token,\nI {width:,}")
     expands = tr("kv_b_proj expands each row to\n{sizes}; softmax(q kᵀ) v")
     top = tr("top {top} of {experts} experts\nin {kept} of {groups} groups")
+    rank = c.q_lora_rank or tr("none")
     mlps = tr("{n} MLPs,\nI {width:,}")
     texts = {
         "embedding": f"[V {c.vocab_size:,}, H]",
@@ -90,7 +91,7 @@ def _boxes(c: DeepseekV3Config) -> dict[str, _Box]:
         "last norm": f"[B, S, H {c.hidden_size:,}]",
         "head": "logits [B, S, V]",
         "norm": "[B, S, H]",
-        "queries": f"{heads} × ({nope} + {c.qk_rope_head_dim})\n{low.format(rank=c.q_lora_rank or tr('none'))}",
+        "queries": f"{heads} × ({nope} + {c.qk_rope_head_dim})\n{low.format(rank=rank)}",
         "cache": row_text.format(row=row),
         "attention": expands.format(sizes=f"{heads} × ({nope} + {value})"),
         "o_proj": f"[H, {heads} × {value}]",
