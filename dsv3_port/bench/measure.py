@@ -25,7 +25,7 @@ from ..messages import tr
 from .clock import DeviceClock, HostClock, clock_of
 from .gpu_state import gpu_state
 from .machine import BUSY_SHARE, BusyWatch, device_info
-from .paired import LEAST_FLOOR, UNSURE, ratio_of
+from .paired import UNSURE, floor_between, ratio_of
 from .records import Record, Results
 
 # seconds; a shorter call is repeated within a sample, timer and scheduler noise would rule it
@@ -180,8 +180,7 @@ def _unsure(base: _Variant) -> bool:
 def _settled(timed: list[_Variant]) -> bool:
     """Whether the noise floor is small, and the quartiles of every other variant within it."""
     base = timed[0]
-    same = ratio_of(base.samples, base.again)
-    floor = max(LEAST_FLOOR, abs(same.low - 1), abs(same.high - 1))
+    floor = floor_between([ratio_of(base.samples, base.again)])
     pairs = [ratio_of(base.samples, v.samples) for v in timed[1:]]
     return floor <= SETTLED and all(p.high - p.low <= 2 * floor * p.median for p in pairs)
 

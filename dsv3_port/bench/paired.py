@@ -47,8 +47,12 @@ def ratio_of(first: list[float], second: list[float]) -> Ratio:
 def floor_of(records: Sequence[Record]) -> float:
     """The noise floor of one run and phase: the larger distance from 1 of the quartiles of the same
     code timed twice, 2 % at least. Records without such a pair (older files) give 2 %."""
-    pairs = [r.same_code for r in records]
-    return max([LEAST_FLOOR, *(abs(q - 1) for p in pairs if p for q in (p.low, p.high))])
+    return floor_between([p for p in (r.same_code for r in records) if p])
+
+
+def floor_between(pairs: Sequence[Ratio]) -> float:
+    """The same of ratios, each of the same code timed twice."""
+    return max([LEAST_FLOOR, *(abs(q - 1) for p in pairs for q in (p.low, p.high))])
 
 
 def busy_text(records: Sequence[Record]) -> str:
