@@ -8,6 +8,7 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib import metadata
@@ -96,11 +97,13 @@ def _host_stand_in() -> bool:
     return bool(hostnpu is not None and hostnpu.enabled())
 
 
-def own_seconds() -> float:
+def own_seconds(children: Iterable[psutil.Process] | None = None) -> float:
     """CPU seconds of this process and of all that it started, running or ended: inductor's compile
-    workers are no other users of the machine."""
+    workers are no other users of the machine. `children`: its processes, where they are known."""
+    if children is None:
+        children = psutil.Process().children(recursive=True)
     total = sum(os.times()[:4])  # with children that ended and were waited for
-    for child in psutil.Process().children(recursive=True):
+    for child in children:
         with contextlib.suppress(psutil.Error):  # ended meanwhile
             total += sum(child.cpu_times()[:4])
     return total
@@ -117,11 +120,14 @@ class BusyWatch:
         self.look()
 
     def _mark(self) -> None:
+        # a list of all processes takes long beside a thread that holds the GIL: not between the
+        # two counters
+        children = psutil.Process().children(recursive=True)
         times = psutil.cpu_times()
         self.busy = (
             sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0)
         )
-        self.own, self.wall = own_seconds(), time.perf_counter()
+        self.own, self.wall = own_seconds(children), time.perf_counter()
 
     def look(self, shortest: float = 0.1) -> None:
         """Add the share since the last look; the system's counters step by 10 ms, so short spans
