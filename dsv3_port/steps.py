@@ -271,7 +271,7 @@ _BY_ID = {s.id: s for s in (*STEPS, *SECOND)}
 
 def change(step_id: str) -> Step:
     """The step with this id, on the ladder or around the model."""
-    return next((s for s in SERVING if s.id == step_id), None) or step(step_id)
+    return _BY_ID.get(step_id) or step(step_id)
 
 
 def title_of(variant: str) -> str:

@@ -32,8 +32,10 @@ from .records import Record, Results
 # otherwise
 SHORT = 1e-3
 Prepare = Callable[[str, int], None]
+TRIES = 3  # runs, until one is not busy
 LESSON_ROUNDS = 2  # of a lesson on a busy machine
 SETTLED = 0.05  # a lesson's noise floor up to which its rounds may end early
+LONGEST = 3  # times its rounds, of a lesson that does not settle
 
 
 @dataclass
@@ -50,7 +52,7 @@ _manner = _Manner()
 
 def in_a_lesson() -> None:
     """From here on, rounds end when the figure is settled: after two thirds of them at the earliest, or
-    later, up to twice as many. A busy machine is looked at for LESSON_ROUNDS only, each time: what it
+    later, up to three times as many. A busy machine is looked at for LESSON_ROUNDS only, each time: what it
     says gives no verdict anyway, and a learner waits for it. A bench keeps all its rounds."""
     _manner.lesson = True
 
@@ -114,8 +116,8 @@ def measure(
     alike. The first variant is timed twice a round (`Record.again`): bench.outcome takes the noise
     floor from that pair.
 
-    A run on a busy machine is repeated once, unless the repetition before this one was busy as well;
-    what is busy then is marked, and gives no verdict.
+    A run on a busy machine, or whose same code twice lies far apart, is repeated, TRIES runs in all,
+    unless the run before this one was busy at its end; what is busy then is marked, and gives no verdict.
     In a lesson (`in_a_lesson`) rounds end when the figure is settled, or the machine is busy.
     prepare(name, n) runs untimed before the n-th call of a variant (a fresh token, a rewound
     cache).
@@ -133,7 +135,7 @@ def measure(
         for v in timed:
             v.warm_up(warmup, min_seconds)
             bar.update()
-        for _ in range(1 if _manner.stays_busy else 2):
+        for _ in range(1 if _manner.stays_busy else TRIES):
             share = _sampled(timed, rounds, bar)
             busy = share > BUSY_SHARE or _unsure(timed[0])
             if not busy:
@@ -194,7 +196,7 @@ def _enough(timed: list[_Variant], rounds: int, watch: BusyWatch) -> bool:
         return done >= LESSON_ROUNDS
     if _unsure(timed[0]):  # the whole run is repeated
         return done >= rounds
-    return done >= 2 * rounds or (done >= math.ceil(2 * rounds / 3) and _settled(timed))
+    return done >= LONGEST * rounds or (done >= math.ceil(2 * rounds / 3) and _settled(timed))
 
 
 def _sampled(timed: list[_Variant], rounds: int, bar: Any) -> float:
@@ -211,7 +213,7 @@ def _sampled(timed: list[_Variant], rounds: int, bar: Any) -> float:
     collecting = gc.isenabled()
     gc.disable()
     try:
-        for i in range(2 * rounds):
+        for i in range(LONGEST * rounds):
             for k in range(len(turns)):
                 v, samples = turns[(i + k) % len(turns)]
                 samples.append(v.sample())

@@ -31,10 +31,10 @@ class Timing:
 
 PROFILES = {
     # w1 keeps DeepSeek-V3's own routing numbers (256 experts, 8 groups, top 8) and fits a laptop
-    "tiny": Timing("w1", rounds=5, context=1024, prefill=128, batches=(1, 8)),
-    "small": Timing("w1", rounds=15, context=2048, prefill=512, batches=(1, 8)),
-    "medium": Timing("w2", rounds=9, context=2048, prefill=512, batches=(1, 8)),
-    "large": Timing("l", rounds=9, context=2048, prefill=512, batches=(1, 8)),
+    "tiny": Timing("w1", rounds=5, context=1024, prefill=128, batches=(1, 32)),
+    "small": Timing("w1", rounds=15, context=2048, prefill=512, batches=(1, 32)),
+    "medium": Timing("w2", rounds=9, context=2048, prefill=512, batches=(1, 32)),
+    "large": Timing("l", rounds=9, context=2048, prefill=512, batches=(1, 32)),
 }
 
 

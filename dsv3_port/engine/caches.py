@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..model.cache import Cache
@@ -19,3 +20,11 @@ class Caches:
     @classmethod
     def make(cls, model: DeepseekV3, batch: int, width: int, max_new_tokens: int) -> Caches:
         return cls(model.new_cache(1, width), model.new_cache(batch, width + max_new_tokens))
+
+    def rows(self) -> Iterator[int]:
+        """Each row in turn: what is run through `one` for it is that row of `batch` afterwards."""
+        self.batch.reset()
+        for row in range(self.batch.batch):
+            self.one.reset()
+            yield row
+            self.batch.adopt(self.one, row)

@@ -47,17 +47,14 @@ def prefill(batch: Batch, ids: Tensor, mask: Tensor, chunk: int) -> tuple[Tensor
 
     Returns the first tokens [B] and the seconds at which each was there.
     """
-    start, caches = time.perf_counter(), batch.caches
-    caches.batch.reset()
+    start, one = time.perf_counter(), batch.caches.one
     tokens, seconds = [], []
-    for row in range(len(ids)):
-        caches.one.reset()
-        logits = batch.model.prefill(ids[row : row + 1], mask[row : row + 1], caches.one, chunk)
+    for row in batch.caches.rows():
+        logits = batch.model.prefill(ids[row : row + 1], mask[row : row + 1], one, chunk)
         token, chosen = batch.sample.drawn(logits[:, -1], row)
         batch.streamer.add(chosen, row)
         seconds.append(time.perf_counter() - start)
         tokens.append(token)
-        caches.batch.adopt(caches.one, row)
     return torch.cat(tokens), seconds
 
 
@@ -83,11 +80,8 @@ def warm_up(model: DeepseekV3, caches: Caches, prefill_chunk: int = 0) -> None:
     """One prefill and two decode steps of these shapes, which compiles them where the model is a
     graph."""
     ids = torch.zeros(1, caches.one.max_length, dtype=torch.int64, device=model.device)
-    caches.batch.reset()
-    for row in range(caches.batch.batch):
-        caches.one.reset()
+    for _ in caches.rows():
         model.prefill(ids, torch.ones_like(ids), caches.one, prefill_chunk)
-        caches.batch.adopt(caches.one, row)
     for _ in range(min(2, caches.batch.max_length - caches.batch.length)):
         model(ids[:, :1].expand(caches.batch.batch, 1).contiguous(), cache=caches.batch).argmax(
             -1

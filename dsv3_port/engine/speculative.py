@@ -103,10 +103,8 @@ def prefill(
     """As decoding.prefill; the MTP layer's rows of the prompt are written too, and the first draft
     [B] comes of them."""
     start, caches, sample = time.perf_counter(), batch.caches, batch.sample
-    caches.batch.reset()
     tokens, drafts, seconds = [], [], []
-    for row in range(len(ids)):
-        caches.one.reset()
+    for row in caches.rows():
         part = ids[row : row + 1], mask[row : row + 1]
         logits, hidden, last = prompt(batch.model, *part, caches.one, chunk)
         token, chosen = sample.drawn(logits, row)
@@ -115,7 +113,6 @@ def prefill(
         after = finish(batch.model, last, token, hidden)
         drafts.append(Drafts.of(after, sample, row))
         tokens.append(token)
-        caches.batch.adopt(caches.one, row)
     return torch.cat(tokens), Drafts.joined(drafts), seconds
 
 
@@ -216,12 +213,9 @@ def warm_up(model: DeepseekV3, caches: Caches, prefill_chunk: int = 0) -> None:
     """As decoding.warm_up, of the steps with drafts."""
     ids = torch.zeros(1, caches.one.max_length, dtype=torch.int64, device=model.device)
     greedy = Sampler.greedy()
-    caches.batch.reset()
-    for row in range(caches.batch.batch):
-        caches.one.reset()
+    for _ in caches.rows():
         _, hidden, last = prompt(model, ids, torch.ones_like(ids), caches.one, prefill_chunk)
         finish(model, last, ids[:, 0], hidden)
-        caches.batch.adopt(caches.one, row)
     token = ids[0, :1].expand(caches.batch.batch).contiguous()
     for _ in range(min(2, (caches.batch.max_length - caches.batch.length) // 2)):
         said, _ = step(model, caches.batch, token, Drafts(token), greedy)

@@ -13,8 +13,9 @@ from dsv3_port.messages import using
 from tests.bench.test_measure import record
 
 
-def run_of(ratio, again=1.0, **fields) -> Results:
+def run_of(ratio, again=1.0, tier="cuda", **fields) -> Results:
     """A base of 1 s and a variant whose paired ratios are `ratio` (a number or one a round)."""
+    fields["tier"] = tier
     ratios = ratio if isinstance(ratio, list) else [ratio] * 4
     twice = again if isinstance(again, list) else [again] * 4
     base = record("a", [1.0] * 4, again=[1 / x for x in twice], **fields)
@@ -33,6 +34,10 @@ def run_of(ratio, again=1.0, **fields) -> Results:
         (run_of([0.9, 0.9, 1.2, 1.2]), NEITHER),
         (run_of(1 / 1.019), NEITHER),
         (run_of(3.0, busy=True, busy_share=0.4), BUSY),
+        (run_of(1.1, tier="cpu"), NEITHER),  # two starts of a process differ by as much there
+        (run_of(1 / 1.1, tier="cpu"), NEITHER),
+        (run_of(1.2, tier="cpu"), FASTER),
+        (run_of(1.2, again=[0.75, 0.75, 1.25, 1.25], tier="cpu"), NEITHER),  # its own floor is wider
     ],
 )
 def test_a_word_needs_median_and_nearer_quartile_beyond_the_floor(results, word):
@@ -56,14 +61,14 @@ def test_sentences_come_from_the_run_and_name_its_floor():
             record("upstream", [1.0] * 4, again=[1.0] * 4, phase="decode"),
             record("gmm_routing", [0.5] * 4, phase="decode"),
             record("upstream", [1.0] * 4, again=[1.0] * 4, phase="prefill"),
-            record("gmm_routing", [1.01] * 4, phase="prefill"),
+            record("gmm_routing", [1 / 1.01] * 4, phase="prefill"),
         ]
     )
     prefill, decode = str(say(results)).splitlines()
     assert decode == (
         "decode: 3 Grouped matmul (GMM) routing against upstream: 2.00× faster [2.00–2.00]"
     )
-    assert "no difference that this run can show" in prefill and "noise floor 2%" in prefill
+    assert "no difference that this run can show" in prefill and "counts from 15% on" in prefill
     assert say(results)._repr_markdown_().startswith("- prefill: ")
     busy = Results([dataclasses.replace(r, busy=True, busy_share=0.5) for r in results])
     assert "×" not in str(say(busy)) and "no verdict, busy: 50% used by others" in str(say(busy))
