@@ -9,6 +9,7 @@ one counts as one (`npu_rms_norm`).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
@@ -79,6 +80,20 @@ def step_work(
         raise PortError("step_work counts plans without int8: leave +w8a8 out")
     plan = plan.replace(graph="eager")
     plan = plan.plus("tensor_parallel") if world_size > 1 else plan
+    return _counted(config, plan, world_size, batch, tokens, context, dtype)
+
+
+@lru_cache(maxsize=128)
+def _counted(
+    config: DeepseekV3Config,
+    plan: PortPlan,
+    world_size: int,
+    batch: int,
+    tokens: int,
+    context: int,
+    dtype: torch.dtype,
+) -> StepWork:
+    """Kept: a forecast asks for the same step on every card, and for graphs as for eager."""
     short, times = one_of_each(config)
     counter = StepCounter(short, batch * tokens, times)
     model = build(short, plan, CountedRank(0, world_size, counter=counter), "meta", dtype)

@@ -33,9 +33,7 @@ from ..model.paged_cache import PagedCache
 # (input_ids, pad, cache, first, further tensors) -> logits, or a tuple that begins with them
 Step = Callable[..., Any]
 GRAPHS = {"cuda": "CUDAGraph", "npu": "NPUGraph"}  # device -> its class in torch.cuda, torch.npu
-# allocators, library handles and compilers settle before the capture, as torch's notes on CUDA
-# graphs ask for
-WARM_UPS = 3
+WARM_UPS = 3  # allocators, handles and compilers settle, as torch's notes on CUDA graphs ask for
 CAPTURES = 64  # graphs of one model; each keeps the memory of its results
 PACKAGE = Path(__file__).parents[1]
 
@@ -79,8 +77,7 @@ class CapturedStep:
         self.runtime: Any = torch.get_device_module(kind)
         self.new_graph = getattr(self.runtime, GRAPHS[kind])
         self.stream = self.runtime.Stream()
-        # one pool for all: their results in between are never needed at the same time
-        self.pool = self.runtime.graph_pool_handle()
+        self.pool: Any = None  # one for all: results in between are never needed at the same time
         self.places = list(_places(model))
         # torch_npu's graphs can take new host numbers for their fused attentions
         self.updates = kind == "npu" and model.plan.cache == "paged"
@@ -125,6 +122,10 @@ class CapturedStep:
                 f"{self.captures} graphs are captured, one for each batch, prompt length and cache: pad "
                 "prompts to a fixed length and keep one cache, or drop caches that are no longer needed"
             )
+        if (
+            not self.graphs
+        ):  # torch_npu takes no pool again whose graphs have all gone with their caches
+            self.pool = self.runtime.graph_pool_handle()
         ids, more = input_ids.clone(), tuple(m.clone() for m in more)
         pad = pad.clone() if cache is None else pad
         graph = self.new_graph()

@@ -18,8 +18,8 @@ def component_params(config: DeepseekV3Config) -> dict[str, tuple[int, int]]:
     """Component -> (parameters stored, parameters that one token is multiplied with), the largest
     first."""
     stored: Counter[str] = Counter()
-    for target in rank_targets(config, PortPlan.upstream(), 1):
-        stored[target.component] += math.prod(target.shape)
+    for target, layers in rank_targets(config, PortPlan.upstream(), 1):
+        stored[target.component] += layers * math.prod(target.shape)
     share = {"experts": config.num_experts_per_tok / config.n_routed_experts, "embedding": 0.0}
     return {name: (n, round(n * share.get(name, 1.0))) for name, n in stored.most_common()}
 
@@ -52,10 +52,9 @@ def cut_rows(config: DeepseekV3Config, plan: PortPlan, world_size: int) -> list[
     """Rows of a table from layout.targets: each parameter of a dense and a MoE layer, how it is
     cut, rank 0's shape."""
     rows: dict[str, dict[str, Any]] = {}
-    for target in targets(config, plan, TensorParallel(0, world_size)):
+    kinds = {0, config.first_k_dense_replace} & set(range(config.num_hidden_layers))
+    for target in targets(config, plan, TensorParallel(0, world_size), kinds):
         parts = target.name.split(".")
-        if parts[1] == "layers" and int(parts[2]) not in (0, config.first_k_dense_replace):
-            continue
         if (
             "experts" in parts
             and parts[parts.index("experts") + 1].isdigit()

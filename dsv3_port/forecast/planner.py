@@ -70,11 +70,20 @@ def _target_bytes(target: Target, dtype: str) -> int:
     return numel + 4 * math.ceil(scales)
 
 
-@lru_cache(maxsize=64)
-def rank_targets(config: DeepseekV3Config, plan: PortPlan, world_size: int) -> tuple[Target, ...]:
-    """Every parameter of rank 0 of `world_size`; all ranks hold the same sizes."""
+@lru_cache(maxsize=256)
+def rank_targets(
+    config: DeepseekV3Config, plan: PortPlan, world_size: int
+) -> tuple[tuple[Target, int], ...]:
+    """Parameters of rank 0 of `world_size`, and how many layers have one like it: the first dense and the
+    first MoE layer stand for all of their kind. All ranks hold the same sizes."""
     parallel = SINGLE if world_size == 1 else TensorParallel(0, world_size)
-    return tuple(targets(config, plan.plus("tensor_parallel"), parallel))
+    kinds = [config.is_moe(layer) for layer in range(config.num_hidden_layers)]
+    first = {kinds.index(kind): kinds.count(kind) for kind in set(kinds)}
+    like = {f"model.layers.{layer}.": count for layer, count in first.items()}
+    return tuple(
+        (target, next((n for at, n in like.items() if target.name.startswith(at)), 1))
+        for target in targets(config, plan.plus("tensor_parallel"), parallel, first)
+    )
 
 
 def weight_bytes(
@@ -83,22 +92,22 @@ def weight_bytes(
     """Component -> bytes on one rank: embedding, attention, dense, gate, experts, shared, norm,
     head."""
     sizes: Counter[str] = Counter()
-    for target in rank_targets(config, plan, world_size):
-        sizes[target.component] += _target_bytes(target, dtype)
+    for target, layers in rank_targets(config, plan, world_size):
+        sizes[target.component] += layers * _target_bytes(target, dtype)
     return dict(sizes)
 
 
 def total_params(config: DeepseekV3Config) -> int:
     """All parameters of the model without MTP: 671.0 billion for the published config."""
-    return sum(math.prod(t.shape) for t in rank_targets(config, PortPlan.upstream(), 1))
+    return sum(n * math.prod(t.shape) for t, n in rank_targets(config, PortPlan.upstream(), 1))
 
 
 def active_params(config: DeepseekV3Config) -> int:
     """Parameters that one token is multiplied with: K of E experts, and of the embedding none (one
     row is copied)."""
     active = 0
-    for target in rank_targets(config, PortPlan.upstream(), 1):
-        numel = math.prod(target.shape)
+    for target, layers in rank_targets(config, PortPlan.upstream(), 1):
+        numel = layers * math.prod(target.shape)
         if target.component == "experts":
             active += numel * config.num_experts_per_tok // config.n_routed_experts
         elif target.component != "embedding":

@@ -6,7 +6,7 @@ One list of targets (pieces.py) serves the in-memory loader (load.py), the on-di
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from functools import partial
 
@@ -29,16 +29,22 @@ __all__ = [
 
 
 def targets(
-    config: DeepseekV3Config, plan: PortPlan, parallel: TensorParallel = SINGLE
+    config: DeepseekV3Config,
+    plan: PortPlan,
+    parallel: TensorParallel = SINGLE,
+    layers: Collection[int] | None = None,
 ) -> Iterator[Target]:
     """Every parameter of this rank's model, layer by layer, in the order of the published
-    checkpoint."""
-    found = _float_targets(config, plan, parallel)
+    checkpoint; `layers`: of the decoder's layers only these."""
+    found = _float_targets(config, plan, parallel, layers)
     yield from as_int8(found) if plan.quant == "w8a8" else found
 
 
 def _float_targets(
-    config: DeepseekV3Config, plan: PortPlan, parallel: TensorParallel
+    config: DeepseekV3Config,
+    plan: PortPlan,
+    parallel: TensorParallel,
+    layers: Collection[int] | None,
 ) -> Iterator[Target]:
     rules = _Rules(config, plan, parallel)
     yield rules.matrix(
@@ -48,7 +54,7 @@ def _float_targets(
         "embedding",
         what="vocab_size",
     )
-    for layer in range(config.num_hidden_layers):
+    for layer in range(config.num_hidden_layers) if layers is None else sorted(layers):
         yield from rules.layer(f"model.layers.{layer}", config.is_moe(layer))
     yield rules.vector("model.norm.weight", config.hidden_size, "norm")
     head = "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"

@@ -175,6 +175,18 @@ def test_one_graph_for_each_batch_length_and_cache_and_it_goes_with_the_cache() 
     assert len(step_of(captured).graphs) == 4
 
 
+def test_a_step_is_captured_anew_when_all_its_graphs_have_gone() -> None:
+    """Two texts one after the other, each with caches of its own: the pool of the first is not taken
+    again."""
+    eager, captured = pair()
+    for seed in (0, 1):
+        cache, text = captured.new_cache(1, 16), ids(1, 4, seed)
+        assert torch.equal(captured(text, cache=cache).cpu(), eager(text).cpu())
+        del cache
+        gc.collect()
+        assert not step_of(captured).graphs
+
+
 def test_more_captures_than_allowed_are_refused() -> None:
     captured = pair(captures=2)[1]
     for length in (3, 4):
