@@ -12,8 +12,8 @@ import pytest
 
 from dsv3_port import cli, hostnpu
 from dsv3_port.errors import PortError
-from dsv3_port.hostnpu import install as folder
 from dsv3_port.hostnpu import cann, library
+from dsv3_port.hostnpu import install as folder
 
 VERSION = folder.torch_version()
 
