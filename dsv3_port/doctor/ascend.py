@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ..engine.settings import environment
 from ..hostnpu import allocator_keys
-from ..hostnpu.library import ascendcl, cann_home, cann_library
+from ..hostnpu.cann import ascendcl, cann_home, cann_library
 from ..messages import N_, told, tr
 from .findings import FAIL, NA, OK, WARN, Check, numbers, version_of
 from .versions import CARD, install_command, newest_for_cann, pair_of

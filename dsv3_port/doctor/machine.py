@@ -20,7 +20,7 @@ from typing import Any
 from .. import hostnpu
 from ..engine.settings import environment
 from ..errors import PortError
-from ..hostnpu import library
+from ..hostnpu import cann
 from ..messages import N_, told, tr
 from . import ascend, npu_smi
 from .findings import FAIL, NA, OK, WARN, Check, numbers, version_of
@@ -122,7 +122,7 @@ def _tier(torch: Any) -> Check:
 def _host_npu() -> Check:
     """The stand-in: which torch_npu it would run, or why it cannot be had."""
     name = N_("host NPU")
-    if library.cann():
+    if cann.installed():
         none = tr("CANN is here: the stand-in is never loaded beside it")
         return Check(name, NA, none)
     found = hostnpu.status()

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import PortError
-from . import allocator_keys, library
+from . import allocator_keys, cann, library
 from .install import FOLDER_VARIABLE, find, wanted_version
 
 __all__ = [
@@ -100,10 +100,10 @@ def _folder() -> Path:
     reason = library.supported_platform()
     if reason:
         raise PortError(reason)
-    cann = library.cann()
-    if cann:
+    place = cann.installed()
+    if place:
         raise PortError(
-            f"CANN is installed ({cann}): device npu is a real NPU here, and the stand-in is never loaded "
+            f"CANN is installed ({place}): device npu is a real NPU here, and the stand-in is never loaded "
             "beside it; install torch_npu as its documentation says"
         )
     if "torch_npu" in sys.modules or importlib.util.find_spec("torch_npu") is not None:
@@ -187,14 +187,21 @@ def _import(folder: Path, beside_torch: contextlib.AbstractContextManager[object
                 import torch_npu  # noqa: F401
     finally:
         sys.path.remove(str(folder))
-    from . import aten, collectives, graphs, launched, on_import, operators
+    from . import aten, collectives, kernels, launched, on_import, operators, tape
 
     aten.install()
     operators.install()
     launched.install()
     collectives.install()
-    graphs.install_tapes()
-    on_import.after_import("torch_npu.dynamo.torchair", own_signals, graphs.install_engine)
+    kernels.set_recorder(tape.install())
+    on_import.after_import("torch_npu.dynamo.torchair", own_signals, _engine)
+
+
+def _engine() -> None:
+    """torchair is there: what reads and runs GE graphs is imported for it, and not before."""
+    from . import graphs
+
+    graphs.install()
 
 
 @contextlib.contextmanager

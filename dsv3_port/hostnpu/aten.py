@@ -6,7 +6,7 @@ fallback.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import autograd, batch_norm, fallback
 from .kernels import Kernel
-from .registry import full_name, has_kernel, overloads, register
+from .registry import full_name, names, register, schema_of
 
 aten = torch.ops.aten
 # Allocation, views and storage stay torch_npu's own, and out of every capture.
@@ -226,22 +226,24 @@ def function(op: Any) -> Callable[..., Any] | None:
     return refused(op) if base in QUANTISED else None
 
 
+def covered() -> Iterator[str]:
+    """Full names of the operators that get a host kernel: all that torch_npu has kernels for, or
+    would hand to its CPU fallback, which copies and cannot be captured."""
+    mine = names("aten", "PrivateUse1")
+    fallen = names("aten", "CPU") - names("aten", "CompositeExplicitAutograd")
+    # true_divide has both: a kernel would stand before its autograd formula
+    fallen -= names("aten", "CompositeImplicitAutograd")
+    for name in mine | fallen:
+        if name.removeprefix("aten::").partition(".")[0] in NATIVE:
+            continue
+        schema = schema_of(name)
+        aliases = [r.alias_info for r in schema.returns] if schema else []
+        if schema and all(a is None or a.is_write for a in aliases):  # no view
+            yield name
+
+
 def install() -> int:
-    """Host kernels for all aten operators that torch_npu has kernels for, or would hand to its CPU
-    fallback, which copies and cannot be captured. Returns how many."""
-    count = 0
-    for op in overloads("aten"):
-        is_view = any(
-            r.alias_info is not None and not r.alias_info.is_write for r in op._schema.returns
-        )
-        covered = (
-            has_kernel(op, "PrivateUse1")
-            or has_kernel(op, "CPU")
-            and not has_kernel(op, "CompositeExplicitAutograd")
-            # true_divide has both: a kernel would stand before its autograd formula
-            and not has_kernel(op, "CompositeImplicitAutograd")
-        )
-        if covered and not is_view and op._schema.name.removeprefix("aten::") not in NATIVE:
-            register(op, Kernel(op, function(op)))
-            count += 1
-    return count
+    """Host kernels for all of them; returns how many."""
+    kernels = [(name, Kernel(name, function)) for name in covered()]
+    register(kernels)
+    return len(kernels)

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from ..errors import PortError
-from . import ge, ge_run, kernels, operators, registry, tape
+from . import ge, ge_run, kernels, operators, registry
 
 ENGINE_VARIABLE = "DSV3_GE_ENGINE"
 ENGINES = ("fx", "interpret")
@@ -140,11 +140,7 @@ def _check_names(backend: Any, fx2ge: Any) -> None:
         )
 
 
-def install_tapes() -> None:
-    kernels.set_recorder(tape.install())
-
-
-def install_engine() -> None:
+def install() -> None:
     """Import torchair and put HostGraph in the engine's place; without it torchair's native part
     ends the process."""
     from . import own_signals
@@ -177,10 +173,5 @@ def _install_attention() -> None:
     """A kernel behind torchair.ops.npu_fused_infer_attention_score_v2, which has none: GE alone runs
     it, and here an FX graph may."""
     importlib.import_module("torchair.ops._npu_fused_infer_attention_score_v2")
-    op = torch.ops.air.npu_fused_infer_attention_score_v2.default
-    registry.register(op, kernels.Kernel(op, operators.attention_by_tensor))
-
-
-def install() -> None:
-    install_tapes()
-    install_engine()
+    name = "air::npu_fused_infer_attention_score_v2"
+    registry.register([(name, kernels.Kernel(name, lambda _: operators.attention_by_tensor))])

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from . import fallback, generators, placement
+from . import fallback, generators, placement, registry
 from .memory import alias, at_address, like, plain, to_host
 
 __all__ = ["Kernel", "alias", "at_address", "recorder", "set_recorder", "to_host"]
@@ -98,14 +98,19 @@ def _device(args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.device:
 
 
 class Kernel:
-    """The PrivateUse1 kernel of an operator. `fn` is called with CPU tensors; default: the operator
-    itself."""
+    """The PrivateUse1 kernel of the operator of a full name. choose(operator): what is called with CPU
+    tensors; None: the operator itself."""
 
-    def __init__(self, op: Any, fn: Function | None = None) -> None:
-        self.op, self.fn, self.prepared = op, fn or op, False  # most kernels are never called
+    op: Any
+    fn: Function
+
+    def __init__(self, name: str, choose: Callable[[Any], Function | None]) -> None:
+        self.name, self.choose, self.prepared = name, choose, False  # most are never called
 
     def _prepare(self) -> None:
-        """What the schema says, read at the first call."""
+        """The operator, and what its schema says: at the first call."""
+        self.op = registry.overload_of(self.name)
+        self.fn = self.choose(self.op) or self.op
         arguments = self.op._schema.arguments
         self.check = placement.check_of(self.op)
         self.draws = generators.draws(self.op)

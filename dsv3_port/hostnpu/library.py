@@ -1,5 +1,4 @@
-"""The C library that stands in for CANN: find out whether it is needed, generate, compile once,
-preload.
+"""The C library that stands in for CANN: generate, compile once, preload.
 
 torch_npu links against CANN's libraries, which exist on Ascend machines only. cann_host.c has those
 functions whose result somebody looks at; every other name that the installed torch_npu leaves
@@ -9,7 +8,6 @@ undefined is read from its ELF files and generated as "return 0". Nothing here i
 from __future__ import annotations
 
 import ctypes
-import ctypes.util
 import hashlib
 import os
 import platform
@@ -60,8 +58,6 @@ WANTED = re.compile(
     r"^(acl[A-Za-z]|rt[A-Z]|Hccl|Hcom|Msprof|GE[A-Z]|_ZNK?2ge|_ZNK?6parser|_Z\w*aclgrph|\w+_s$)"
 )
 ARCHITECTURES = ("x86_64", "aarch64")
-# where installers put CANN: 8.5 and later, before that
-CANN_HOMES = ("/usr/local/Ascend/cann", "/usr/local/Ascend/ascend-toolkit/latest")
 _SHT_DYNSYM, _SHN_UNDEF, _STB_GLOBAL = 11, 0, 1
 _loaded: ctypes.CDLL | None = None
 
@@ -72,40 +68,6 @@ def supported_platform() -> str:
     if system != "Linux" or machine not in ARCHITECTURES:
         return f"torch_npu is built for Linux on {' and '.join(ARCHITECTURES)} only, and this is {system} on {machine}"
     return ""
-
-
-def cann_home() -> str | None:
-    """CANN's folder: what its set_env.sh exports, or the place where its installer puts it."""
-    for name in ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME"):
-        home = os.environ.get(name)
-        if home and Path(home).is_dir():
-            return home
-    return next((home for home in CANN_HOMES if Path(home).is_dir()), None)
-
-
-def cann_library(name: str) -> str | None:
-    """Where CANN's lib<name>.so is: on the loader's path, or under CANN's folder."""
-    found = ctypes.util.find_library(name)
-    home = cann_home()
-    if not found and home:
-        found = next(
-            (
-                str(f)
-                for part in ("lib64", "runtime/lib64", "hccl/lib64")
-                if (f := Path(home) / part / f"lib{name}.so").exists()
-            ),
-            None,
-        )
-    return found
-
-
-def ascendcl() -> str | None:
-    return cann_library("ascendcl")
-
-
-def cann() -> str | None:
-    """Where CANN is, whole or not; beside it the stand-in is neither built nor loaded."""
-    return ascendcl() or cann_home()
 
 
 def compiler() -> str | None:

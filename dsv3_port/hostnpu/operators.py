@@ -20,7 +20,7 @@ from ..ops.attention_layouts import LAYOUTS, from_bnsd, to_bnsd
 from ..ops.checks import device_rules
 from . import autograd, autograd_npu, fusion_attention
 from .kernels import Kernel
-from .registry import full_name, has_kernel, overloads, register
+from .registry import names, register
 
 # torch_npu's own code, which needs nothing of the device: storage, events, views, formats (tags here,
 # while the memory keeps its plain order; the copy that a cast makes is launched.py's "Identity")
@@ -176,16 +176,22 @@ def _refuse(name: str) -> Callable[..., Any]:
     return call
 
 
+def _of(name: str) -> Callable[[Any], Callable[..., Any] | None]:
+    return lambda _: host_kernel(name)
+
+
 def install() -> list[str]:
     """Register all of them; returns the full names of those that refuse."""
-    refused = []
-    for op in overloads("npu"):
-        name = full_name(op._schema).removeprefix("npu::")
+    own, refused = names("npu", "PrivateUse1"), []
+    kernels: list[tuple[str, Callable[..., Any]]] = []
+    for full in sorted(names("npu")):
+        name = full.removeprefix("npu::")
         if name.split(".")[0] in NATIVE:
             continue
-        if kernel := host_kernel(name):
-            register(op, Kernel(op, kernel))
-        elif has_kernel(op, "PrivateUse1"):
-            register(op, _refuse(f"npu::{name}"))
+        if name in ADAPTED or name in OPERATORS:
+            kernels.append((full, Kernel(full, _of(name))))
+        elif full in own:
+            kernels.append((full, _refuse(full)))
             refused.append(name)
+    register(kernels)
     return refused

@@ -1,10 +1,13 @@
-"""Operator overloads that the dispatcher knows, and putting kernels behind them for device npu."""
+"""Operator overloads that the dispatcher knows, and putting kernels behind them for device npu.
+
+All by full name ("aten::add.Tensor"): PyTorch makes the Python object of an overload when somebody
+first asks for it, and of the thousands that there are a process calls a few.
+"""
 
 from __future__ import annotations
 
-import functools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -16,32 +19,35 @@ def full_name(schema: Any) -> str:
     return schema.name + ("." + schema.overload_name if schema.overload_name else "")
 
 
-@functools.cache
-def _schemas() -> list[Any]:
-    """Of aten and npu, asked for after torch_npu's import; the list is long, and made anew each time."""
-    schemas = torch._C._jit_get_all_schemas()
-    return [s for s in schemas if s.name.startswith(("aten::", "npu::"))]
+def names(namespace: str, key: str = "") -> set[str]:
+    """Every operator overload of a namespace that the dispatcher knows; key: that has a kernel of its
+    own for this dispatch key."""
+    found = torch._C._dispatch_get_registrations_for_dispatch_key(key)
+    return {name for name in found if name.startswith(namespace + "::")}
 
 
-def overloads(namespace: str) -> Iterator[Any]:
-    """Every operator overload of a namespace that the dispatcher knows (TorchScript has more)."""
-    for schema in _schemas():
-        if schema.name.startswith(namespace + "::") and torch._C._dispatch_has_kernel(
-            full_name(schema)
-        ):
-            packet = getattr(getattr(torch.ops, namespace), schema.name.split("::")[1])
-            yield getattr(packet, schema.overload_name or "default")
+def schema_of(name: str) -> Any:
+    """None where there is none: a library may register kernels of operators that nobody defines."""
+    packet, _, overload = name.partition(".")
+    try:
+        return torch._C._get_schema(packet, overload)
+    except RuntimeError:
+        return None
 
 
-def has_kernel(op: Any, key: str) -> bool:
-    return torch._C._dispatch_has_kernel_for_dispatch_key(full_name(op._schema), key)
+def overload_of(name: str) -> Any:
+    """The torch.ops object: OpOverload."""
+    packet, _, overload = name.partition(".")
+    namespace, _, operator = packet.partition("::")
+    return getattr(getattr(getattr(torch.ops, namespace), operator), overload or "default")
 
 
-def register(op: Any, kernel: Callable[..., Any]) -> None:
-    """Put a kernel in the place of torch_npu's, without PyTorch's warning about that."""
-    namespace = op._schema.name.split("::")[0]
-    if namespace not in _libraries:
-        _libraries[namespace] = torch.library.Library(namespace, "IMPL")
+def register(kernels: Iterable[tuple[str, Callable[..., Any]]]) -> None:
+    """Put kernels in the place of torch_npu's, without PyTorch's warning about that."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        _libraries[namespace].impl(full_name(op._schema), kernel, "PrivateUse1")
+        for name, kernel in kernels:
+            namespace = name.partition("::")[0]
+            if namespace not in _libraries:
+                _libraries[namespace] = torch.library.Library(namespace, "IMPL")
+            _libraries[namespace].impl(name, kernel, "PrivateUse1")

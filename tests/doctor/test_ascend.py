@@ -11,7 +11,7 @@ import pytest
 from dsv3_port.doctor import ascend, npu_smi, versions
 from dsv3_port.doctor import machine as doctor
 from dsv3_port.doctor.findings import FAIL, NA, OK, WARN, Check
-from dsv3_port.hostnpu import library
+from dsv3_port.hostnpu import cann as place
 
 PAIR = "pip install --extra-index-url https://download.pytorch.org/whl/cpu torch==2.12.0 torch-npu==2.12.0"
 
@@ -73,10 +73,10 @@ class Machine:
                 "environment",
                 lambda name, default=None: self.environment.get(name, default),
             )
-        monkeypatch.setattr(library, "os", types.SimpleNamespace(environ=self.environment))
-        monkeypatch.setattr(library, "CANN_HOMES", (str(self.home),))
+        monkeypatch.setattr(place, "os", types.SimpleNamespace(environ=self.environment))
+        monkeypatch.setattr(place, "CANN_HOMES", (str(self.home),))
         monkeypatch.setattr(ascend, "DEVICES", self.dev)
-        monkeypatch.setattr(library.ctypes.util, "find_library", lambda name: None)
+        monkeypatch.setattr(place, "on_loader_path", lambda name: None)
         monkeypatch.setattr(ascend.importlib.util, "find_spec", lambda name: None)
         monkeypatch.setattr(ascend.shutil, "which", self.tools.get)
         monkeypatch.setattr(npu_smi.subprocess, "run", lambda *a, **k: self.smi)
@@ -114,7 +114,7 @@ def test_a_complete_machine_is_fine(machine):
 
 
 def test_without_anything_of_ascend_nothing_is_needed(machine, monkeypatch):
-    monkeypatch.setattr(library, "CANN_HOMES", ())
+    monkeypatch.setattr(place, "CANN_HOMES", ())
     monkeypatch.setattr(ascend, "DEVICES", machine.home)
     machine.environment.clear()
     machine.tools.clear()
@@ -277,7 +277,7 @@ def test_parts_of_cann_are_missing(machine):
 
 
 def test_cards_without_cann(machine, monkeypatch):
-    monkeypatch.setattr(library, "CANN_HOMES", ())
+    monkeypatch.setattr(place, "CANN_HOMES", ())
     machine.environment.clear()
     assert machine.found()["CANN"].status == FAIL
     assert machine.found()["CANN's set_env.sh"].status == NA

@@ -11,7 +11,7 @@ from dsv3_port.cli import doctor as command
 from dsv3_port.doctor import ascend
 from dsv3_port.doctor import machine as doctor
 from dsv3_port.doctor.machine import FAIL, NA, OK, WARN
-from dsv3_port.hostnpu import library
+from dsv3_port.hostnpu import cann
 from dsv3_port.messages import using
 
 
@@ -37,9 +37,9 @@ def no_cann(monkeypatch, tmp_path):
         monkeypatch.setattr(module, "environment", lambda name, default=None: default)
     for name in ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(library, "CANN_HOMES", ())
+    monkeypatch.setattr(cann, "CANN_HOMES", ())
     monkeypatch.setattr(ascend, "DEVICES", tmp_path)
-    monkeypatch.setattr(library.ctypes.util, "find_library", lambda name: None)
+    monkeypatch.setattr(cann, "on_loader_path", lambda name: None)
 
 
 def torch_like(npu: int | None = None, cuda: bool = False):
@@ -176,7 +176,7 @@ def test_host_npu_says_where_it_is_or_why_not(monkeypatch, no_cann):
         doctor.hostnpu, "status", lambda: doctor.hostnpu.Status(False, "no compiler", "", "", False)
     )
     assert doctor._host_npu() == doctor.Check("host NPU", NA, "no compiler")
-    monkeypatch.setattr(library, "CANN_HOMES", ("/",))
+    monkeypatch.setattr(cann, "CANN_HOMES", ("/",))
     assert "never loaded" in doctor._host_npu().detail
 
 

@@ -28,6 +28,25 @@ print((x + 1).sum().item(), torch.npu.device_count(), h.status().folder in sys.p
     )  # its folder does not stay on the path, torchair is imported when needed
 
 
+def test_what_enable_leaves_for_later() -> None:
+    """What reads configurations, what runs GE graphs, the Python objects of several thousand operators:
+    a program that uses none of them does not wait for them."""
+    code = """
+import sys
+import dsv3_port.hostnpu as h
+from dsv3_port.hostnpu import registry
+asked, real = [], registry.overload_of
+registry.overload_of = lambda name: asked.append(name) or real(name)
+h.enable()
+later = ("pydantic", "dsv3_port.config", "dsv3_port.hostnpu.graphs", "dsv3_port.hostnpu.ge", "torchair.core")
+print(asked, [name for name in later if name in sys.modules])
+import torch
+(torch.ones(3, device="npu") + 1).cpu()
+print("aten::add.Tensor" in asked, len(asked) < 20)
+"""
+    assert output(code).splitlines() == ["[] []", "True True"]
+
+
 def test_twice_is_once_and_more_devices_are_refused() -> None:
     code = (
         ENABLE

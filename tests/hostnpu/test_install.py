@@ -12,8 +12,8 @@ import pytest
 
 from dsv3_port import cli, hostnpu
 from dsv3_port.errors import PortError
+from dsv3_port.hostnpu import cann, library
 from dsv3_port.hostnpu import install as folder
-from dsv3_port.hostnpu import library
 
 VERSION = folder.torch_version()
 
@@ -79,7 +79,7 @@ def test_variable_names_the_release(
         folder.find()
     if not hostnpu.enabled():
         monkeypatch.setattr(library, "supported_platform", lambda: "")
-        monkeypatch.setattr(library, "cann", lambda: None)
+        monkeypatch.setattr(cann, "installed", lambda: None)
         monkeypatch.setattr(hostnpu.importlib.util, "find_spec", lambda name: None)
         assert hostnpu.why_not().startswith("DSV3_TORCH_NPU is 2.13.0")
         assert hostnpu.status().folder == ""
@@ -205,7 +205,7 @@ def test_command_line(
     monkeypatch.setattr(library, "is_built", lambda torch_npu: False)
     monkeypatch.setattr(library, "supported_platform", lambda: "")
     monkeypatch.setattr(library, "compiler", lambda: "cc")
-    monkeypatch.setattr(library, "cann", lambda: None)
+    monkeypatch.setattr(cann, "installed", lambda: None)
     assert cli.main(["hostnpu", "install"]) == 0
     assert (
         f"torch_npu {VERSION} in {places[0]}, the stand-in for CANN is compiled at"

@@ -13,7 +13,7 @@ import pytest
 
 from dsv3_port import hostnpu
 from dsv3_port.errors import PortError
-from dsv3_port.hostnpu import library
+from dsv3_port.hostnpu import cann, library
 
 needs_compiler = pytest.mark.skipif(
     sys.platform != "linux" or library.compiler() is None, reason="no C compiler here"
@@ -134,7 +134,7 @@ def test_parts_missing_from_torch_npu(tmp_path: Path) -> None:
 def linux(monkeypatch: pytest.MonkeyPatch) -> None:
     """A supported machine without CANN, whatever this one is."""
     monkeypatch.setattr(library, "supported_platform", lambda: "")
-    monkeypatch.setattr(library, "cann", lambda: None)
+    monkeypatch.setattr(cann, "installed", lambda: None)
     monkeypatch.setattr(hostnpu.importlib.util, "find_spec", lambda name: None)
 
 
@@ -149,7 +149,7 @@ def test_other_platforms(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_cann_is_never_shadowed(linux: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(library, "cann", lambda: "/usr/lib/libascendcl.so")
+    monkeypatch.setattr(cann, "installed", lambda: "/usr/lib/libascendcl.so")
     assert "the stand-in is never loaded" in hostnpu.why_not()
     with pytest.raises(PortError, match="CANN is installed"):
         hostnpu.enable()
@@ -181,19 +181,40 @@ def test_where_cann_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     library is CANN too."""
     monkeypatch.delenv("ASCEND_HOME_PATH", raising=False)
     monkeypatch.delenv("ASCEND_TOOLKIT_HOME", raising=False)
-    monkeypatch.setattr(library.ctypes.util, "find_library", lambda name: None)
-    monkeypatch.setattr(library, "CANN_HOMES", (str(tmp_path / "nowhere"),))
-    assert library.cann() is None
-    monkeypatch.setattr(library, "CANN_HOMES", (str(tmp_path),))
-    assert library.cann() == str(tmp_path) and library.ascendcl() is None
+    monkeypatch.setattr(cann, "on_loader_path", lambda name: None)
+    monkeypatch.setattr(cann, "CANN_HOMES", (str(tmp_path / "nowhere"),))
+    assert cann.installed() is None
+    monkeypatch.setattr(cann, "CANN_HOMES", (str(tmp_path),))
+    assert cann.installed() == str(tmp_path) and cann.ascendcl() is None
     (tmp_path / "variable" / "lib64").mkdir(parents=True)
     (tmp_path / "variable" / "lib64" / "libascendcl.so").touch()
     monkeypatch.setenv("ASCEND_HOME_PATH", str(tmp_path / "variable"))
     assert (
-        library.cann()
-        == library.ascendcl()
+        cann.installed()
+        == cann.ascendcl()
         == str(tmp_path / "variable" / "lib64" / "libascendcl.so")
     )
+
+
+def test_the_loader_s_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without starting anything: LD_LIBRARY_PATH, the loader's cache, its folders; what the cache
+    still names and is gone does not count."""
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+    cache = tmp_path / "ld.so.cache"
+    monkeypatch.setattr(cann, "LOADER_CACHE", cache)
+    monkeypatch.setattr(cann, "LOADER_FOLDERS", (str(tmp_path / "c"),))
+    monkeypatch.setenv("LD_LIBRARY_PATH", f":{tmp_path / 'a'}:")
+    assert cann.on_loader_path("hccl") is None
+    (tmp_path / "c" / "libhccl.so").touch()
+    assert cann.on_loader_path("hccl") == str(tmp_path / "c" / "libhccl.so")
+    cached = tmp_path / "b" / "libhccl.so"
+    cache.write_bytes(b"glibc-ld.so.cache1.1\0libhccl.so\0" + str(cached).encode() + b"\0libx.so\0")
+    assert cann.on_loader_path("hccl") == str(tmp_path / "c" / "libhccl.so")
+    cached.touch()
+    assert cann.on_loader_path("hccl") == str(cached)
+    (tmp_path / "a" / "libhccl.so").touch()
+    assert cann.on_loader_path("hccl") == str(tmp_path / "a" / "libhccl.so")
 
 
 def test_beside_a_gpu(linux: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -349,7 +349,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "finalize index shape": (
         lambda: finalize(index=ints([0, 1])),
         ValueError,
-        "expanded_src_to_dst_row",
+        r"expanded_src_to_dst_row is \[2\]; it must be \[n\*k\] with scales",
     ),
     "finalize skip2": (lambda: finalize(skip2=f(3, 2)), ValueError, "only together with skip1"),
     "finalize skip shape": (lambda: finalize(skip1=f(2, 2)), ValueError, "skip1"),
@@ -405,7 +405,11 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     ),
     "gmm groups": (lambda: gmm(groups=[2, 6]), ValueError, r"group_list is \[2\]"),
     "gmm K": (lambda: gmm(weight=[f(3, 5, 2)]), ValueError, r"w\.transpose\(1, 2\)"),
-    "gmm dtype": (lambda: gmm(weight=[f(3, 2, 5, dtype=bf16)]), TypeError, "weight is bfloat16"),
+    "gmm dtype": (
+        lambda: gmm(weight=[f(3, 2, 5, dtype=bf16)]),
+        TypeError,
+        "weight is bfloat16; .*, or int8 with an antiquant_scale",
+    ),
     "gmm x view": (lambda: gmm(x=[f(2, 6).t()]), ValueError, "cannot be transposed"),
     "gmm act_type": (lambda: gmm(act_type=3), ValueError, "act_type is 3"),
     "gmm split": (lambda: gmm(split_item=4), ValueError, "split_item is 4"),
@@ -417,7 +421,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "mindspeed v2 list": (
         lambda: ops.npu_gmm_v2(f(6, 2), f(3, 2, 5), group_list=[2, 2, 2]),
         TypeError,
-        "int64 tensor",
+        r"group_list is \[2, 2, 2\]; it must be an int64 tensor",
     ),
     "mindspeed counts": (
         lambda: ops.npu_gmm(f(6, 2), f(3, 2, 5), group_list=[3, 1, 2]),
