@@ -178,6 +178,10 @@ def wrapped(fig: LabFigure, text: str, room: float = 0.0, **style: Any) -> str:
     """`text` with line breaks, no line wider than the figure (or than `room` pixels) as this
     matplotlib and font draw it (a count of characters is right for some texts and versions only)."""
     renderer, room = FigureCanvasAgg(fig).get_renderer(), room or 0.98 * fig.bbox.width
+    if re.search(
+        f"[{_HAN}]", text
+    ):  # whose characters are whole pixels wide, more at some sizes than at others
+        room *= 0.95
     lines = [""]
     for piece in _PIECE.findall(" ".join(text.split())):
         longer = f"{lines[-1]}{piece}".lstrip()
@@ -196,7 +200,7 @@ def broken(text: str, columns: int) -> list[str]:
         return textwrap.wrap(text, columns)
     lines, used = [""], 0.0
     for piece in _PIECE.findall(" ".join(text.split())):
-        width = sum(1.0 if ord(c) < 0x2E80 else 1.75 for c in piece)
+        width = sum(1.0 if ord(c) < 0x2E80 else 1.85 for c in piece)
         if lines[-1] and used + width > columns:
             lines, used = [*lines, ""], 0.0
         lines[-1] = f"{lines[-1]}{piece}".lstrip()
