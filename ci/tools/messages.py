@@ -126,16 +126,34 @@ def in_notebooks() -> Iterator[Found]:
 
 def generated() -> Iterator[Found]:
     """Headings of the tables that ci/tools/readme.py writes, and words in them."""
-    for node in ast.walk(ast.parse((ROOT / "ci/tools/readme.py").read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "heads":
-            yield from (("tables of pages", t) for t in ast.literal_eval(node.value) if t)
+    import readme
+    import table_words
+
+    for name, make in readme.TABLES.items():
+        yield from ((f"table {name}", text) for text in table_words.words(name, make()))
     yield from (("tables of pages", word) for word in ("model", "toy", "count"))
+    yield from (("tables of pages", text) for text in table_words.PATTERNS)
+
+
+def recorded() -> Iterator[Found]:
+    """Words of what was measured by others, or by an experiment, and of cards."""
+    from dsv3_port.bench.rungs import EXPERIMENTS
+    from dsv3_port.forecast.roofline import CARDS
+    from dsv3_port.plots.memory import CITED_TEXTS, cited
+
+    for key, entry in cited().items():
+        texts = [*(entry[k] for k in CITED_TEXTS), *entry["columns"]]
+        yield from ((f"cited {key}", t) for t in (*texts, *(r["label"] for r in entry["rows"])))
+    for file in sorted((ROOT / "data" / "recorded").glob(EXPERIMENTS)):
+        found = json.loads(file.read_text(encoding="utf-8"))
+        yield from ((file.name, found[k]) for k in ("device", "conditions", "profiles"))
+    yield from (("cards", text) for c in CARDS.values() for text in (c.name, c.source))
 
 
 def wanted() -> dict[str, tuple[tuple[str, ...], list[str]]]:
     """Text -> (its forms, places where it is said)."""
     found: dict[str, tuple[tuple[str, ...], list[str]]] = {}
-    for place, text in (*said(), *data(), *in_notebooks(), *generated()):
+    for place, text in (*said(), *data(), *in_notebooks(), *recorded(), *generated()):
         forms = (text,) if isinstance(text, str) else tuple(text)
         places = found.setdefault(forms[0], (forms, []))[1]
         if place not in places:

@@ -14,6 +14,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from table_words import in_language
 from twin_files import relinked, twin_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -271,7 +272,7 @@ def filled(text: str, file: str) -> str:
         if found is None:
             raise SystemExit(f"{file}: the marks {name}:begin and {name}:end are missing")
         with using("zh" if file != original else "en"):
-            table = TABLES[name]()
+            table = in_language(name, TABLES[name]())
         if file != original:
             table = relinked(table, (ROOT / original).parent, ROOT / file, ROOT)
         text = f"{text[: found.start()]}{found[1]}{table}\n{found[2]}{text[found.end() :]}"

@@ -151,12 +151,14 @@ def compare(wheels: list[dict[str, Any]], ours: dict[str, str]) -> dict[str, Any
 
 def table(result: dict[str, Any]) -> str:
     """README's table: a row for each operator, a column for each version."""
+    from dsv3_port.messages import told
+
     versions = result["versions"]
     rows = [
         "| operator | " + " | ".join(v["version"] for v in versions) + " | GE converter |",
         "|---" * (len(versions) + 2) + "|",
     ]
-    words = {"same": "same", "fits": "fits", "differs": "**differs**", "absent": "absent"}
+    words = {"same": "same", "fits": "fits the call", "differs": "**differs**", "absent": "absent"}
     used = result["called_by_model"]
     names = sorted(versions[0]["operators"], key=lambda n: (n not in used, n))
     notes = []
@@ -169,7 +171,7 @@ def table(result: dict[str, Any]) -> str:
                 note = f"`{name}`: {found['note']}"
                 notes += [note] if note not in notes else []
                 mark = f" [{notes.index(note) + 1}]"
-            cells.append(words[found["fit"]] + mark)
+            cells.append(told(words[found["fit"]]) + mark)
         graph = [v["version"] for v in versions if v["operators"][name]["ge"]]
         shown = (
             "all" if len(graph) == len(versions) else "none" if not graph else f"from {graph[0]}"

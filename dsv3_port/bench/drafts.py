@@ -9,11 +9,12 @@ from ..engine import speculative
 from ..engine.sampler import Sampler
 from ..engine.speculative import Drafts
 from ..errors import PortError
+from ..messages import N_
 from ..model.decoder import DeepseekV3
 from .measure import measure
 from .records import Results
 
-ONE, PAIR, WHOLE = "one token", "token and draft", "token and draft, next draft"
+ONE, PAIR, WHOLE = N_("one token"), N_("token and draft"), N_("token and draft, next draft")
 
 
 def pair_times(

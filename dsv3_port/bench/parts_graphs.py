@@ -16,6 +16,7 @@ from ..engine.device import pick_device, pick_dtype
 from ..engine.graph import compile_steps
 from ..engine.loading import load_model, with_plan
 from ..errors import PortError
+from ..messages import N_
 from ..model.decoder import DeepseekV3
 from ..plan import PortPlan
 from ..steps import TOLERANCE
@@ -26,9 +27,13 @@ from .models import checkpoint_of
 from .records import Results
 from .workload import DECODE_SAMPLE, Workload, modes
 
-EAGER, CAPTURED = "eager", "captured"
+EAGER, CAPTURED = N_("eager"), N_("captured")
 # name -> engine.graph's mode
-RUNGS = {CAPTURED: "captured", "compiled": "ge", "compiled and captured": "compiled-captured"}
+RUNGS = {
+    CAPTURED: "captured",
+    N_("compiled"): "ge",
+    N_("compiled and captured"): "compiled-captured",
+}
 
 
 def graphs_case(

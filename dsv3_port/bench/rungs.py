@@ -10,6 +10,7 @@ from typing import Any
 
 from ..files import read_json
 from ..markdown import cell, table
+from ..messages import N_, told, tr
 from .cases import Bench, Case
 from .parts_graphs import EAGER, RUNGS
 from .results_table import seconds_text
@@ -17,12 +18,18 @@ from .speed_tables import what_of
 
 EXPERIMENTS = "experiment-*.json"
 NAMES = (EAGER, *RUNGS)
-HEADS = ("a step", *NAMES, "bound", "of it reached")
+HEADS = (N_("a step"), *NAMES, N_("the device's bound"), N_("of it reached"))
+# what a case is called (speed_tables.what_of), for the catalogue
+SIZES = (
+    *(N_("{0} decode, batch {1}, {2} cached"), N_("{0} prefill, batch {1}, {2} tokens")),
+    *(N_("{0} decode, batch {1}, {2} cached, {3}"), N_("{0} prefill, batch {1}, {2} tokens, {3}")),
+)
 
 
 @dataclass(frozen=True)
 class Rungs:
-    """One case. `seconds`: rung -> (low, high), quartiles of a record, or what an experiment saw."""
+    """One case. `seconds`: rung -> (low, high), quartiles of a record, or what an experiment saw.
+    `what`, `device` and `conditions` are looked up in the catalogue where they are said."""
 
     what: str
     phase: str
@@ -30,8 +37,24 @@ class Rungs:
     seconds: dict[str, tuple[float, float]]
     bound: float  # seconds that the step's work takes at the rate measured beside it
     share: float  # of the bound's rate, by the fastest rung
-    where: str  # device, versions, date, conditions
-    experiment: bool
+    device: str
+    when: str  # versions and date
+    conditions: tuple[str, ...] = ()  # of an experiment
+    read: float = 0.0  # TB/s of the read that its bound is of
+
+    @property
+    def experiment(self) -> bool:
+        return bool(self.conditions)
+
+    @property
+    def where(self) -> str:
+        """Device, versions, date, and the conditions of an experiment."""
+        place = f"{told(self.device)}, {self.when}"
+        if not self.experiment:
+            return place
+        bound = tr("bound: bytes at the {rate:g} TB/s that a read of 1 GiB had")
+        parts = [*map(told, self.conditions), bound.format(rate=self.read)]
+        return tr("{place}: {conditions}").format(place=place, conditions=tr("; ").join(parts))
 
 
 def recorded_rungs(folder: str | Path, benches: Sequence[Bench]) -> list[Rungs]:
@@ -53,16 +76,12 @@ def _of_case(case: Case) -> Rungs:
         {r.name: (r.q1, r.q3) for r in case.records if r.name in NAMES},
         case.facts[EAGER]["work"] / case.facts[bound]["rate"],
         max(case.facts[n]["fraction"] for n in NAMES if n in case.facts),
-        f"{first.device_name}, torch {first.versions['torch']}, {case.date[:10]}",
-        False,
+        first.device_name,
+        f"torch {first.versions['torch']}, {case.date[:10]}",
     )
 
 
 def _of_experiment(found: dict[str, Any]) -> list[Rungs]:
-    where = (
-        f"{found['device']}, {found['versions']}, {found['date']}: {found['conditions']}; "
-        f"{found['profiles']}; bound: bytes at the {found['read_tb_s']} TB/s that a read of 1 GiB had"
-    )
     return [
         Rungs(
             f"{row['profile']} {found['dtype']} decode, batch {row['batch']}, {found['context']} cached",
@@ -71,8 +90,10 @@ def _of_experiment(found: dict[str, Any]) -> list[Rungs]:
             {n: (min(row[n]) / 1e6, max(row[n]) / 1e6) for n in NAMES},
             row["bound"] / 1e6,
             row["share"],
-            where,
-            True,
+            found["device"],
+            f"{found['versions']}, {found['date']}",
+            (found["conditions"], found["profiles"]),
+            found["read_tb_s"],
         )
         for row in found["rows"]
     ]
@@ -90,7 +111,7 @@ def span_text(low: float, high: float) -> str:
 def rung_rows(found: Sequence[Rungs]) -> list[tuple[str, ...]]:
     return [
         (
-            r.what,
+            told(r.what),
             *(span_text(*r.seconds[n]) if n in r.seconds else "–" for n in NAMES),
             seconds_text(r.bound),
             f"{r.share:.0%}",
@@ -102,7 +123,9 @@ def rung_rows(found: Sequence[Rungs]) -> list[tuple[str, ...]]:
 def markdown(found: Sequence[Rungs]) -> str:
     """The table with its conditions below."""
     if not found:
-        return "No GPU has been measured."
-    kind = "Experiment" if any(r.experiment for r in found) else "Recorded"
-    where = "\n\n".join(f"*{kind}: {cell(w)}.*" for w in sorted({r.where for r in found}))
-    return f"{table(HEADS, rung_rows(found))}\n\n{where}"
+        return tr("No GPU has been measured.")
+    line = tr("*Recorded: {where}.*")
+    if any(r.experiment for r in found):
+        line = tr("*Experiment: {where}.*")
+    where = "\n\n".join(line.format(where=cell(w)) for w in sorted({r.where for r in found}))
+    return f"{table(tuple(map(told, HEADS)), rung_rows(found))}\n\n{where}"

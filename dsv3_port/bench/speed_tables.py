@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from ..errors import PortError
 from ..markdown import cell, table
+from ..messages import told, tr
 from .cases import FULL, GRAPHS, Bench, Case
 from .prompt_table import PROMPT_HEADS, prompt_rows
 from .records import FAIR, UPSTREAM, Results
@@ -252,7 +253,7 @@ def markdown(found: Sequence[Bench]) -> str:
         (("start of a process", "time", "beyond torch"), start_rows(found)),
     ):
         if rows:
-            parts.append(table(heads, rows))
+            parts.append(table(list(map(told, heads)), ([told(c) for c in row] for row in rows)))
     where = sorted(
         {
             f"{b.device_name} ({b.tier}), {b.host.memory_gib:.0f} GiB, torch "
@@ -261,12 +262,5 @@ def markdown(found: Sequence[Bench]) -> str:
             for c in b.cases
         }
     )
-    return "\n\n".join(
-        [
-            *parts,
-            *(
-                f"*{cell(line)}; medians of paired ratios, quartiles in brackets.*"
-                for line in where
-            ),
-        ]
-    )
+    note = tr("*{where}; medians of paired ratios, quartiles in brackets.*")
+    return "\n\n".join([*parts, *(note.format(where=cell(line)) for line in where)])

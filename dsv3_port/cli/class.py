@@ -6,6 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from ..messages import tr
+
 
 def arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument(
@@ -25,5 +27,7 @@ def run(args: argparse.Namespace) -> int:
     room = write_class(args.folder, target)
     for line in room.problems:
         print(f"dsv3-port: {line}", file=sys.stderr)
-    print(f"{len(room.learners)} learners, {len(room.problems)} problems\nopen {target.resolve()}")
+    said = tr("{learners} learners, {problems} problems\nopen {page}")
+    counts = {"learners": len(room.learners), "problems": len(room.problems)}
+    print(said.format(**counts, page=target.resolve()))
     return 0

@@ -12,6 +12,7 @@ from tabulate import tabulate
 from ..engine.settings import Settings
 from ..errors import PortError
 from ..files import write_atomic
+from ..messages import tr
 from .streams import open_streams
 from .words import (
     PLAN_HELP,
@@ -50,7 +51,8 @@ def run(args: argparse.Namespace) -> int:
 
     settings = Settings.from_env_and_flags(vars(args))
     if args.show_settings:
-        print(tabulate(settings.rows(), ("variable", "value", "from"), disable_numparse=True))
+        heads = (tr("variable"), tr("value"), tr("from"))
+        print(tabulate(settings.rows(), heads, disable_numparse=True))
         return 0
     from ..engine.job import Job, run_job
 

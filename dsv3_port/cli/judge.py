@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from ..errors import PortError
+from ..messages import told, tr
 
 
 def arguments(p: argparse.ArgumentParser) -> None:
@@ -23,7 +24,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.slot == "list":
         for one in slots().values():
-            print(f"{one.id:<24} {one.notebook:<20} {one.minutes:>3} min  {one.title}")
+            minutes = tr("{n:>3} min").format(n=one.minutes)
+            print(f"{one.id:<24} {one.notebook:<20} {minutes}  {told(one.title)}")
         return 0
     slot = slot_of(args.slot)
     if args.file is None:

@@ -34,6 +34,7 @@ def arguments(p: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from ..forecast import own_kernels, profile_csv
     from ..forecast.kernels import label
+    from ..messages import using
 
     check_target(args.out, (".csv",))
     samples = profile_csv.read(args.path)
@@ -59,7 +60,8 @@ def run(args: argparse.Namespace) -> int:
         _table(tables["waits"], "these profiles do not tell")
         print("\nFitted to this card (the published card's in brackets):")
         _table(tables["fits"], "fewer than 4 points of every operator: the published fits are kept")
-        print(f"\nPublished: {label()}")
+        with using("en"):  # as the whole of this report
+            print(f"\nPublished: {label()}")
     if args.out:
         print(f"\nwritten as {own_kernels.write(own, args.out)}")
     return 0

@@ -12,7 +12,7 @@ from tabulate import tabulate
 
 from ..config import PRESETS, DeepseekV3Config
 from ..errors import PortError
-from ..messages import told
+from ..messages import told, tr, using
 from ..steps import PRODUCTION, STEPS
 from .words import PLAN_HELP, check_positive, long_dtype, parse_gib, parse_ints, parse_plan
 
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
             (s.number, s.id, told(s.title), s.notebook, told(s.saves))
             for s in (*STEPS, *PRODUCTION)
         ]
-        head = ("", "step", "title", "notebook", "saves on an NPU")
+        head = ("", tr("step"), tr("title"), tr("notebook"), tr("saves on an NPU"))
         print(tabulate(listed, head, disable_numparse=True))
         return 0
     check_positive(args, "batch", "seq_len")
@@ -87,8 +87,12 @@ def run(args: argparse.Namespace) -> int:
             f"--config: {args.config!r} is neither a checkpoint folder nor one of {', '.join(PRESETS)}"
         )
     read = DeepseekV3Config.preset if is_preset else DeepseekV3Config.from_pretrained
-    print_it = _what_if if args.what_if else _times if args.forecast else _memory
-    print_it(args, read(args.config))
+    config = read(args.config)
+    if not (args.what_if or args.forecast):
+        _memory(args, config)
+        return 0
+    with using("en"):  # these reports are English as a whole
+        (_what_if if args.what_if else _times)(args, config)
     return 0
 
 
@@ -150,19 +154,22 @@ def _memory(args: argparse.Namespace, config: DeepseekV3Config) -> None:
     def cells(r: Forecast) -> tuple[Any, ...]:
         sizes = [r.weights_bytes.get(p, 0) for p in parts]
         sizes += [r.kv_latent_bytes, r.kv_expanded_bytes, r.total_bytes]
-        fits = "yes" if r.fits else "no"
+        fits = tr("yes") if r.fits else tr("no")
         return (r.world_size, r.dtype, *(f"{s / GIB:.2f}" for s in sizes), fits, r.reason)
 
-    print(
-        f"GiB a card: {args.config}, batch {args.batch}, {args.seq_len} cached positions, plan {args.plan}"
-    )
-    head = ("cards", "dtype", *parts, "KV latent", "KV expanded", "total", "fits", "why")
+    what = tr("GiB a card: {config}, batch {batch}, {n} cached positions, plan {plan}")
+    print(what.format(config=args.config, batch=args.batch, n=args.seq_len, plan=args.plan))
+    latent, expanded = tr("KV latent"), tr("KV expanded")
+    fit = (tr("total"), tr("fits the card"), tr("why"))
+    head = (tr("cards"), "dtype", *map(told, parts), latent, expanded, *fit)
     print(tabulate(map(cells, rows), head, stralign="right", disable_numparse=True))
     divide = ", ".join(map(str, world_sizes(config)))
     for dtype in dtypes:
         least = smallest_world(config, hbm, dtype, args.batch, args.seq_len, plan)
-        enough = f"{least} cards of {args.hbm} are" if least else "no number of cards is"
-        print(f"{dtype}: {enough} enough; the model can be cut over {divide}")
+        line = tr("{dtype}: no number of cards is enough; the model can be cut over {divide}")
+        if least:
+            line = tr("{dtype}: {n} cards of {hbm} are enough; the model can be cut over {divide}")
+        print(line.format(dtype=dtype, n=least, hbm=args.hbm, divide=divide))
 
 
 def _times(args: argparse.Namespace, config: DeepseekV3Config) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from ..engine.settings import Settings
 from ..errors import PortError
 from ..files import write_atomic
+from ..messages import tr, trn
 from .words import PLAN_HELP, check_target, parse_plan, run_arguments, setting_arguments
 
 if TYPE_CHECKING:
@@ -99,16 +100,41 @@ def summary(r: ServeReport) -> str:
     from ..count.batching import Batching, in_batches
 
     here, static = Batching(r.slots, tuple(r.occupancy)), in_batches(r.tokens, r.slots)
-    ranks = "1 rank" if len(r.ranks) == 1 else f"{len(r.ranks)} ranks"
-    graphs = f"{r.graphs} captured or compiled before the first request, {r.later_graphs} after it"
-    prompt = sum(row["prompt_tokens"] for row in r.rows)
+    ranks = trn("{n} rank", "{n} ranks", len(r.ranks)).format(n=len(r.ranks))
+    eager = tr("graphs: none, eager")
+    graphs = tr(
+        "graphs: {graphs} captured or compiled before the first request, {later} after it"
+    ).format(graphs=r.graphs, later=r.later_graphs)
+    what = tr("{model}: {ranks}, {slots} slots, {mode}, {dtype}, {sampling}")
+    tokens = tr("{requests} requests, {prompt} prompt tokens, {new} new")
+    steps = tr(
+        "{steps} decode steps, {share:.0%} of their rows had a request; in batches of {slots}, one after the "
+        "other: {steps2} steps, {share2:.0%}"
+    )
+    blocks = tr("blocks of {size}: {most} of {all} in use at most, all given back")
     return "\n".join(
         (
-            f"{r.model_name}: {ranks}, {r.slots} slots, {r.mode}, {r.dtype}, {r.sampling}",
-            f"{len(r.rows)} requests, {prompt} prompt tokens, {sum(r.tokens)} new",
-            f"{here.steps} decode steps, {here.share:.0%} of their rows had a request; in batches of {r.slots}, "
-            f"one after the other: {static.steps} steps, {static.share:.0%}",
-            f"graphs: {'none, eager' if r.mode == 'eager' else graphs}",
-            f"blocks of {r.block_size}: {r.most_blocks} of {r.blocks} in use at most, all given back",
+            what.format(
+                model=r.model_name,
+                ranks=ranks,
+                slots=r.slots,
+                mode=r.mode,
+                dtype=r.dtype,
+                sampling=r.sampling,
+            ),
+            tokens.format(
+                requests=len(r.rows),
+                prompt=sum(row["prompt_tokens"] for row in r.rows),
+                new=sum(r.tokens),
+            ),
+            steps.format(
+                steps=here.steps,
+                share=here.share,
+                slots=r.slots,
+                steps2=static.steps,
+                share2=static.share,
+            ),
+            eager if r.mode == "eager" else graphs,
+            blocks.format(size=r.block_size, most=r.most_blocks, all=r.blocks),
         )
     )

@@ -7,6 +7,7 @@ import argparse
 from tabulate import tabulate
 
 from ..engine.settings import TABLE
+from ..messages import told, tr
 
 NEEDS_TORCH = False
 
@@ -21,8 +22,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def text() -> str:
-    rows = [(r.variable, r.flag, r.default, f"{r.meaning} ({r.values})") for r in TABLE]
-    head = ("variable", "flag", "default", "meaning")
+    what = tr("{meaning} ({values})")
+    rows = [
+        (r.variable, r.flag, r.default, what.format(meaning=told(r.meaning), values=told(r.values)))
+        for r in TABLE
+    ]
+    head = (tr("variable"), tr("flag"), tr("default"), tr("meaning"))
     return tabulate(rows, head, disable_numparse=True, maxcolwidths=[None, None, None, 70])
 
 

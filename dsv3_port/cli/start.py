@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..errors import PortError
 from ..files import appearing
+from ..messages import tr
 from ..paths import SHIPPED
 
 NEEDS_TORCH = False
@@ -28,8 +29,9 @@ def run(args: argparse.Namespace) -> int:
             shutil.copytree(SHIPPED, work, dirs_exist_ok=True)
     except OSError as error:
         raise PortError(f"{args.folder}: cannot be written: {error.strerror or error}") from error
-    print(
-        f"the course is in {folder}\n  cd {args.folder}\n  dsv3-port tutorial    # runs every notebook and builds "
-        "the pages\n  jupyter lab notebooks"
+    said = tr(
+        "the course is in {place}\n  cd {folder}\n  dsv3-port tutorial    # runs every notebook and builds the pages\n"
+        "  jupyter lab notebooks"
     )
+    print(said.format(place=folder, folder=args.folder))
     return 0

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..messages import language, told, tr
 from .words import DEVICE_HELP
 
 if TYPE_CHECKING:
@@ -54,7 +55,6 @@ def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from ..course.tutorial import find_notebooks, run_tutorial
-    from ..messages import language
 
     notebooks = Path(args.notebooks) if args.notebooks else find_notebooks()
     beside = notebooks.resolve().parent
@@ -69,11 +69,13 @@ def run(args: argparse.Namespace) -> int:
     only = [word.strip() for text in args.only or () for word in text.split(",")]
 
     def tell(run: NotebookRun) -> None:
-        tqdm.write(
-            f"{'ok    ' if run.status == 'ok' else 'FAILED'} {run.name:<20} {run.seconds:7.1f} s  "
-            f"{run.cells} code cells{'  ' + run.error if run.error else ''}"
-            + "".join(f"  {slot} {state}" for slot, state in run.slots.items())
-        )  # above the bars
+        well = tr("ok     {name} {seconds:7.1f} s  {cells} code cells")
+        bad = tr("FAILED {name} {seconds:7.1f} s  {cells} code cells")
+        said = (well if run.status == "ok" else bad).format(
+            name=f"{run.name:<20}", seconds=run.seconds, cells=run.cells
+        )
+        slots = "".join(f"  {slot} {told(state)}" for slot, state in run.slots.items())
+        tqdm.write(f"{said}{'  ' + run.error if run.error else ''}{slots}")  # above the bars
         sys.stdout.flush()
 
     runs = run_tutorial(
@@ -91,9 +93,12 @@ def run(args: argparse.Namespace) -> int:
         on_done=tell,
     )
     failed = [run.name for run in runs if run.status != "ok"]
-    print(
-        f"\n{len(runs) - len(failed)} of {len(runs)} notebooks ran through in {sum(r.seconds for r in runs):.0f} s"
-        + (f"; failed: {', '.join(failed)}" if failed else "")
-    )
-    print(f"open {out.resolve() / 'index.html'}")
+    line = tr("{n} of {all} notebooks ran through in {seconds:.0f} s")
+    if failed:
+        line = tr("{n} of {all} notebooks ran through in {seconds:.0f} s; failed: {failed}")
+    whole, well = sum(r.seconds for r in runs), len(runs) - len(failed)
+    print("\n" + line.format(n=well, all=len(runs), seconds=whole, failed=", ".join(failed)))
+    page = "index.zh-CN.html" if language() == "zh" else "index.html"
+    there = page if (out / page).is_file() else "index.html"
+    print(tr("open {page}").format(page=out.resolve() / there))
     return int(bool(failed))

@@ -28,6 +28,7 @@ from .pages import TEMPLATES, switch
 from .translations import code
 
 GUIDE = (N_("glossary"), N_("instructor"), N_("troubleshooting"))  # names of the workshop's pages
+DEVICE = N_("{0} (tier {1}), torch {2}, profile {3}")
 RECORDED = "recorded-ladder.png"  # beside the run's own pictures
 FOR_PHONES = "phone-{}"  # the same, drawn as wide as a phone
 
@@ -166,7 +167,7 @@ def _index(
         cards=cards,
         done=len(shown),
         failed=sum(run.status != "ok" for run in shown),
-        where=where,
+        where=told(where),
         guide=guide_links(out_dir, language),
         docs=docs_links(out_dir, language),
         reading=sum(n.reading_minutes for n in notebooks),

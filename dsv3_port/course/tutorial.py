@@ -28,7 +28,7 @@ from ..files import write_atomic
 from ..steps import SECOND
 from .docs import write_docs
 from .filled import answers
-from .front import write_index
+from .front import DEVICE, write_index
 from .notebook import Notebook, course_files, read_notebook
 from .pages import write_guide, write_pages
 from .run_notebook import TIMEOUT, NotebookRun, run_notebook
@@ -171,9 +171,10 @@ def _write_notebook(nb: Any, ran: Path, out: Path, names: Sequence[str], at: int
 
 
 def _device_line(device: str, profile: str) -> str:
+    """In English; the front page looks it up in its language (front.DEVICE)."""
     info = device_info(device)
     torch = info["versions"]["torch"]
-    return f"{info['device_name']} (tier {info['tier']}), torch {torch}, profile {profile}"
+    return DEVICE.format(info["device_name"], info["tier"], torch, profile)
 
 
 def _parameters(profile: str, folder: Path, device: str, seed: int | None) -> dict[str, Any]:

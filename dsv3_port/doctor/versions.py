@@ -111,7 +111,7 @@ def markdown() -> str:
             p.image or "–",
             p.release or "–",
             p.source or "the wheel's own metadata",
-            p.ran or "nothing",
+            p.ran or "not run",
         )
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)

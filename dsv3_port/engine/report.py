@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ..messages import tr, trn
 from ..model.decoder import DeepseekV3
 from .generate import Generation
 from .sampler import Sampling
@@ -127,22 +128,31 @@ class JobReport:
         from tabulate import tabulate
 
         prompt = sum(g.prompt_tokens for g in self.generations)
-        ranks = "1 rank" if self.world_size == 1 else f"{self.world_size} ranks"
+        ranks = trn("{n} rank", "{n} ranks", self.world_size).format(n=self.world_size)
+        what = tr("{model}: {ranks}, batch {batch}, {mode}, {dtype}, {sampling}")
+        tokens = tr("{prompt} prompt tokens, {new} new; {times}")
         lines = [
-            f"{self.model_name}: {ranks}, batch {self.batch_size}, {self.mode}, {self.dtype}, {self.sampling}",
-            f"{prompt} prompt tokens, {self.new_tokens} new; {self._times()}",
+            what.format(
+                model=self.model_name,
+                ranks=ranks,
+                batch=self.batch_size,
+                mode=self.mode,
+                dtype=self.dtype,
+                sampling=self.sampling,
+            ),
+            tokens.format(prompt=prompt, new=self.new_tokens, times=self._times()),
             *([self._drafts()] if self.drafted else []),
             tabulate(
                 [(r.rank, r.host, r.process, r.device, *_mib(r)) for r in self.ranks],
                 (
                     "rank",
                     "host",
-                    "process",
-                    "device",
-                    "weights, MiB",
+                    tr("process"),
+                    tr("device"),
+                    tr("weights, MiB"),
                     "KV cache",
-                    "peak process",
-                    "peak device",
+                    tr("peak process"),
+                    tr("peak device"),
                 ),
                 disable_numparse=True,
                 stralign="right",
@@ -151,21 +161,33 @@ class JobReport:
         return "\n".join(lines)
 
     def _drafts(self) -> str:
-        return (
-            f"drafts (MTP): {self.accepted} of {self.drafted} accepted ({self.accepted / self.drafted:.0%}), "
-            f"{self.tokens_per_step:.2f} tokens a decode step"
+        said = tr(
+            "drafts (MTP): {accepted} of {drafted} accepted ({share:.0%}), {rate:.2f} tokens a decode step"
+        )
+        return said.format(
+            accepted=self.accepted,
+            drafted=self.drafted,
+            share=self.accepted / self.drafted,
+            rate=self.tokens_per_step,
         )
 
     def _times(self) -> str:
         if not self.timed:
-            return "the device is a stand-in, and its times are not shown"
-        pace = "no further token"
+            return tr("the device is a stand-in, and its times are not shown")
+        pace, compiled = tr("no further token"), ""
         if self.seconds_per_token:
-            pace = f"{self.seconds_per_token * 1e3:.2f} ms per output token"
-        compiled = f", compiled in {self.seconds_warm_up:.1f} s" if self.seconds_warm_up else ""
-        return (
-            f"first token after {self.seconds_first * 1e3:.1f} ms; {pace}; {self.tokens_per_second:.1f} tokens/s; "
-            f"loaded in {self.seconds_load:.1f} s{compiled}"
+            pace = tr("{ms:.2f} ms per output token").format(ms=self.seconds_per_token * 1e3)
+        if self.seconds_warm_up:
+            compiled = tr(", compiled in {seconds:.1f} s").format(seconds=self.seconds_warm_up)
+        said = tr(
+            "first token after {first:.1f} ms; {pace}; {rate:.1f} tokens/s; loaded in {load:.1f} s{compiled}"
+        )
+        return said.format(
+            first=self.seconds_first * 1e3,
+            pace=pace,
+            rate=self.tokens_per_second,
+            load=self.seconds_load,
+            compiled=compiled,
         )
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from ..config import DeepseekV3Config
 from ..count.step_work import StepWork, step_work
+from ..messages import N_, told, tr
 from ..plan import PortPlan
 from .planner import kv_bytes_per_token, weight_bytes
 from .roofline import CARDS, FAST, SLOW, Assumptions, Card, Range, forecast_step
@@ -40,10 +41,12 @@ class Check:
     @property
     def verdict(self) -> str:
         if self.inside:
-            return "inside"
-        low = self.measured < self.forecast.low
-        times = self.forecast.low / self.measured if low else self.measured / self.forecast.high
-        return f"{times:.1f} times {'below' if low else 'above'} the range"
+            return tr("inside")
+        if self.measured < self.forecast.low:
+            below = tr("{times:.1f} times below the range")
+            return below.format(times=self.forecast.low / self.measured)
+        above = tr("{times:.1f} times above the range")
+        return above.format(times=self.measured / self.forecast.high)
 
 
 def cited_checks() -> list[Check]:
@@ -52,8 +55,13 @@ def cited_checks() -> list[Check]:
         _graph_ratio(),
         _two_layers(),
         _decode_expert_parallel(),
-        _prefill(3128, "plain"),
-        _prefill(2512, "two micro-batches that hide communication"),
+        _prefill(3128, N_("R1 prefill of 64 x 4096 tokens, 16 A3 cards, plain")),
+        _prefill(
+            2512,
+            N_(
+                "R1 prefill of 64 x 4096 tokens, 16 A3 cards, two micro-batches that hide communication"
+            ),
+        ),
     ]
 
 
@@ -63,8 +71,8 @@ def _graph_ratio() -> Check:
     eager, graph = (forecast_step(work, "a3", mode).total for mode in ("eager", "aclgraph"))
     ratios = sorted((eager.low / graph.low, eager.high / graph.high))
     return Check(
-        "V3.1 decode step, eager over full graph",
-        "times",
+        N_("V3.1 decode step, eager over full graph"),
+        N_("times"),
         185.6 / 45.0,
         Range(*ratios),
         "full port eager over aclgraph, 32 A3 ranks, batch 1, 4096 cached; cards and batch of the cited run "
@@ -81,7 +89,7 @@ def _two_layers() -> Check:
     eager, graph = (forecast_step(work, "a3", mode).total for mode in ("eager", "ge"))
     saved = sorted(((eager.low - graph.low) * 1e3, (eager.high - graph.high) * 1e3))
     return Check(
-        "GE graph on two layers (one dense, one MoE), saved",
+        N_("GE graph on two layers (one dense, one MoE), saved"),
         "ms",
         9.5,
         Range(*saved),
@@ -102,7 +110,7 @@ def _decode_expert_parallel() -> Check:
     experts = weights.pop("experts") / ranks
     cache = batch * context * kv_bytes_per_token(config, plan, "bfloat16") / 2  # a byte a value
     return Check(
-        "R1 decode step (TPOT x accepted tokens), 128 A3 dies",
+        N_("R1 decode step (TPOT x accepted tokens), 128 A3 dies"),
         "ms",
         44.9 * 1.7,
         _int8_range(work, sum(weights.values()) + experts + cache, 1.0),
@@ -113,14 +121,14 @@ def _decode_expert_parallel() -> Check:
     )
 
 
-def _prefill(measured: float, how: str) -> Check:
+def _prefill(measured: float, what: str) -> Check:
     """64 prompts of 4096 over 32 dies, attention data-parallel, 8 experts a die, int8."""
     config = DeepseekV3Config.preset("v3-671b")
     work = step_work(config, PortPlan.full(), batch=2, tokens=4096, context=4096)
     weights = weight_bytes(config, PortPlan.full(), 1, "int8")
     nbytes = sum(weights.values()) - weights["experts"] * 31 / 32
     return Check(
-        f"R1 prefill of 64 x 4096 tokens, 16 A3 cards, {how}",
+        what,
         "ms",
         measured,
         _int8_range(work, nbytes, 0.5, communication=0.3),
@@ -157,14 +165,15 @@ ASSUMED_BEFORE = ((1.8, 3.5), (0.1, 1.3), (35.5, 86.5), (1268.3, 2952.9), (1268.
 
 def check_rows() -> list[dict[str, object]]:
     """The checks as a table, the error in numbers."""
+    span = tr("{a:.1f} to {b:.1f}")
     return [
         {
             "cited": c.what,
-            "measured": f"{c.measured:.1f} {c.unit}",
-            "FORECAST": f"{c.forecast.low:.1f} to {c.forecast.high:.1f}",
+            "measured": f"{c.measured:.1f} {told(c.unit)}",
+            "FORECAST": span.format(a=c.forecast.low, b=c.forecast.high),
             "measured is": c.verdict,
             "middle of the forecast": f"{c.error:+.0%}",
-            "before it was fitted": f"{before[0]:.1f} to {before[1]:.1f}",
+            "before it was fitted": span.format(a=before[0], b=before[1]),
         }
         for c, before in zip(cited_checks(), ASSUMED_BEFORE, strict=True)
     ]
@@ -172,12 +181,19 @@ def check_rows() -> list[dict[str, object]]:
 
 def assumptions_text() -> str:
     """Both ends of the range, as a sentence."""
-    return (
-        f"{SLOW.memory:.0%} to {FAST.memory:.0%} of the memory's rate, {SLOW.compute:.0%} to {FAST.compute:.0%} of "
-        f"the matrix units', {SLOW.link:.0%} to {FAST.link:.0%} of the links'; "
-        f"{FAST.matmul_start * 1e6:g} to {SLOW.matmul_start * 1e6:g} µs a matrix kernel, "
-        f"{FAST.other_start * 1e6:g} to {SLOW.other_start * 1e6:g} µs another, "
-        f"{FAST.collective_start * 1e6:g} to {SLOW.collective_start * 1e6:g} µs a collective, "
-        f"{FAST.host * 1e6:g} to {SLOW.host * 1e6:g} µs of the host an operator in eager mode, "
-        f"{FAST.wait * 1e6:g} to {SLOW.wait * 1e6:g} µs between replayed kernels"
+    said = tr(
+        "{memory} of the memory's rate, {compute} of the matrix units', {link} of the links'; {matmul} a matrix "
+        "kernel, {other} another, {collective} a collective, {host} of the host an operator in eager mode, {wait} "
+        "between replayed kernels"
+    )
+    share, us = tr("{a:.0%} to {b:.0%}"), tr("{a:g} to {b:g} µs")
+    return said.format(
+        memory=share.format(a=SLOW.memory, b=FAST.memory),
+        compute=share.format(a=SLOW.compute, b=FAST.compute),
+        link=share.format(a=SLOW.link, b=FAST.link),
+        matmul=us.format(a=FAST.matmul_start * 1e6, b=SLOW.matmul_start * 1e6),
+        other=us.format(a=FAST.other_start * 1e6, b=SLOW.other_start * 1e6),
+        collective=us.format(a=FAST.collective_start * 1e6, b=SLOW.collective_start * 1e6),
+        host=us.format(a=FAST.host * 1e6, b=SLOW.host * 1e6),
+        wait=us.format(a=FAST.wait * 1e6, b=SLOW.wait * 1e6),
     )

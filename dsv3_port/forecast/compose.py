@@ -17,6 +17,7 @@ from ..config import DeepseekV3Config
 from ..count.step_work import StepWork, step_work
 from ..errors import PortError
 from ..ge import layers as ge_layers
+from ..messages import N_
 from ..plan import PortPlan
 from ..steps import STEPS
 from .kernel_fit import ANY, MATMUL
@@ -25,7 +26,7 @@ from .roofline import recorded_rung
 from .waits import Sent, sent, wait
 
 BAND = 0.3  # no composed sum is better than this
-SENTENCE = "composed from measured kernels, ± 30 % or worse: not a measurement"
+SENTENCE = N_("composed from measured kernels, ± 30 % or worse: not a measurement")
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ def fit_rows() -> list[Row]:
                 "operator": name,
                 "points": len(fit.points),
                 "samples": sum(k.n for k in fit.points),
-                "MB": f"{sizes[0]:.2g} to {sizes[-1]:.4g}",
+                "MB": f"{sizes[0]:.2g}–{sizes[-1]:.4g}",
                 "start µs": f"{c.get('start', 0.0):.1f}",
                 "µs a root of MB": f"{c['root']:.2g}" if c.get("root") else "–",
                 "GB/s": f"{1e3 / rate:.0f}" if rate else "–",
@@ -59,7 +59,7 @@ def heldout_rows(which: str) -> list[Row]:
     sums = [heldout.total(lines), heldout.total(lines, "fitted")]
     return [
         {
-            "kernel": line.kernel,
+            "NPU kernel": line.kernel,
             "launches": line.launches,
             "measured ms": f"{line.measured_ms:.2f}",
             "fitted ms": "–" if line.fitted_ms is None else f"{line.fitted_ms:.2f}",

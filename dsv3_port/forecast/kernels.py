@@ -16,24 +16,23 @@ from functools import lru_cache
 
 from .. import paths
 from ..errors import PortError
+from ..messages import N_, tr
 
 FOLDER = "npu-kernels"
 SOURCE = "msopmodeling 1.0.9 (MindStudio, Mulan PSL v2), tilesim/tests/st/…"
-NOT_A_RUN = (
-    "Software version unknown. Not a run of this course, not a whole step; launches and collectives "
-    "are not in it."
-)
-NO_KERNEL = "no measured kernel found"
+NO_KERNEL = N_("no measured kernel found")
 CARD = "910B4-1"  # the device with most points: 348 of 597
 L2_MB = 192 * 2**20 / 1e6  # of 910B and A3; below it an elementwise kernel may never meet HBM
 
 
 def label(*devices: str) -> str:
     """The sentence that stands under every picture of these rows."""
-    return (
-        f"NPU kernels measured by others: device time of single kernels on Ascend "
-        f"{' and '.join(dict.fromkeys(devices)) or CARD}, from {SOURCE}; n samples, median, min–max. {NOT_A_RUN}"
+    said = tr(
+        "NPU kernels measured by others: device time of single kernels on Ascend {devices}, from {source}; n "
+        "samples, median, min–max. Software version unknown. Not a run of this course, not a whole step; launches "
+        "and collectives are not in it."
     )
+    return said.format(devices=tr(" and ").join(dict.fromkeys(devices)) or CARD, source=SOURCE)
 
 
 @dataclass(frozen=True)

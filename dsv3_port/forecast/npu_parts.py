@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import PortError
+from ..messages import N_, told, tr
 from . import kernel_tables
 from .kernel_fit import MATMUL, Call
 from .kernels import CARD, by_id, find
@@ -57,10 +58,11 @@ class Pair:
     @property
     def verdict(self) -> str:
         if not self.same_device:
-            return "two devices: no ratio"
+            return tr("two devices: no ratio")
         if 1 / NOTHING < self.ratio < NOTHING and not self._told_apart:
-            return f"{self.ratio:.2f}×: no difference shown"
-        return f"{self.ratio:.2f}×" if self.ratio > 1 else f"{1 / self.ratio:.2f}× slower"
+            return tr("{ratio:.2f}×: no difference shown").format(ratio=self.ratio)
+        slower = tr("{ratio:.2f}× slower")
+        return f"{self.ratio:.2f}×" if self.ratio > 1 else slower.format(ratio=1 / self.ratio)
 
     @property
     def fitted(self) -> bool:
@@ -170,10 +172,11 @@ def pair(
     if len(sides[0]) < len(before) or len(sides[1]) < len(after):
         return []
     by_fit = [
-        when
-        for when, side in zip(("before", "after"), sides, strict=True)
+        told(when)
+        for when, side in zip((N_("before"), N_("after")), sides, strict=True)
         if any(p.how == "fitted" for p in side)
     ]
     if by_fit and not near:
-        near = f"{' and '.join(by_fit)}: fitted, no point of this size"
+        both = tr("before and after") if len(by_fit) == 2 else by_fit[0]
+        near = tr("{sides}: fitted, no point of this size").format(sides=both)
     return [Pair(size, what, sides[0], sides[1], near)]

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from ..errors import PortError
 from ..hostnpu.ge import INPUTS, Graph, Node
 from ..hostnpu.ge_cost import MATMULS, NO_KERNEL
+from ..messages import tr
 
 # each is a box of its own; all other operators between two of them share one
 MAJOR = MATMULS | {
@@ -211,7 +212,8 @@ def _label(nodes: list[Node]) -> str:
         return nodes[0].type + (f"\n{str(promise).partition(' ')[2]}" if promise else "")
     counts = Counter(n.type for n in nodes if n.type not in NO_KERNEL).most_common()
     words = [kind if n == 1 else f"{kind} ×{n}" for kind, n in counts]
+    more = tr("{n} more")
     if len(words) > 4:
-        words = [*words[:3], f"{sum(n for _, n in counts[3:])} more"]
-    gate = "gate: " if any(n.type == "TopKV2" for n in nodes) else ""
+        words = [*words[:3], more.format(n=sum(n for _, n in counts[3:]))]
+    gate = tr("gate: ") if any(n.type == "TopKV2" for n in nodes) else ""
     return gate + ",\n".join(", ".join(words[i : i + 2]) for i in range(0, len(words), 2))

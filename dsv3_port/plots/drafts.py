@@ -17,6 +17,7 @@ from ..bench.records import Results
 from ..count.step_work import StepWork
 from ..engine.generate import Generation
 from ..errors import PortError
+from ..messages import told, tr
 from .colours import BLUE, GREEN, GREY, INK, LIGHT, NORMAL, ORANGE, SKY, SMALL, VERMILLION
 from .shapes import box, centred, name_rows, stack
 from .style import LabFigure, caption, figure, finish, key, on_phone, two_widths, wrap_titles
@@ -56,31 +57,48 @@ def draft_steps() -> LabFigure:
     """The same words by steps of one token, and by steps of a token and its draft."""
     fig, axes = figure(1, 2, (11.0, 3.9))
     plain, ahead = [Step(k) for k in range(len(WORDS) - 1)], _with_drafts()
-    for ax, steps, title in zip(
-        axes, (plain, ahead), ("one token a step", "a token and its draft a step"), strict=True
-    ):
+    titles = (
+        tr("one token a step: {n} steps").format(n=len(plain)),
+        tr("a token and its draft a step: {n} steps").format(n=len(ahead)),
+    )
+    for ax, steps, title in zip(axes, (plain, ahead), titles, strict=True):
         _steps(ax, steps)
-        ax.set_title(f"{title}: {len(steps)} steps")
+        ax.set_title(title)
         ax.set_ylim(len(plain) + 0.1, -0.25)
     wrap_titles(fig, axes)
     parts = [
-        Patch(facecolor=LIGHT, label="in the cache"),
-        Patch(facecolor=SKY, label="last token"),
-        Patch(facecolor=ORANGE, label="draft, accepted"),
-        Patch(facecolor="white", label="draft, refused: given back", **REFUSED),
+        Patch(facecolor=LIGHT, label=tr("in the cache")),
+        Patch(facecolor=SKY, label=tr("last token")),
+        Patch(facecolor=ORANGE, label=tr("draft, accepted")),
+        Patch(facecolor="white", label=tr("draft, refused: given back"), **REFUSED),
     ]
     key(fig, 4, handles=parts)
-    said = [
-        f"step {k} computes {WORDS[s.start]!r} and the draft {s.draft!r}, which is "
-        f"{'accepted' if s.right else 'refused'}, and gives {' '.join(s.gives)!r}"
-        for k, s in enumerate(ahead, 1)
-    ]
+    alt = tr(
+        "Left: {plain} steps compute one token each and give one each. Right: {ahead} steps give the same "
+        "words: {said}. The position of a refused draft is the next step's first."
+    )
+    said = tr("; ").join(_told_step(k, s) for k, s in enumerate(ahead, 1))
     return finish(
         fig,
-        f"Left: {len(plain)} steps compute one token each and give one each. Right: {len(ahead)} steps give "
-        f"the same words: {'; '.join(said)}. The position of a refused draft is the next step's first.",
-        "Drawn, not measured. From left to right: positions in the cache; from top to bottom: steps; "
-        "behind the arrow: what a step gives.",
+        alt.format(plain=len(plain), ahead=len(ahead), said=said),
+        tr(
+            "Drawn, not measured. From left to right: positions in the cache; from top to bottom: steps; "
+            "behind the arrow: what a step gives."
+        ),
+    )
+
+
+def _told_step(number: int, s: Step) -> str:
+    """A step of the right half in words."""
+    right = tr(
+        "step {k} computes {word!r} and the draft {draft!r}, which is accepted, and gives {gives!r}"
+    )
+    wrong = tr(
+        "step {k} computes {word!r} and the draft {draft!r}, which is refused, and gives {gives!r}"
+    )
+    gives = " ".join(s.gives)
+    return (right if s.right else wrong).format(
+        k=number, word=WORDS[s.start], draft=s.draft, gives=gives
     )
 
 
@@ -122,25 +140,27 @@ def accepted_steps(texts: Sequence[Generation]) -> LabFigure:
             box(ax, step + 0.06, y - 0.3, 0.88, 0.6, colour, **look)
         alone, steps, right = len(g.token_ids) - 1, len(g.accepted), sum(g.accepted)
         ax.plot([alone, alone], [y - 0.34, y + 0.34], color=INK, lw=2.5)
-        labels.append(f"{_short(str(g.prompt))}: {alone} in {steps}")
-        said.append(
-            f"{_short(str(g.prompt))}: {alone} tokens in {steps} steps, {right} drafts accepted"
-        )
+        found = {"prompt": _short(str(g.prompt)), "alone": alone, "steps": steps, "right": right}
+        labels.append(tr("{prompt}: {alone} in {steps}").format(**found))
+        row = tr("{prompt}: {alone} tokens in {steps} steps, {right} drafts accepted")
+        said.append(row.format(**found))
     name_rows(ax, labels)
     ax.set_xlim(0, max(len(g.token_ids) for g in texts))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.set_xlabel("decode steps")
-    ax.set_title(f"{rate:.2f} tokens a step")
+    ax.set_xlabel(tr("decode steps"))
+    ax.set_title(tr("{rate:.2f} tokens a step").format(rate=rate))
     parts = [
-        Patch(facecolor=BLUE, label="draft accepted: two tokens"),
-        Patch(facecolor="white", label="refused: one", **REFUSED),
-        Patch(facecolor=INK, label="where one by one ends"),
+        Patch(facecolor=BLUE, label=tr("draft accepted: two tokens")),
+        Patch(facecolor="white", label=tr("refused: one"), **REFUSED),
+        Patch(facecolor=INK, label=tr("where one by one ends")),
     ]
     key(fig, 3, handles=parts)
     return finish(
         fig,
-        "Squares of decode steps. " + "; ".join(said) + ".",
-        "Counted in this run, greedy: tokens behind the first, which prefill gives, in so many steps.",
+        tr("Squares of decode steps. {said}.").format(said=tr("; ").join(said)),
+        tr(
+            "Counted in this run, greedy: tokens behind the first, which prefill gives, in so many steps."
+        ),
     )
 
 
@@ -162,25 +182,31 @@ def draft_costs(
         ax.axvline(1, color=INK, lw=1.2)
         ax.axvline(given, color=GREEN, lw=2.2, ls="--")
         ax.set_xlim(0, 1.22 * max(2.0, given, *costs, *bytes_.values()))
-    counted.set_xlabel("steps of one token")
+    counted.set_xlabel(tr("steps of one token"))
+    gave = tr("tokens a step, this run: {given:.2f}").format(given=given)
     parts = [
-        Patch(facecolor=GREY, label="time, this device"),
-        Patch(facecolor=BLUE, label="bytes of verifying"),
-        Patch(facecolor=ORANGE, label="bytes of drafting"),
-        Patch(facecolor=GREEN, label=f"tokens a step, this run: {given:.2f}"),
+        Patch(facecolor=GREY, label=tr("time, this device")),
+        Patch(facecolor=BLUE, label=tr("bytes of verifying")),
+        Patch(facecolor=ORANGE, label=tr("bytes of drafting")),
+        Patch(facecolor=GREEN, label=gave),
     ]
     key(fig, 4, handles=parts)
     busy = next((o.busy for o in found if o.busy), "")
     first = times.records[0]
-    timed.set_title(f"timed: embedded model, batch {first.batch}" + (f" ({busy})" if busy else ""))
-    counted.set_title("counted: DeepSeek-V3 on one rank, 4096 positions, bfloat16")
+    at = tr("timed: embedded model, batch {batch}").format(batch=first.batch)
+    timed.set_title(at + (f" ({busy})" if busy else ""))
+    counted.set_title(tr("counted: DeepSeek-V3 on one rank, 4096 positions, bfloat16"))
     wrap_titles(fig, (timed, counted))
-    said = [f"{o.after}: {o.factor}" for o in found]
-    said += [f"batch {b}: {n:.2f} times the bytes" for b, n in bytes_.items()]
+    cost, of_batch = tr("{name}: {factor}"), tr("batch {batch}: {times:.2f} times the bytes")
+    said = [cost.format(name=told(o.after), factor=o.factor) for o in found]
+    said += [of_batch.format(batch=b, times=n) for b, n in bytes_.items()]
+    alt = tr(
+        "Bars of cost against a step of one token. {said}. A step gave {given:.2f} tokens here."
+    )
     return finish(
         fig,
-        f"Bars of cost against a step of one token. {'; '.join(said)}. A step gave {given:.2f} tokens here.",
-        caption(times.records, "drafts pay where a bar ends left of the dashed line"),
+        alt.format(said=tr("; ").join(said), given=given),
+        caption(times.records, tr("drafts pay where a bar ends left of the dashed line")),
     )
 
 
@@ -194,7 +220,7 @@ def _timed(ax: Axes, found: Sequence[Outcome]) -> list[float]:
         ax.plot([low, high], [y, y], color=INK, lw=2)
         if not o.busy:
             _number(ax, max(high, cost), y, cost)
-    name_rows(ax, [o.after for o in found])
+    name_rows(ax, [told(o.after) for o in found])
     return costs
 
 
@@ -206,7 +232,8 @@ def _counted(ax: Axes, work: Mapping[int, Mapping[str, StepWork]]) -> dict[int, 
         verify, draft = (parts[n].nbytes / plain for n in ("verify", "draft"))
         sums[batch] = stack(ax, y, [(verify, BLUE, ""), (draft, ORANGE, "")], 0.66)
         _number(ax, sums[batch], y, sums[batch])
-    name_rows(ax, [f"batch {batch}" for batch in work])
+    one = tr("batch {batch}")
+    name_rows(ax, [one.format(batch=batch) for batch in work])
     return sums
 
 

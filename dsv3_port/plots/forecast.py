@@ -3,7 +3,6 @@ alternative text."""
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,18 +13,22 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from ..errors import PortError
 from ..forecast.checks import Check, assumptions_text
 from ..forecast.roofline import CARDS, PARTS, StepForecast
+from ..messages import N_, told, tr
 from ..steps import title_of
 from .colours import BLUE, GREEN, GREY, INK, LIGHT, ORANGE, PURPLE, SMALL, VERMILLION
 from .shapes import name_rows
-from .style import LabFigure, figure, finish, styled
+from .style import LabFigure, broken, figure, finish, styled
 
 _COLOURS = dict(zip(PARTS, (BLUE, ORANGE, PURPLE, GREY), strict=True))
+_SAID = (N_("roofline"), N_("kernel starts"), N_("collective operators"), N_("host"))
+_NAMES = dict(zip(PARTS, _SAID, strict=True))
 
 
 def _shape(f: StepForecast) -> str:
     w = f.work
-    size = f"{w.tokens} tokens" if f.phase == "prefill" else f"{w.context} cached"
-    return f"{f.phase}, batch {w.batch}, {size}"
+    if f.phase == "prefill":
+        return tr("prefill, batch {batch}, {n} tokens").format(batch=w.batch, n=w.tokens)
+    return tr("decode, batch {batch}, {n} cached").format(batch=w.batch, n=w.context)
 
 
 def _milliseconds(value: float, _: object = None) -> str:
@@ -66,19 +69,26 @@ def forecast_ladder(forecasts: Sequence[StepForecast]) -> LabFigure:
         ax.set_xlim(
             min(f.total.low for f in rows) * 1e3 / 1.3, max(f.total.high for f in rows) * 1e3 * 3.2
         )
-        ax.set_xlabel("ms a step, FORECAST (logarithmic)")
+        ax.set_xlabel(tr("ms a step, FORECAST (logarithmic)"))
         ax.set_title(_shape(rows[0]))
     axes[0].legend(
-        handles=[Patch(color=BLUE, label="eager"), Patch(color=GREEN, label="graph")],
+        handles=[
+            Patch(color=BLUE, label=tr("eager mode")),
+            Patch(color=GREEN, label=tr("graph mode")),
+        ],
         loc="lower right",
     )
     card, world = CARDS[forecasts[0].card], forecasts[0].work.world_size
+    alt = tr("FORECAST, nothing measured, ranges of a step's time: {said}.")
+    note = tr(
+        "From the fast to the slow end of the assumptions, line: geometric middle. {assumed}. Rates: {source}."
+    )
+    title = tr("FORECAST, nothing measured: bfloat16 on {world} × {card}")
     return finish(
         fig,
-        "FORECAST, nothing measured, ranges of a step's time: " + "; ".join(said) + ".",
-        f"From the fast to the slow end of the assumptions, line: geometric middle. {assumptions_text()}. "
-        f"Rates: {card.source}.",
-        title=f"FORECAST, nothing measured: bfloat16 on {world} × {card.name}",
+        alt.format(said=tr("; ").join(said)),
+        note.format(assumed=assumptions_text(), source=told(card.source)),
+        title=title.format(world=world, card=told(card.name)),
     )
 
 
@@ -90,7 +100,8 @@ def forecast_parts(forecasts: Sequence[StepForecast]) -> LabFigure:
         raise PortError("forecast_parts draws one phase on one card")
     fig, axes = figure(1, 2, (11.8, 2.6 + 0.42 * len(forecasts)))
     said = []
-    for ax, end, name in zip(axes, ("low", "high"), ("fast end", "slow end"), strict=True):
+    ends = (tr("fast end"), tr("slow end"))
+    for ax, end, name in zip(axes, ("low", "high"), ends, strict=True):
         for y, f in enumerate(forecasts):
             left = 0.0
             for part in PARTS[:3]:
@@ -98,23 +109,27 @@ def forecast_parts(forecasts: Sequence[StepForecast]) -> LabFigure:
                 ax.barh(y - 0.18, size, 0.34, left=left, color=_COLOURS[part])
                 left += size
             ax.barh(y + 0.18, getattr(f.parts["host"], end) * 1e3, 0.34, color=_COLOURS["host"])
-            said.append(
-                f"{name} {title_of(f.rung)}: "
-                + ", ".join(
-                    f"{part} {_milliseconds(getattr(f.parts[part], end) * 1e3)}" for part in PARTS
-                )
+            each = tr(", ").join(
+                f"{told(_NAMES[p])} {_milliseconds(getattr(f.parts[p], end) * 1e3)}" for p in PARTS
             )
+            row = tr("{end} {step}: {parts}")
+            said.append(row.format(end=name, step=title_of(f.rung), parts=each))
         name_rows(ax, [title_of(f.rung) if ax is axes[0] else "" for f in forecasts], grid=True)
-        ax.set_xlabel("ms, FORECAST")
+        ax.set_xlabel(tr("ms, FORECAST"))
         ax.set_title(name)
-    axes[0].legend(handles=[Patch(color=_COLOURS[p], label=p) for p in PARTS], loc="lower right")
+    handles = [Patch(color=_COLOURS[p], label=told(_NAMES[p])) for p in PARTS]
+    axes[0].legend(handles=handles, loc="lower right")
     card, world = CARDS[forecasts[0].card], forecasts[0].work.world_size
+    alt = tr("FORECAST, nothing measured, ms of each part: {said}.")
+    title = tr("FORECAST, nothing measured: {what}, {world} × {card}")
     return finish(
         fig,
-        "FORECAST, nothing measured, ms of each part: " + "; ".join(said) + ".",
-        "Upper bar: the device, lower bar: the host, which launches ahead of it; the longer one is the step. "
-        "Where the host must wait for a value (the expert loop) they add up.",
-        title=f"FORECAST, nothing measured: {_shape(forecasts[0])}, {world} × {card.name}",
+        alt.format(said=tr("; ").join(said)),
+        tr(
+            "Upper bar: the device, lower bar: the host, which launches ahead of it; the longer one is the "
+            "step. Where the host must wait for a value (the expert loop) they add up."
+        ),
+        title=title.format(what=_shape(forecasts[0]), world=world, card=told(card.name)),
     )
 
 
@@ -129,28 +144,31 @@ def forecast_checks(checks: Sequence[Check]) -> LabFigure:
         colour = GREEN if c.inside else VERMILLION
         hatch = "" if c.inside else "//"
         ax.barh(y, high - low, 0.5, left=low, color=colour, hatch=hatch, edgecolor="white")
-        text = (
-            f"{_milliseconds(c.forecast.low)} – {_milliseconds(c.forecast.high)} {c.unit} forecast, "
-            f"{_milliseconds(c.measured)} cited: {c.verdict}"
+        text = tr("{low} – {high} {unit} forecast, {cited} cited: {verdict}").format(
+            low=_milliseconds(c.forecast.low),
+            high=_milliseconds(c.forecast.high),
+            unit=told(c.unit),
+            cited=_milliseconds(c.measured),
+            verdict=c.verdict,
         )
         look: dict[str, Any] = {
             "color": INK if c.inside else VERMILLION,
             "transform": ax.get_yaxis_transform(),
         }
         ax.text(0.01, y - 0.4, text, va="center", fontsize=SMALL, **look)
-        said.append(f"{c.what}: {text}")
+        said.append(tr("{name}: {factor}").format(name=told(c.what), factor=text))
     ax.axvline(1, color=INK, lw=1.6, ls="--")
-    name_rows(ax, ["\n".join(textwrap.wrap(c.what, 34)) for c in checks], 0.7, 0.5)
+    name_rows(ax, ["\n".join(broken(told(c.what), 34)) for c in checks], 0.7, 0.5)
     _log_ticks(ax)
     ax.set_xlim(
         min(c.forecast.low / c.measured for c in checks) / 1.5,
         max(4.0, *(1.5 * c.forecast.high / c.measured for c in checks)),
     )
-    ax.set_xlabel("FORECAST over cited (logarithmic); the dashed line is what was measured")
-    sources = "; ".join(dict.fromkeys(c.source for c in checks))
+    ax.set_xlabel(tr("FORECAST over cited (logarithmic); the dashed line is what was measured"))
+    sources = tr("; ").join(dict.fromkeys(c.source for c in checks))
     return finish(
         fig,
-        "FORECAST against cited figures: " + "; ".join(said) + ".",
-        f"Cited from {sources}.",
-        title="FORECAST against cited figures, which come from other engines",
+        tr("FORECAST against cited figures: {said}.").format(said=tr("; ").join(said)),
+        tr("Cited from {sources}.").format(sources=sources),
+        title=tr("FORECAST against cited figures, which come from other engines"),
     )

@@ -9,6 +9,7 @@ from matplotlib.patches import FancyBboxPatch, Patch
 
 from ..ge.flow import Box, collapsed
 from ..hostnpu.ge import Graph
+from ..messages import N_, told, tr
 from .colours import BLUE, GREEN, GREY, INK, LIGHT, ORANGE, PURPLE, SKY, VERMILLION, YELLOW, ink_on
 from .shapes import centred
 from .style import LabFigure, figure, finish, styled
@@ -24,6 +25,11 @@ COLOURS = {
     "arithmetic": SKY,
     "moves": LIGHT,
 }
+_SAID = (
+    *(N_("matmul"), N_("attention"), N_("norm"), N_("gate"), N_("routing"), N_("cache")),
+    *(N_("between ranks"), N_("arithmetic"), N_("moves")),
+)
+_NAMES = dict(zip(COLOURS, _SAID, strict=True))
 _TEXT, _WIDTH, _HEIGHT = 8.5, 0.92, 0.6  # of a box, in units of the grid
 
 
@@ -68,17 +74,17 @@ def layer_picture(graph: Graph, layer: int = 1, title: str = "") -> LabFigure:
     ax.set_axis_off()
     used = [k for k in COLOURS if any(b.kind == k for b in boxes)]
     fig.legend(
-        handles=[Patch(color=COLOURS[k], label=k) for k in used],
+        handles=[Patch(color=COLOURS[k], label=told(_NAMES[k])) for k in used],
         loc="outside lower left",
         ncols=min(5, len(used)),
     )
     count = sum(len(b.nodes) for b in boxes)
+    alt = tr("Data flow of decoder layer {layer} of a GE graph: {boxes}.")
+    head = tr("Layer {layer} of {graph}: {n} operators")
     return finish(
         fig,
-        f"Data flow of decoder layer {layer} of a GE graph: "
-        + ", ".join(b.label.replace("\n", " ") for b in boxes)
-        + ".",
-        title=title or f"Layer {layer} of {graph.name}: {count} operators",
+        alt.format(layer=layer, boxes=", ".join(b.label.replace("\n", " ") for b in boxes)),
+        title=told(title) or head.format(layer=layer, graph=graph.name, n=count),
     )
 
 

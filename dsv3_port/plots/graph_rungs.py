@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from ..bench.rungs import NAMES, Rungs, span_text
 from ..errors import PortError
+from ..messages import sentences, told, tr
 from .colours import BLUE, GREEN, GREY, ORANGE, PURPLE, SMALL
 from .shapes import name_rows
 from .style import LabFigure, figure, finish, styled, wrap_titles
@@ -36,24 +37,25 @@ def graph_rungs(found: Sequence[Rungs], batch: int = 1) -> LabFigure:
                 high + 0.02 * longest, y, span_text(low, high) + factor, va="center", fontsize=SMALL
             )
         ax.barh(len(names), rungs.bound, 0.7, facecolor="white", edgecolor=GREY, hatch="//")
-        text = f"{span_text(rungs.bound, rungs.bound)}, {rungs.share:.0%} reached"
+        reached = tr("{time}, {share:.0%} reached")
+        text = reached.format(time=span_text(rungs.bound, rungs.bound), share=rungs.share)
         ax.text(rungs.bound + 0.02 * longest, len(names), text, va="center", fontsize=SMALL)
-        name_rows(ax, [*names, "bound"] if k == 0 else [""] * (len(names) + 1))
+        rows = [*map(told, names), tr("the device's bound")]
+        name_rows(ax, rows if k == 0 else [""] * len(rows))
         ax.set_xlim(0, 1.5 * longest)
         ax.set_xticks([])
-        ax.set_title(rungs.what)
-        said.append(
-            f"{rungs.what}: "
-            + ", ".join(f"{n} {span_text(*rungs.seconds[n])}" for n in names)
-            + f", {text} of the bound"
-        )
+        ax.set_title(told(rungs.what))
+        row = tr("{what}: {rungs}, {bound} of the bound")
+        each = tr(", ").join(f"{told(n)} {span_text(*rungs.seconds[n])}" for n in names)
+        said.append(row.format(what=told(rungs.what), rungs=each, bound=text))
     wrap_titles(fig, axes)
-    experiment = any(r.experiment for r in chosen)
+    title = tr("Recorded on a GPU: a step's launches taken away")
+    if any(r.experiment for r in chosen):
+        title = tr("EXPERIMENT on a GPU: a step's launches taken away")
+    where = tr("; ").join(sorted({r.where for r in chosen}))
     return finish(
         fig,
-        "; ".join(said) + ".",
-        "Times faster than eager behind each bar. "
-        + "; ".join(sorted({r.where for r in chosen}))
-        + ".",
-        title=f"{'EXPERIMENT on a GPU' if experiment else 'Recorded on a GPU'}: a step's launches taken away",
+        sentences(tr("; ").join(said)),
+        sentences(tr("Times faster than eager behind each bar."), where),
+        title=title,
     )

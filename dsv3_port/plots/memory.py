@@ -35,6 +35,7 @@ from .shapes import box, name_rows, stack
 from .style import LabFigure, figure, finish, styled
 
 CITED = "cited.json"
+CITED_TEXTS = ("title", "model", "hardware", "conditions", "note")
 _COLOURS = {
     N_("experts"): BLUE,
     N_("attention"): ORANGE,
@@ -197,27 +198,27 @@ def cited_figures(which: str) -> LabFigure:
     for k, (ax, column) in enumerate(zip(axes, columns, strict=False)):
         values = [r["values"][k] for r in rows]
         crossed |= _published_bars(ax, values, entry["cumulative"])
-        name_rows(ax, [r["label"] if k % across == 0 else "" for r in rows])
+        name_rows(ax, [told(r["label"]) if k % across == 0 else "" for r in rows])
         ax.set_xlim(0, max(values) * 1.28)
-        ax.set_title(f"{column}, {entry['unit']}")
-        said.append(
-            f"{column}: "
-            + ", ".join(f"{r['label']} {v:g}" for r, v in zip(rows, values, strict=True))
-        )
-    key = (
-        f"Crossed: slower than the {'row above' if entry['cumulative'] else 'first row'}. "
-        if crossed
-        else ""
+        ax.set_title(f"{told(column)}, {entry['unit']}")
+        each = ", ".join(f"{told(r['label'])} {v:g}" for r, v in zip(rows, values, strict=True))
+        said.append(tr("{name}: {factor}").format(name=told(column), factor=each))
+    above, first = (
+        tr("Crossed: slower than the row above. "),
+        tr("Crossed: slower than the first row. "),
     )
-    text = (
-        f"{key}{entry['model']}; {entry['hardware']}; {entry['conditions']}. {entry['note']} Source: "
-        f"{entry['source']} ({entry['source_date']}), read {entry['read']}."
+    key = (above if entry["cumulative"] else first) if crossed else ""
+    text = tr(
+        "{key}{model}; {hardware}; {conditions}. {note} Source: {source} ({date}), read {read}."
     )
+    words = {k: told(entry[k]) for k in CITED_TEXTS}
+    where = {"source": entry["source"], "date": entry["source_date"], "read": entry["read"]}
+    alt = tr("Cited, not measured here: {said} ({unit}).")
     return finish(
         fig,
-        "Cited, not measured here: " + "; ".join(said) + f" ({entry['unit']}).",
-        text,
-        title=f"CITED, other model or hardware: {entry['title']}",
+        alt.format(said=tr("; ").join(said), unit=entry["unit"]),
+        text.format(key=key, **words, **where),
+        title=tr("CITED, other model or hardware: {title}").format(title=words["title"]),
     )
 
 

@@ -105,10 +105,11 @@ def kv_b_split(config: DeepseekV3Config, shown: int = 3) -> LabFigure:
     fig, (ax,) = figure(size=(10.0, 4.4))
     k, v, wide, pitch = 0.5, 0.5 * value / nope, 1.9, 0.1
     y = 0.0
+    keys, values = tr("head {head}: {n} key rows"), tr("head {head}: {n} value rows")
     for head in range(shown):
         for colour, height, what in (
-            (BLUE, k, f"head {head}: {nope} key rows"),
-            (ORANGE, v, f"head {head}: {value} value rows"),
+            (BLUE, k, keys.format(head=head, n=nope)),
+            (ORANGE, v, values.format(head=head, n=value)),
         ):
             y -= height
             box(ax, 0, y, wide, height, colour, what, lw=1.2)
@@ -124,16 +125,17 @@ def kv_b_split(config: DeepseekV3Config, shown: int = 3) -> LabFigure:
         depth = head * pitch
         box(ax, 3.15 + depth, -1.0 - depth, 1.6, k, BLUE, lw=1.2, zorder=2)
         box(ax, 3.15 + depth, -3.1 - depth, v, 1.6, ORANGE, lw=1.2, zorder=2)
+    kept, turned = tr("rows as they are: q_nope · w_k"), tr("turned: latent output · w_v")
     for at, text in (
-        (-0.75, f"kv_b_proj_w_k  [{heads}, {nope}, {rank}]\nrows as they are: q_nope · w_k"),
-        (-2.3, f"kv_b_proj_w_v  [{heads}, {rank}, {value}]\nturned: latent output · w_v"),
+        (-0.75, f"kv_b_proj_w_k  [{heads}, {nope}, {rank}]\n{kept}"),
+        (-2.3, f"kv_b_proj_w_v  [{heads}, {rank}, {value}]\n{turned}"),
     ):
         ax.text(5.15, at, text, va="center", fontsize=NORMAL)
     ax.set_xlim(-0.05, 8.0)
     ax.set_ylim(min(y - 0.35, -3.4), 0.35)
     ax.axis("off")
-    return finish(
-        fig,
-        f"kv_b_proj has {nope} rows for keys and {value} rows for values of each head in turn; the key "
-        "rows of all heads are stacked into w_k, the value rows are stacked and transposed into w_v.",
+    alt = tr(
+        "kv_b_proj has {nope} rows for keys and {value} rows for values of each head in turn; the key rows of "
+        "all heads are stacked into w_k, the value rows are stacked and transposed into w_v."
     )
+    return finish(fig, alt.format(nope=nope, value=value))

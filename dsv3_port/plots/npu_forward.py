@@ -6,10 +6,12 @@ from collections import defaultdict
 
 from ..forecast.kernels import CARD, forward, label
 from ..forecast.traced import Traced
+from ..messages import N_, sentences, told, tr
 from .colours import LIGHT, PURPLE, SMALL, VERMILLION
 from .npu_step import supported
 from .style import LabFigure, figure, finish, styled
 
+_ALLOTTED = N_("SwiGlu, allotted rows")
 _EMPTY = "458880x4096"  # SwiGLU over rows that were allotted and hold nothing
 
 
@@ -21,7 +23,7 @@ def shares() -> list[tuple[str, int, float, tuple[str, ...]]]:
         if launch.us is None:
             continue
         empty = launch.kernel == "SwiGlu" and launch.inputs == _EMPTY
-        name = "SwiGlu, allotted rows" if empty else launch.kernel
+        name = _ALLOTTED if empty else launch.kernel
         sums[name].append(launch.us)
         rows[name].append(launch.id)
     found = [(name, len(us), sum(us) / 1e3, tuple(rows[name])) for name, us in sums.items()]
@@ -36,33 +38,36 @@ def npu_forward(most: int = 12) -> LabFigure:
     others = tuple(r for *_, rows in rest for r in rows)
     shown = [
         *found[:most],
-        ("all others", sum(n for _, n, _, _ in rest), sum(ms for _, _, ms, _ in rest), others),
+        (N_("all others"), sum(n for _, n, _, _ in rest), sum(ms for _, _, ms, _ in rest), others),
     ]
     whole = sum(ms for _, _, ms, _ in found)
     fig, (ax,) = figure(size=(11.0, 2.2 + 0.34 * len(shown)))
     derived, said = [], []
-    for y, (name, n, ms, rows) in enumerate(shown):
-        colour = VERMILLION if "allotted" in name else PURPLE
+    row = tr("{ms:.1f} ms [~{name}], {share:.0%}, {n} launches")
+    for y, (kernel, n, ms, rows) in enumerate(shown):
+        name = told(kernel)
+        colour = VERMILLION if kernel == _ALLOTTED else PURPLE
         ax.barh(y, ms, 0.66, fc="none", ec=colour, hatch="//")
         derived.append(Traced(ms, "ms", name, rows))
-        text = f"{ms:.1f} ms [~{name}], {ms / whole:.0%}, {n} launches"
+        text = row.format(ms=ms, name=name, share=ms / whole, n=n)
         ax.text(ms + 3, y, text, va="center", fontsize=SMALL)
         said.append(text)
-    ax.set_yticks(range(len(shown)), [name for name, *_ in shown])
+    ax.set_yticks(range(len(shown)), [told(name) for name, *_ in shown])
     ax.set_ylim(len(shown) - 0.4, -0.6)
     ax.set_xlim(0, shown[0][2] * 1.95)
-    ax.set_xlabel("ms of device time in the forward")
+    ax.set_xlabel(tr("ms of device time in the forward"))
     ax.grid(axis="x", color=LIGHT, lw=0.8)
     ax.tick_params(axis="y", length=0)
-    caption = (
-        "One prefill forward of DeepSeek-V3 in bfloat16, 3,585 tokens, one rank of 128. [~name] is "
-        "the sum of that kernel's rows. 458,880 rows are allotted to experts and about 3,585 hold "
-        "tokens: SwiGLU runs over all. Random numbers, Sort and Index draw experts evenly for the "
-        f"measurement: no cost of a service. {label(CARD)}"
+    caption = tr(
+        "One prefill forward of DeepSeek-V3 in bfloat16, 3,585 tokens, one rank of 128. [~name] is the sum of "
+        "that kernel's rows. 458,880 rows are allotted to experts and about 3,585 hold tokens: SwiGLU runs over "
+        "all. Random numbers, Sort and Index draw experts evenly for the measurement: no cost of a service."
     )
-    title = f"A forward on Ascend {CARD}, kernel by kernel: measured by others"
+    head = tr("A forward on Ascend {card}, kernel by kernel: measured by others")
+    title = head.format(card=CARD)
+    alt = tr("{title}: {said}.").format(title=title, said=tr("; ").join(said))
     return supported(
-        finish(fig, f"{title}: {'; '.join(said)}.", caption, title=title),
+        finish(fig, alt, sentences(caption, label(CARD)), title=title),
         derived,
         [r for *_, rows in shown for r in rows],
     )

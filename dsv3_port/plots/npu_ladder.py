@@ -12,23 +12,24 @@ from ..forecast.compose import SENTENCE, Composed, ladder
 from ..forecast.kernels import CARD, label, published
 from ..forecast.planner import forecast
 from ..forecast.traced import Traced
+from ..messages import N_, sentences, told, tr, trn
 from ..steps import step, title_of
 from .colours import BLUE, GREEN, GREY, INK, LIGHT, ORANGE, PURPLE, SKY, SMALL
 from .npu_step import supported
 from .style import LabFigure, figure, finish, styled
 
 _PARTS = {
-    "measured": (PURPLE, "//", "kernels measured at this size"),
-    "fitted": (BLUE, "//", "kernels by their operator's fit"),
-    "by size": (SKY, "//", "other vector kernels, by size alone"),
-    "bounded": (ORANGE, "..", "not covered: middle of a range"),
+    "measured": (PURPLE, "//", N_("kernels measured at this size")),
+    "fitted": (BLUE, "//", N_("kernels by their operator's fit")),
+    "by size": (SKY, "//", N_("other vector kernels, by size alone")),
+    "bounded": (ORANGE, "..", N_("not covered: middle of a range")),
 }
 _IDLE = (GREY, "xx")
 # published whole-model figures by the row that they are drawn in
 _PUBLISHED = {
-    "V3.1 eager, published": ("p2",),
-    "V3.1 graph, published": ("p3", "p4"),
-    "int8 service, published": ("p5", "p6", "p7"),
+    N_("V3.1 eager, published"): ("p2",),
+    N_("V3.1 graph, published"): ("p3", "p4"),
+    N_("int8 service, published"): ("p5", "p6", "p7"),
 }
 
 
@@ -54,24 +55,28 @@ def npu_ladder(
             said += _panel(ax, steps, labelled=j == 0)
             derived += [t for s in steps for t in traced(s)]
             used |= {r for s in steps for r in s.rows}
-    handles = [Patch(fc="none", ec=c, hatch=h, label=t) for c, h, t in _PARTS.values()]
-    handles.append(Patch(fc="none", ec=_IDLE[0], hatch=_IDLE[1], label="device waits"))
+    handles = [Patch(fc="none", ec=c, hatch=h, label=told(t)) for c, h, t in _PARTS.values()]
+    handles.append(Patch(fc="none", ec=_IDLE[0], hatch=_IDLE[1], label=tr("device waits")))
     for ax in top:
         ax.axis("off")
     keys = top[0].legend(handles=handles, loc="center left", ncols=1 + len(batches))
     keys.set_in_layout(False)
-    caption = (
-        f"{SENTENCE[0].upper()}{SENTENCE[1:]}. Whiskers: errors of the fits, at least ± 30 %, p10 to p90 of waits, "
-        "bytes on cited links; the latency of collectives is in no source and not in it. In eager mode "
-        "the host launches an operator every 41 µs [g15], and the device waits where its queue is "
-        f"empty. [~ranks/batch/step] is a composition of its rows. {label(CARD)}"
+    what = told(SENTENCE)
+    caption = tr(
+        "Whiskers: errors of the fits, at least ± 30 %, p10 to p90 of waits, bytes on cited links; the latency "
+        "of collectives is in no source and not in it. In eager mode the host launches an operator every 41 µs "
+        "[g15], and the device waits where its queue is empty. [~ranks/batch/step] is a composition of its rows."
     )
+    title = tr(
+        "DeepSeek-V3 decode on Ascend {card}, {context} cached, composed from measured kernels"
+    )
+    alt = tr("NPU ladder, ms a decode step: {said}")
     return supported(
         finish(
             fig,
-            "NPU ladder, ms a decode step: " + " ".join(said),
-            caption,
-            title=f"DeepSeek-V3 decode on Ascend {CARD}, {context} cached, composed from measured kernels",
+            alt.format(said=" ".join(said)),
+            sentences(f"{what[0].upper()}{what[1:]}", caption, label(CARD)),
+            title=title.format(card=CARD, context=context),
         ),
         derived,
         sorted(used | {p for ids in _PUBLISHED.values() for p in ids}),
@@ -101,19 +106,22 @@ def _panel(ax: Axes, steps: Sequence[Composed], labelled: bool) -> list[str]:
         )
         text = f"~{s.ms:.0f} ms ({s.low:.0f}–{s.high:.0f}) [~{tag(s)}]"
         ax.text(s.high + most * 0.02, y, text, va="center", fontsize=SMALL)
-        said.append(f"{title_of(s.rung)} {text}, {s.covered:.0%} of the kernels covered.")
+        row = tr("{step} {text}, {share:.0%} of the kernels covered.")
+        said.append(row.format(step=title_of(s.rung), text=text, share=s.covered))
     names = [title_of(s.rung) for s in steps] + _published(ax, len(steps), most)
     ax.set_yticks(range(len(names)), names if labelled else [""] * len(names))
     ax.set_ylim(len(names) - 0.4, -0.6)
     ax.set_xlim(0, most * 1.9)
     ax.grid(axis="x", color=LIGHT, lw=0.8)
     ax.tick_params(axis="y", length=0)
-    ax.set_xlabel("ms a step, composed")
+    ax.set_xlabel(tr("ms a step, composed"))
     w = steps[0].work
     fits = forecast(w.config, (w.world_size,), batch=w.batch, seq_len=w.context)[0]
-    room = "" if fits.fits else "; does not fit 64 GiB cards"
-    ax.set_title(f"TP {w.world_size}, {w.batch} token{'s' if w.batch > 1 else ''}{room}")
-    return [f"TP {w.world_size}, {w.batch} tokens{room}:", *said]
+    room = "" if fits.fits else tr("; does not fit 64 GiB cards")
+    size = trn("{n} token", "{n} tokens", w.batch).format(n=w.batch)
+    ax.set_title(tr("TP {world}, {size}{room}").format(world=w.world_size, size=size, room=room))
+    of_all = tr("TP {world}, {n} tokens{room}:")
+    return [of_all.format(world=w.world_size, n=w.batch, room=room), *said]
 
 
 def _published(ax: Axes, first: int, most: float) -> list[str]:
@@ -125,4 +133,4 @@ def _published(ax: Axes, first: int, most: float) -> list[str]:
         text = " ".join(f"{known[i].value:g} ms [{i}]" for i in ids)
         ax.text(max(values) + most * 0.03, y, text, va="center", fontsize=SMALL, color=INK)
     ax.axhline(first - 0.5, color=GREY, lw=0.8)
-    return list(_PUBLISHED)
+    return list(map(told, _PUBLISHED))

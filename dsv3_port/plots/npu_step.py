@@ -6,7 +6,6 @@ figure with a time that no row supports is refused.
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
@@ -17,9 +16,10 @@ from ..forecast.kernels import by_id, label
 from ..forecast.npu_parts import Pair, Part, formula, total, traced
 from ..forecast.npu_steps import kernels_of
 from ..forecast.traced import Traced, check
+from ..messages import tr
 from ..steps import STEPS, title_of
 from .colours import GREY, INK, PURPLE, SMALL
-from .style import LabFigure, figure, finish, on_phone, two_widths
+from .style import LabFigure, broken, figure, finish, on_phone, two_widths
 
 _WIDTH, _ROW = 11.8, 1.5  # inches: the figure, a pair
 _WRAP = 118  # characters of small text across the figure
@@ -47,17 +47,18 @@ def npu_step(name: str) -> LabFigure:
     fig, axes = figure(
         len(ratios), 1, (_WIDTH, sum(ratios) + 1.6), gridspec_kw={"height_ratios": ratios}
     )
-    named = {s.step: f"{title_of(s.step)}. " if len(steps) > 1 else "" for s in steps}
+    head = tr("{step}. ") if len(steps) > 1 else ""
+    named = {s.step: head.format(step=title_of(s.step)) for s in steps}
     said = [_draw(ax, p, named[s.step]) for ax, (s, p) in zip(axes, pairs, strict=False)]
     said += _write(axes[-1], [named[s.step] + text for s, text in notes])
     devices = list(dict.fromkeys(d for s in steps for d in s.devices))
-    title = " and ".join(title_of(s.step) for s in steps[:2]) if len(steps) < 3 else name
+    title = tr(" and ").join(title_of(s.step) for s in steps[:2]) if len(steps) < 3 else name
     return supported(
         finish(
             fig,
-            f"{title}, {' '.join(said)}",
+            tr("{title}, {said}").format(title=title, said=" ".join(said)),
             label(*devices),
-            title=f"{title} on an NPU: kernels measured by others",
+            title=tr("{title} on an NPU: kernels measured by others").format(title=title),
         ),
         traced([p for _, p in pairs]),
         [r for _, p in pairs for part in (*p.before, *p.after) for r in part.rows],
@@ -76,7 +77,8 @@ def _samples(parts: Sequence[Part]) -> str:
     known = by_id()
     fits = [str(len(p.rows)) for p in parts if p.how == "fitted"]
     counts = [f"n {known[p.rows[0]].n}" for p in parts if p.how != "fitted" and p.rows[0] in known]
-    return ", ".join([*([f"fit of {' and '.join(fits)} points"] if fits else []), *counts])
+    fit = tr("fit of {n} points").format(n=tr(" and ").join(fits))
+    return ", ".join([*([fit] if fits else []), *counts])
 
 
 def _value(parts: Sequence[Part]) -> str:
@@ -90,14 +92,15 @@ def _value(parts: Sequence[Part]) -> str:
 def _broken(text: str, less: int = 0) -> str:
     """In lines as wide as the figure, `less` so many characters."""
     room = _PHONE_WRAP - less // 2 if on_phone() else _WRAP - less
-    return "\n".join(textwrap.wrap(text, room))
+    return "\n".join(broken(text, room))
 
 
 def _draw(ax: Axes, pair: Pair, named: str) -> str:
     """Two bars with whiskers, on a phone their texts above them; returns what they say."""
     most = max(total(side)[2] for side in (pair.before, pair.after))
     said = []
-    for y, (when, parts) in enumerate((("before", pair.before), ("after", pair.after))):
+    before, after = tr("before"), tr("after")
+    for y, (when, parts) in enumerate(((before, pair.before), (after, pair.after))):
         us, low, high = total(parts)
         fitted = any(p.how == "fitted" for p in parts)
         ax.barh(
@@ -118,16 +121,19 @@ def _draw(ax: Axes, pair: Pair, named: str) -> str:
         else:
             ax.text(high + most * 0.02, y, text, va="center", fontsize=SMALL)
         said.append(f"{when} {text}")
-    ax.set_yticks((0, 1), ("", "") if on_phone() else ("before", "after"))
+    ax.set_yticks((0, 1), ("", "") if on_phone() else (before, after))
     ax.set_ylim(1.3 if on_phone() else 1.6, -0.9 if on_phone() else -0.6)
     ax.set_xlim(0, most * (1.05 if on_phone() else 2.5))
     ax.set_xticks([])
     ax.spines["bottom"].set_visible(False)
     ax.tick_params(axis="y", length=0)
-    head = f"{named}{pair.size}: {pair.what}. {pair.verdict}"
+    head = named + tr("{size}: {what}. {verdict}").format(
+        size=pair.size, what=pair.what, verdict=pair.verdict
+    )
     ax.set_title(_broken(head, 18), fontsize=SMALL + 1)
     ax.set_xlabel(_broken(pair.near), loc="left", fontsize=SMALL)
-    return f"{head}: {', '.join(said)} ({pair.near})."
+    row = tr("{head}: {said} ({near}).")
+    return row.format(head=head, said=", ".join(said), near=pair.near)
 
 
 def _write(ax: Axes, notes: Sequence[str]) -> Sequence[str]:

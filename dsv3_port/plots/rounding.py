@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import PortError
+from ..messages import told, tr
 from .colours import CYCLE, GREY, INK, LIGHT, SMALL
 from .style import LabFigure, figure, finish, styled
 
@@ -45,7 +46,9 @@ def rounding_histogram(steps: Mapping[str, Tensor]) -> LabFigure:
     said = []
     for k, (name, values) in enumerate(steps.items()):
         share = torch.histc(values.float(), bins, 0, widest) / values.numel()
-        label = f"{name}: mean {float(values.mean()):.3f}, largest {float(values.max()):.2f}"
+        label = tr("{name}: mean {mean:.3f}, largest {most:.2f}").format(
+            name=told(name), mean=float(values.mean()), most=float(values.max())
+        )
         ax.stairs(
             share.numpy() * 100, edges.numpy(), color=CYCLE[k % 8], lw=2.5, label=label, fill=False
         )
@@ -54,13 +57,13 @@ def rounding_histogram(steps: Mapping[str, Tensor]) -> LabFigure:
     ax.text(
         0.5 + 0.01 * widest,
         ax.get_ylim()[1] * 0.55,
-        "one rounding\nstays left of this",
+        tr("one rounding\nstays left of this"),
         fontsize=SMALL,
         color=INK,
     )
     ax.set_xlim(0, widest)
-    ax.set_xlabel("distance from the exact value, in steps of the dtype")
-    ax.set_ylabel("share of results, %")
+    ax.set_xlabel(tr("distance from the exact value, in steps of the dtype"))
+    ax.set_ylabel(tr("share of results, %"))
     ax.grid(color=LIGHT, lw=0.8)
     ax.legend(loc="upper right")
-    return finish(fig, "Histogram of rounding errors: " + "; ".join(said) + ".")
+    return finish(fig, tr("Histogram of rounding errors: {said}.").format(said=tr("; ").join(said)))

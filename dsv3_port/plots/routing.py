@@ -10,7 +10,7 @@ from matplotlib.patches import Patch
 from torch import Tensor
 
 from ..errors import PortError
-from ..messages import tr
+from ..messages import N_, told, tr
 from .colours import BLUE, CYCLE, GREY, INK, LIGHT, NORMAL
 from .shapes import arrow, box, centred
 from .style import LabFigure, figure, finish, styled
@@ -86,11 +86,11 @@ def group_mask(mask: Tensor, group_scores: Tensor | None = None) -> LabFigure:
 
 
 _HEADS = (
-    (0.0, "1 the gate's choice"),
-    (3.3, "2 rows sorted\nby expert"),
-    (5.9, "3 one matmul\na group"),
-    (8.1, "4 results,\nstill sorted"),
-    (10.5, "5 back and\nweighted sum"),
+    (0.0, N_("1 the gate's choice")),
+    (3.3, N_("2 rows sorted\nby expert")),
+    (5.9, N_("3 one matmul\na group")),
+    (8.1, N_("4 results,\nstill sorted")),
+    (10.5, N_("5 back and\nweighted sum")),
 )
 
 
@@ -122,11 +122,12 @@ def routing_picture(expert_idx: Tensor, experts: int | None = None) -> LabFigure
         for k in range(top):
             cell(0.95 + 0.45 * k, token_y[t], 0.42, colour, str(int(chosen[t, k])))
         cell(11.1, token_y[t], 0.9, colour, f"token {t}")
-    start = 1.0 + 0.45 * top
+    start, one_row, one_expert = 1.0 + 0.45 * top, tr("row {n}"), tr("expert {n}")
     for row, choice in enumerate(order.tolist()):
         t, colour = choice // top, CYCLE[choice // top % 8]
-        cell(3.6, row, 1.0, colour, f"row {row}")
-        cell(8.3, row, 1.0, colour, f"row {row}")
+        name = one_row.format(n=row)
+        cell(3.6, row, 1.0, colour, name)
+        cell(8.3, row, 1.0, colour, name)
         line(start, token_y[t], 3.6, row, colour)
         line(9.3, row, 11.1, token_y[t], colour)
     sizes = torch.bincount(chosen.flatten(), minlength=count).tolist()
@@ -135,20 +136,22 @@ def routing_picture(expert_idx: Tensor, experts: int | None = None) -> LabFigure
         end += size
         if size:
             box(ax, 5.9, end - size - 0.4, 1.55, size - 0.2, LIGHT, edgecolor=GREY)
-            centred(ax, 6.67, end - size / 2 - 0.5, f"expert {expert}", fontweight="bold")
+            name = one_expert.format(n=expert)
+            centred(ax, 6.67, end - size / 2 - 0.5, name, fontweight="bold")
             for row in range(end - size, end):
                 line(4.6, row, 5.9, row, GREY)
                 line(7.45, row, 8.3, row, GREY)
     ends = torch.tensor(sizes).cumsum(0).tolist()
     for x, text in _HEADS:
-        ax.text(x, -0.75, text, fontsize=NORMAL, fontweight="bold", va="bottom")
-    shown = f"group_list as row ends (type 0): {ends}     as counts (type 1): {sizes}"
-    ax.text(0, total - 0.25, shown, fontsize=NORMAL, va="top", family="monospace")
+        ax.text(x, -0.75, told(text), fontsize=NORMAL, fontweight="bold", va="bottom")
+    lists = tr("group_list as row ends (type 0): {ends}     as counts (type 1): {sizes}")
+    shown = lists.format(ends=ends, sizes=sizes)
+    ax.text(0, total - 0.25, shown, fontsize=NORMAL, va="top")
     ax.set_xlim(-0.1, 12.1)
     ax.set_ylim(total + 0.5, -2.1)
     ax.axis("off")
-    return finish(
-        fig,
-        f"{tokens} tokens with {top} experts each become {total} rows sorted by expert, are multiplied "
-        f"by one matrix a group and go back; {shown}.",
+    alt = tr(
+        "{tokens} tokens with {top} experts each become {rows} rows sorted by expert, are multiplied by one "
+        "matrix a group and go back; {lists}."
     )
+    return finish(fig, alt.format(tokens=tokens, top=top, rows=total, lists=shown))

@@ -12,6 +12,7 @@ import functools
 import html
 import io
 import re
+import textwrap
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from pathlib import Path
@@ -39,12 +40,6 @@ CSS_CLASS, ON_DARK = "dsv3-picture", "invert(.94) hue-rotate(180deg) saturate(1.
 # A phone's page is 360 CSS pixels wide. What has two widths is drawn once more, panels one below the
 # other; anything else keeps its smallest text at 11 pixels and scrolls in its own place (pages).
 PHONE, PHONE_INCHES, DPI, READABLE = "(max-width: 40rem)", 4.2, 110, 11
-# pictures whose words are not in the catalogue yet
-ENGLISH = frozenset(
-    """accepted_steps cited_figures draft_costs draft_steps forecast_checks forecast_ladder forecast_parts
-    graph_rungs hand_over kv_b_split layer_picture npu_forward npu_ladder npu_step parameter_picture rounding_histogram
-    routing_picture rows_over_time where_time_goes""".split()
-)
 _on_phone: ContextVar[bool] = ContextVar("on_phone", default=False)
 _JUPYTER_DARK = f'<style>[data-jp-theme-light="false"] .{CSS_CLASS} {{filter: {ON_DARK}}}</style>'
 
@@ -126,8 +121,7 @@ def styled(draw: Callable[P, LabFigure]) -> Callable[P, LabFigure]:
 
     @functools.wraps(draw)
     def call(*args: P.args, **kwargs: P.kwargs) -> LabFigure:
-        spoken = "en" if draw.__name__ in ENGLISH else drawn_language()
-        with using(spoken), rc_context(RC | settings()):
+        with using(drawn_language()), rc_context(RC | settings()):
             return draw(*args, **kwargs)
 
     return call
@@ -184,6 +178,10 @@ def wrapped(fig: LabFigure, text: str, room: float = 0.0, **style: Any) -> str:
     """`text` with line breaks, no line wider than the figure (or than `room` pixels) as this
     matplotlib and font draw it (a count of characters is right for some texts and versions only)."""
     renderer, room = FigureCanvasAgg(fig).get_renderer(), room or 0.98 * fig.bbox.width
+    if re.search(
+        f"[{_HAN}]", text
+    ):  # whose characters are whole pixels wide, more at some sizes than at others
+        room *= 0.95
     lines = [""]
     for piece in _PIECE.findall(" ".join(text.split())):
         longer = f"{lines[-1]}{piece}".lstrip()
@@ -193,6 +191,21 @@ def wrapped(fig: LabFigure, text: str, room: float = 0.0, **style: Any) -> str:
         else:
             lines[-1] = longer
     return "\n".join(lines)
+
+
+def broken(text: str, columns: int) -> list[str]:
+    """`text` in lines of so many letters, before there is a figure to measure them in; a Chinese
+    character is as wide as two small letters."""
+    if not re.search(f"[{_HAN}]", text):
+        return textwrap.wrap(text, columns)
+    lines, used = [""], 0.0
+    for piece in _PIECE.findall(" ".join(text.split())):
+        width = sum(1.0 if ord(c) < 0x2E80 else 1.85 for c in piece)
+        if lines[-1] and used + width > columns:
+            lines, used = [*lines, ""], 0.0
+        lines[-1] = f"{lines[-1]}{piece}".lstrip()
+        used += width
+    return lines
 
 
 def wrap_titles(fig: LabFigure, axes: Sequence[Axes]) -> None:

@@ -28,7 +28,7 @@ def test_what_is_written_at_the_hand_over_is_row_1_alone():
     assert {p.get_y() for p in new} == {1} and len(new) == 6
     assert "6 numbers of row 1 are written" in fig.alt_text
     said = [t.get_text() for t in memory.texts]
-    assert said.count("2^40") == 1 and "D has taken it: before step 4" in said
+    assert said.count("2^40") == 1 and "D takes it: before step 4" in said
 
 
 def log(spans: list[tuple[int, int, int]], occupancy: tuple[int, ...]) -> RowLog:
