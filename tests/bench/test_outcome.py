@@ -37,7 +37,10 @@ def run_of(ratio, again=1.0, tier="cuda", **fields) -> Results:
         (run_of(1.1, tier="cpu"), NEITHER),  # two starts of a process differ by as much there
         (run_of(1 / 1.1, tier="cpu"), NEITHER),
         (run_of(1.2, tier="cpu"), FASTER),
-        (run_of(1.2, again=[0.75, 0.75, 1.25, 1.25], tier="cpu"), NEITHER),  # its own floor is wider
+        (
+            run_of(1.2, again=[0.75, 0.75, 1.25, 1.25], tier="cpu"),
+            NEITHER,
+        ),  # its own floor is wider
     ],
 )
 def test_a_word_needs_median_and_nearer_quartile_beyond_the_floor(results, word):
