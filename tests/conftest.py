@@ -6,6 +6,7 @@ where there is none.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -75,6 +76,21 @@ MARKS = {
     "weights/test_synthetic.py::test_processes": "slow",
 }
 
+# files with tests of half a minute and more, the longest first: they begin while there is enough else to do, and
+# no worker of xdist is left with one of them at the end
+LONG = (
+    "hostnpu/test_inside.py",
+    "engine/test_job_npu.py",
+    "hostnpu/test_collectives.py",
+    "course/test_filled.py",
+    "course/test_chinese.py",
+    "ci/test_wheel.py",
+    "ci/test_extras.py",
+    "hostnpu/test_program.py",
+    "engine/test_speculative.py",
+    "model/test_paged.py",
+)
+
 
 def mark_of(place: str) -> str | None:
     """`place` is a test's id below tests/: engine/test_job.py::test_name[parameters]."""
@@ -87,6 +103,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         mark = mark_of(f"{item.path.relative_to(TESTS).as_posix()}::{name}")
         if mark:
             item.add_marker(mark)
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: turn(item.path.relative_to(TESTS).as_posix()))
+
+
+def turn(file: str) -> int:
+    """When a file below tests/ begins: the long ones in their order, then all others."""
+    return LONG.index(file) if file in LONG else len(LONG)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported and collected now stays until the end, and graphs are made of many small objects:
+    without this Python looks through all of it again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.fixture

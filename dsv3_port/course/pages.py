@@ -11,7 +11,7 @@ import itertools
 import re
 import sys
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, lru_cache
 from html import escape, unescape
 from pathlib import Path
 from typing import Any
@@ -95,7 +95,7 @@ class _Renderer(IPythonRenderer):
 class PageExporter(HTMLExporter):
     """HTMLExporter with the package's renderer and one of its templates, "page" or "slides"."""
 
-    def __init__(self, notebooks_dir: Path, pages_dir: Path, template: str = "page") -> None:
+    def __init__(self, notebooks_dir: Path, pages_dir: Path, template: str, language: str) -> None:
         hide = {
             "enabled": True,
             "remove_input_tags": {"hide-input"},
@@ -108,7 +108,7 @@ class PageExporter(HTMLExporter):
             config=Config({"TagRemovePreprocessor": hide, "CoalesceStreamsPreprocessor": merge}),
             template_name=template,
             embed_images=True,
-            language_code=reader(),
+            language_code=language,
             extra_template_basedirs=[str(TEMPLATES)],
             extra_template_paths=[str(TEMPLATES)],
         )
@@ -131,6 +131,15 @@ class PageExporter(HTMLExporter):
         html = MarkdownWithMath(renderer=renderer).render(source)
         tables = re.compile(r"<table>.*?</table>", re.DOTALL)  # of Markdown: raw HTML stays
         return tables.sub(lambda found: row_cards(found[0]), html)
+
+
+def exporter(notebooks_dir: Path, pages_dir: Path, template: str = "page") -> PageExporter:
+    """The one for these folders and the reader's language, made at its first page: reading and compiling
+    nbconvert's templates takes longer than a page."""
+    return _exporter(notebooks_dir, pages_dir, template, reader())
+
+
+_exporter = lru_cache(maxsize=16)(PageExporter)
 
 
 def with_contents(page: str) -> str:
@@ -196,8 +205,7 @@ def write_page(
         },
     }
     with using(code(language)):
-        exporter = PageExporter(notebooks_dir, pages_dir)
-        text, _ = exporter.from_notebook_node(nb, resources)
+        text, _ = exporter(notebooks_dir, pages_dir).from_notebook_node(nb, resources)
         text = with_contents(text.replace(f"<details {FOLD}>", f"<details {FOLD} open>"))
     file = pages_dir / page_name(name, language)
     file.write_text(text, encoding="utf-8")

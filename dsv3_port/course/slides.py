@@ -20,7 +20,7 @@ from .deck import WIDTH, Figure, Slide, deck_of, read_deck
 from .diff import FOLD
 from .gallery import gallery
 from .links import page_name
-from .pages import PageExporter, dark_colours, switch
+from .pages import dark_colours, exporter, switch
 from .slots import Slot, function_of
 from .translations import code, versions
 from .yours import slots
@@ -119,7 +119,7 @@ def write_slides(nb: NotebookNode, name: str, slides_dir: Path, notebooks_dir: P
             },
         }
         with using(code(language)):
-            text, _ = PageExporter(notebooks_dir, slides_dir, "slides").from_notebook_node(
+            text, _ = exporter(notebooks_dir, slides_dir, "slides").from_notebook_node(
                 deck(read_deck(written.read_text(encoding="utf-8")), nb), resources
             )
         text = text.replace(f"<details {FOLD}>", f"<details {FOLD} open>")

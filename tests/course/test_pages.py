@@ -10,6 +10,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from PIL import Image
 
 from dsv3_port.bench.records import Results, save
+from dsv3_port.course import pages
 from dsv3_port.course.diff import diff
 from dsv3_port.course.front import ladder_pictures, write_index
 from dsv3_port.course.notebook import Notebook
@@ -30,6 +31,29 @@ def test_details_hold_their_content(tmp_path):
     )
     inside = re.search(r"<details>(.*?)</details>", html, re.DOTALL).group(1)
     assert "one" in inside and "two" in inside
+
+
+def test_an_exporter_is_made_once_and_remembers_no_page(tmp_path):
+    """Of a folder and a language; what it made before does not show in the next page."""
+    cells = [
+        new_markdown_cell("# firstpage\n\n$a_1$"),
+        new_markdown_cell("# secondpage"),
+        new_code_cell("x = 1"),
+    ]
+
+    def made(name: str, *cells, language: str = "") -> str:
+        nb = new_notebook(cells=list(cells))
+        file = write_page(nb, name, tmp_path / "pages", tmp_path, language=language)
+        return file.read_text(encoding="utf-8")
+
+    pages._exporter.cache_clear()
+    first = made("a", cells[0]), made("b", *cells[1:]), made("a", cells[0], language="zh-CN")
+    assert pages._exporter.cache_info().misses == 2 and pages._exporter.cache_info().hits == 1
+    assert "<math" in first[0] and "firstpage" not in first[1] and '<html lang="zh"' in first[2]
+    pages._exporter.cache_clear()
+    alone = made("b", *cells[1:])
+    ids = re.compile(r'id="cell-id=\w+"|id="[0-9a-f]{8}"')
+    assert ids.sub("", alone) == ids.sub("", first[1])
 
 
 def test_pictures_of_raw_html_are_embedded(tmp_path):

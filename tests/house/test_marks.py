@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.conftest import MARKS, TESTS, mark_of
+from tests.conftest import LONG, MARKS, TESTS, mark_of, turn
 
 
 @pytest.mark.parametrize("place", MARKS)
@@ -21,3 +21,13 @@ def test_marks_are_those_of_the_settings(pytestconfig):
         mark_of("hostnpu/test_enable.py::test_x") == "hostnpu"
         and mark_of("test_steps.py::t") is None
     )
+
+
+@pytest.mark.parametrize("file", LONG)
+def test_a_long_file_exists(file):
+    assert (TESTS / file).is_file()
+
+
+def test_long_files_begin_first():
+    files = ["bench/test_mlp.py", LONG[1], "test_steps.py", LONG[0]]
+    assert sorted(files, key=turn) == [LONG[0], LONG[1], "bench/test_mlp.py", "test_steps.py"]
