@@ -242,8 +242,14 @@ def covered() -> Iterator[str]:
             yield name
 
 
+# what nearly every program calls first; all others are prepared when they are called
+FIRST = "aten::ones aten::zeros aten::zero_ aten::fill_.Scalar aten::copy_ aten::add.Tensor".split()
+
+
 def install() -> int:
     """Host kernels for all of them; returns how many."""
-    kernels = [(name, Kernel(name, function)) for name in covered()]
-    register(kernels)
+    kernels = {name: Kernel(name, function) for name in covered()}
+    register(kernels.items())
+    for name in FIRST:
+        kernels[name].prepare()
     return len(kernels)

@@ -9,7 +9,7 @@ device's.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,9 +19,11 @@ _MIX = 0x9E3779B97F4A7C15  # odd, so that no two offsets of one seed meet
 _default = threading.Lock()
 
 
-def draws(op: Any) -> bool:
-    """Whether an operator uses a random generator, named in its schema or not."""
-    return generator_position(op) >= 0 or torch.Tag.nondeterministic_seeded in op.tags
+def draws(op: Any, kinds: Sequence[str]) -> bool:
+    """Whether an operator uses a random generator, named in its schema or not. kinds: the types of its
+    arguments."""
+    named = any("Generator" in kind for kind in kinds)
+    return named or torch.Tag.nondeterministic_seeded in op.tags
 
 
 def generator_position(op: Any) -> int:

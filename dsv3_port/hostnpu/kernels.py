@@ -107,26 +107,27 @@ class Kernel:
     def __init__(self, name: str, choose: Callable[[Any], Function | None]) -> None:
         self.name, self.choose, self.prepared = name, choose, False  # most are never called
 
-    def _prepare(self) -> None:
+    def prepare(self) -> None:
         """The operator, and what its schema says: at the first call."""
         self.op = registry.overload_of(self.name)
         self.fn = self.choose(self.op) or self.op
         arguments = self.op._schema.arguments
-        self.check = placement.check_of(self.op)
-        self.draws = generators.draws(self.op)
+        kinds = [str(a.type) for a in arguments]
+        self.check = placement.check_of(self.op, kinds)
+        self.draws = generators.draws(self.op, kinds)
         self.written = [
             (i, a.name)
             for i, a in enumerate(arguments)
             if a.alias_info is not None and a.alias_info.is_write
         ]
-        self.packs = self.op is torch.ops.aten._pack_padded_sequence.default
+        self.packs = self.name == "aten::_pack_padded_sequence"
         self.has_out = any(a.is_out for a in arguments)
         self.prepared = True
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         calls["kernel"] += 1
         if not self.prepared:
-            self._prepare()
+            self.prepare()
         where, several = None, bool(kwargs) or self.packs  # first device; whether to look closer
         host_args = []
         for value in args:
@@ -225,7 +226,7 @@ class Kernel:
     def _refuse_wait(self, args: Any, kwargs: Any) -> None:
         """A blocking copy to the host, as in .cpu() and .tolist(), waits for the device: refused in
         a capture."""
-        if self.op is torch.ops.aten.copy_.default and args[0].device.type == "cpu":
+        if self.name == "aten::copy_" and args[0].device.type == "cpu":
             if not (args[2] if len(args) > 2 else kwargs.get("non_blocking", False)):
                 raise RuntimeError(
                     "the host waits for the device while a graph is captured: a blocking copy to the "

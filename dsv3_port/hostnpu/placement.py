@@ -33,13 +33,14 @@ fill bernoulli fake_quantize_per_tensor_affine _fused_adam _fused_adamw _fused_s
 INDEXING = frozenset("index index_put _index_put_impl _unsafe_index _unsafe_index_put".split())
 
 
-def check_of(op: Any) -> Check | None:
-    """The check for one operator overload; None where there is nothing to compare."""
+def check_of(op: Any, kinds: Sequence[str]) -> Check | None:
+    """The check for one operator overload; None where there is nothing to compare. kinds: the types of
+    its arguments, as PyTorch writes them."""
     schema = op._schema
     name = schema.name.split("::")[1]
     base = name if name.endswith("__") else name.removesuffix("_")
-    tensors = [a.name for a in schema.arguments if "Tensor" in str(a.type)]
-    single = len(tensors) < 2 and not any("List" in str(a.type) for a in schema.arguments)
+    tensors = sum("Tensor" in kind for kind in kinds)
+    single = tensors < 2 and not any("List" in kind for kind in kinds)
     if single or name in ANYWHERE:
         return None
     if base in INDEXING:

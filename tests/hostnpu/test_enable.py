@@ -39,12 +39,12 @@ asked, real = [], registry.overload_of
 registry.overload_of = lambda name: asked.append(name) or real(name)
 h.enable()
 later = ("pydantic", "dsv3_port.config", "dsv3_port.hostnpu.graphs", "dsv3_port.hostnpu.ge", "torchair.core")
-print(asked, [name for name in later if name in sys.modules])
+print(len(asked) < 10, [name for name in later if name in sys.modules])
 import torch
-(torch.ones(3, device="npu") + 1).cpu()
-print("aten::add.Tensor" in asked, len(asked) < 20)
+torch.ones(3, device="npu").cosh().cpu()
+print("aten::cosh" in asked, len(asked) < 20)
 """
-    assert output(code).splitlines() == ["[] []", "True True"]
+    assert output(code).splitlines() == ["True []", "True True"]
 
 
 def test_twice_is_once_and_more_devices_are_refused() -> None:
