@@ -12,7 +12,9 @@ from collections.abc import Iterator
 
 WORD = re.compile(r"[A-Za-z]{2}")
 SAYS = re.compile(r"[A-Za-z]{3,}[ ,:]|[ ,:][A-Za-z]{3,}")  # a word beside something else
-CODE = re.compile(r"[\\{<=]|__|^\S*(?:/|\w\.\w|\w\(|[a-z]_[a-z])\S*$")  # code; a path, a name
+CODE = re.compile(
+    r"[\\{<]|\b=|=\b|==|__|^\S*(?:/|\w\.\w|\w\(|[a-z]_[a-z])\S*$"
+)  # code; a path, a name
 PICTURE = re.compile(r"^plots\.|_(?:picture|plot|split|curve|census)$|^text_table$")
 # prompts, which the embedded model reads in English, and keys of records
 KEPT = (

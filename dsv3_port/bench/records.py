@@ -20,13 +20,16 @@ from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationE
 
 from ..errors import PortError
 from ..files import write_atomic
+from ..messages import N_
 from .paired import Ratio, quartiles, ratio_of
 from .results_table import results_table
 
 Tier = Literal["cpu", "cuda", "host-npu", "npu"]
 # names of the ladder's variants that are not steps
 UPSTREAM = "upstream"
-FAIR = "upstream, fixed cache"  # the growing cache copies itself every step; this baseline does not
+FAIR = N_(
+    "upstream, fixed cache"
+)  # the growing cache copies itself every step; this baseline does not
 PEER = "transformers"
 YOURS = "yours"  # a learner's model
 # fields that say whether two records are of the same case

@@ -18,6 +18,7 @@ from ..errors import PortError
 from ..messages import N_, sentences, told, tr, using
 from ..paths import recorded_file
 from ..plots.bars import ladder
+from ..plots.fonts import drawn_language
 from ..plots.style import ON_DARK, PHONE
 from ..steps import SECOND, STEPS
 from ..version import __version__
@@ -99,15 +100,21 @@ def _recorded(results: Path, busy: str) -> list[Picture]:
     except PortError:  # an older folder of `dsv3-port start`
         return []
     results.mkdir(parents=True, exist_ok=True)
-    shutil.copy2(picture, results / RECORDED)  # with its date: what was drawn of it stays
+    here = results / RECORDED
+    if drawn_language() == "en":
+        shutil.copy2(picture, here)  # with its date: what was drawn of it stays
+    else:
+        here = here.with_suffix(f".{drawn_language()}{here.suffix}")
+        if not here.is_file() or here.stat().st_mtime < picture.stat().st_mtime:
+            here.write_bytes(ladder(records).png())
     why = tr("This run's machine was busy ({why}).").format(why=busy)
     earlier = tr("Recorded earlier, not in this run: {stamp}.").format(stamp=stamp(list(records)))
     return [
         Picture(
-            f"results/{RECORDED}",
+            f"results/{here.name}",
             tr("A recorded ladder: time after each step of the port, not of this run"),
             sentences(why if busy else "", earlier),
-            _for_phones(results / RECORDED, lambda: records),
+            _for_phones(here, lambda: records),
         )
     ]
 

@@ -27,7 +27,8 @@ def mailboxes(ids: Sequence[int] = (7, 2, 9), filled: int = 5) -> LabFigure:
     fig, (ax,) = figure(1, 1, (11.0, 1.7 + 1.25 * len(ids)))
     for k, name in enumerate(_BOXES):
         centred(ax, k * _STEP + _WIDE / 2, -0.62, told(name), NORMAL, fontweight="bold", color=INK)
-        centred(ax, k * _STEP + _WIDE / 2, -0.28, f"no. {_FIRST * (k + 1):#x}", SMALL, color=GREY)
+        number = tr("no. {address}").format(address=f"{_FIRST * (k + 1):#x}")
+        centred(ax, k * _STEP + _WIDE / 2, -0.28, number, SMALL, color=GREY)
     for step, token in enumerate(ids):
         _step(ax, step, token, filled + step)
     _elsewhere(ax, (len(ids) - 1) * _ROW, ids[-1])
@@ -77,7 +78,8 @@ def _step(ax: Axes, step: int, token: int, filled: int) -> None:
 def _elsewhere(ax: Axes, y: float, token: int) -> None:
     """The tensor that the name points to now: the copy from there is what the host must do."""
     box(ax, -3.2, y + 0.98, _WIDE, 0.62, "white", edgecolor=ORANGE, linestyle="--", lw=1.5)
-    centred(ax, -3.2 + _WIDE / 2, y + 1.29, f"{token}   no. 0x77", SMALL, color=INK)
+    elsewhere = tr("no. {address}").format(address="0x77")
+    centred(ax, -3.2 + _WIDE / 2, y + 1.29, f"{token}   {elsewhere}", SMALL, color=INK)
     arrow(ax, (-3.2 + _WIDE, y + 1.29), (0.3, y + _HIGH), ORANGE, linestyle="--")
     text = tr("◂ what Python calls ids is this box now; no replay opens it: the host must copy")
     ax.text(0.55, y + 1.29, text, va="center", fontsize=SMALL, color=INK)

@@ -15,6 +15,8 @@ from dsv3_port.course.diff import diff
 from dsv3_port.course.front import ladder_pictures, write_index
 from dsv3_port.course.notebook import Notebook
 from dsv3_port.course.pages import write_page
+from dsv3_port.messages import using
+from dsv3_port.plots.fonts import chinese_font
 from tests.bench.test_measure import record
 
 
@@ -119,6 +121,12 @@ def test_the_front_page_shows_a_recorded_ladder_where_the_run_was_busy(tmp_path)
     assert Image.open(narrow).width == 462
     drawn = narrow.stat().st_mtime_ns
     assert ladder_pictures(results) == [first] and narrow.stat().st_mtime_ns == drawn  # not anew
+    if chinese_font():  # the same in the language of the page, beside it
+        with using("zh"):
+            (zh,) = ladder_pictures(results)
+        assert zh.link == "results/recorded-ladder.zh.png" and (tmp_path / zh.phone).is_file()
+        with Image.open(tmp_path / zh.link) as shown_zh:
+            assert "上游，固定缓存" in shown_zh.text["Description"]
     (results / "ladder.png").write_bytes((results / "recorded-ladder.png").read_bytes())
     for busy in (True, False):
         share = 0.9 if busy else 0.0
