@@ -7,7 +7,8 @@ assembles the named forms.
 PRODUCTION is Part II: what production ports do behind the full port. Its steps go on from a ported
 form (`upstream` is that form), and nothing of Part I reads them: `PortPlan.full()` has none on.
 
-SERVING is Part II too: what changes in the loop around the model. No plan names it, it has no number.
+SERVING (the loop around the model) and ROUNDING (an option of every plan: no step changes the numbers) are
+Part II too, and have no number on the ladder.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Step:
     number: str = ""
     title: str
     notebook: str
-    field: str = ""  # of PortPlan; "" in SERVING
+    field: str = ""  # of PortPlan; "" in SERVING and ROUNDING
     upstream: Any = None
     ported: Any = None
     before: str
@@ -205,8 +206,8 @@ PRODUCTION: tuple[Step, ...] = (
         before="model.attention:LowRankAttention.forward",
         after="model.paged_attention:PagedAttention.forward",
         stays_equal="logits and greedy tokens",
-        saves="cache memory: blocks of what a sequence has, not of what it may have; one operator for norm, "
-        "rotation and cache write, one for the attention, which reads the valid keys only",
+        saves="cache memory: blocks of what a sequence has; one operator for norm, rotation and cache write, "
+        "one for the attention",
     ),
     Step(
         id="mtp",
@@ -218,9 +219,8 @@ PRODUCTION: tuple[Step, ...] = (
         ported=True,
         before="engine.decoding:decode",
         after="engine.speculative:decode",
-        stays_equal="greedy tokens; with a temperature, the distribution of every token",
-        saves="decode steps: one whose draft is accepted gives two tokens; one layer more is computed, and "
-        "kept in memory",
+        stays_equal="greedy tokens, and the distribution of drawn ones",
+        saves="decode steps: one whose draft is accepted gives two tokens; one layer more is computed and kept",
     ),
 )
 
@@ -236,7 +236,20 @@ SERVING: tuple[Step, ...] = (
         saves="decode steps: a row whose text has ended takes the next request; one captured step serves all",
     ),
 )
-SECOND = (*PRODUCTION, *SERVING)  # Part II
+
+
+ROUNDING: tuple[Step, ...] = (
+    Step(
+        id="w8a8",
+        title="W8A8: int8 matrices and inputs",
+        notebook="15_int8",
+        before="model.mlp:MergedMLP",
+        after="model.mlp:Int8MLP",
+        stays_equal="its own definition, bit for bit",
+        saves="half the bytes of a bfloat16 matrix",
+    ),
+)
+SECOND = (*PRODUCTION, *SERVING, *ROUNDING)  # Part II
 
 
 def step(step_id: str) -> Step:
@@ -254,23 +267,11 @@ def steps_around(notebook: str) -> tuple[Step, ...]:
     return (*STEPS, *SECOND) if second else STEPS
 
 
-def progress_map(here: str = "") -> str:
-    """The ladder as Markdown, with the steps of notebook `here` marked; for the "where we are"
-    cells."""
-    step_head, notebook_head = tr("step"), tr("notebook")
-    rows = [f"| | {step_head} | {notebook_head} |", "|---|---|---|"]
-    for s in steps_around(here):
-        mark = "**▶ {}**" if s.notebook == here else "{}"
-        where = f"`{s.notebook}`" if s.notebook else "–"
-        rows.append(f"| {s.number} | {mark.format(told(s.title))} | {where} |")
-    return "\n".join(rows)
-
-
 _BY_ID = {s.id: s for s in (*STEPS, *SECOND)}
 
 
 def change(step_id: str) -> Step:
-    """The step with this id, on the ladder or around the model."""
+    """The step with this id, on the ladder or beside it."""
     return _BY_ID.get(step_id) or step(step_id)
 
 

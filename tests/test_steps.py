@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from dsv3_port import STEPS, PortError, PortPlan
+from dsv3_port.course.show import progress_map
 from dsv3_port.model.forms import FORMS
 from dsv3_port.plan import CHOICES
-from dsv3_port.steps import PRODUCTION, SECOND, SERVING, change, progress_map, step
+from dsv3_port.steps import PRODUCTION, ROUNDING, SECOND, SERVING, change, step
 
 ROOT = Path(__file__).parents[1]
 
@@ -36,8 +37,8 @@ def test_every_name_of_part_two_exists(s):
     assert not s.notebook or (ROOT / "notebooks" / f"{s.notebook}.ipynb").is_file()
 
 
-def test_what_changes_around_the_model_is_of_no_plan():
-    for s in SERVING:
+def test_what_is_beside_the_ladder_is_no_step():
+    for s in (*SERVING, *ROUNDING):
         assert (s.number, s.field) == ("", "") and change(s.id) is s
         with pytest.raises(PortError, match=f"unknown step '{s.id}'"):
             PortPlan.with_steps(s.id)
@@ -106,3 +107,5 @@ def test_progress_map_marks_the_notebook():
     assert [line.split("|")[1].strip() for line in lines if "▶" in line] == ["10"]
     here = [line for line in progress_map("14_slots").splitlines() if "▶" in line]
     assert len(here) == 1 and here[0].startswith("|  | **▶ Continuous batching")
+    here = [line for line in progress_map("15_int8").splitlines() if "▶" in line]
+    assert len(here) == 1 and here[0].startswith("|  | **▶ W8A8")

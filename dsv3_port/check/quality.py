@@ -7,7 +7,7 @@ that this was made for, beside the same weights in float.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -16,7 +16,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import PortError
+from ..files import read_json
+from ..messages import N_
 from ..model.decoder import DeepseekV3
+from ..paths import recorded_file
 from .stages import EXPERTS, record_stages
 
 
@@ -53,6 +56,39 @@ def quality(reference: DeepseekV3, candidate: DeepseekV3, batches: Iterable[Tens
         a, b = (logits[:, :-1].double().cpu() for logits in (a, b))
         sums.add(ids, a, b, seen_a, seen_b)
     return sums.result()
+
+
+def recorded_quality() -> dict[str, Quality]:
+    """Form -> what ci/tools/w8a8.py measured of the embedded model, on text that it was not trained on."""
+    return {name: Quality(**found) for name, found in read_json(recorded_file("w8a8.json")).items()}
+
+
+QUALITY_HEADS = (
+    "",
+    N_("perplexity"),
+    N_("same likeliest token"),
+    N_("logits off"),
+    N_("other experts"),
+    N_("positions"),
+)
+
+
+def quality_rows(found: Mapping[str, Quality], reference: str) -> list[tuple[str, ...]]:
+    """A row of QUALITY_HEADS for the reference, and one for each form beside it."""
+    first = next(iter(found.values()))
+    rows: list[tuple[str, ...]] = [
+        (reference, f"{first.perplexity[0]:.4f}", "–", "–", "–", f"{first.tokens:,}")
+    ]
+    for name, q in found.items():
+        others = max(q.experts.values(), default=0.0)
+        cells = (
+            f"{q.perplexity[1]:.4f}",
+            f"{q.same_top1:.2%}",
+            f"{q.logit_rms:.2%}",
+            f"{others:.1%}",
+        )
+        rows.append((name, *cells, f"{q.tokens:,}"))
+    return rows
 
 
 class _Sums:

@@ -17,7 +17,7 @@ from tabulate import tabulate
 
 from ..bench.machine import device_info
 from ..messages import N_, told, tr, trn
-from ..steps import progress_map, steps_around
+from ..steps import steps_around
 from .diff import RULE
 
 
@@ -60,6 +60,17 @@ def progress(here: str = "") -> Shown:
         "</div>",
         progress_map(here),
     )
+
+
+def progress_map(here: str = "") -> str:
+    """The ladder as Markdown, with the steps of notebook `here` marked; for the "where we are" cells."""
+    step_head, notebook_head = tr("step"), tr("notebook")
+    rows = [f"| | {step_head} | {notebook_head} |", "|---|---|---|"]
+    for s in steps_around(here):
+        mark = "**▶ {}**" if s.notebook == here else "{}"
+        where = f"`{s.notebook}`" if s.notebook else "–"
+        rows.append(f"| {s.number} | {mark.format(told(s.title))} | {where} |")
+    return "\n".join(rows)
 
 
 _TIERS = {

@@ -7,6 +7,8 @@ cut completes a block. `weight` is [out, in] as in nn.Linear.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,6 +16,8 @@ from torch.nn import functional as F
 from .. import ops
 from . import int8
 from .context import BuildContext
+
+Int8Linear = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Linear(nn.Module):
@@ -26,11 +30,12 @@ class Linear(nn.Module):
         super().__init__()
         self.weight = (ctx.empty if keep else ctx.matrix)(outputs, inputs)
         self.weight_scale = ctx.scale(outputs) if ctx.int8 and not keep else None
+        self.int8_linear: Int8Linear = int8.linear
 
     def product(self, x: Tensor) -> Tensor:
         if self.weight_scale is None:
             return ops.linear(x, self.weight)
-        return int8.linear(x, self.weight, self.weight_scale)
+        return self.int8_linear(x, self.weight, self.weight_scale)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.product(x)

@@ -73,6 +73,7 @@ def judge(slot_id: str, text: str):
 def test_a_slot_is_complete(slot_id):
     s = SLOTS[slot_id]
     assert s.id == f"{s.notebook.split('_')[0]}.{s.name}"
+    assert s.part == (2 if s.id >= "12" else 1)  # whose functions 10 puts together
     assert len(s.wrong) >= 3 and 1 <= s.difficulty <= 3 and 1 <= s.minutes <= 60
     hints = [w.hint for w in s.wrong.values()]
     assert len(set(hints)) == len(hints) == len({CHINESE(hint) for hint in hints})

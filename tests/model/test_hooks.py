@@ -91,6 +91,17 @@ def test_one_twin_differs_and_the_other_does_not(attach: Callable[[DeepseekV3], 
     assert torch.equal(run(with_plan(twin, twin.plan)), want)  # a new twin has the finished code
 
 
+def test_a_product_of_int8_is_a_twins_own() -> None:
+    plan = PortPlan.full().replace(quant="w8a8")
+    model = load_model(TINY, plan, "cpu", "float32")
+    want = run(model)
+    twin = with_plan(model, plan)
+    at = twin.model.layers[-1].self_attn.o_proj
+    at.int8_linear = both(at.int8_linear)
+    assert not torch.allclose(run(twin), want, rtol=1e-3) and torch.equal(run(model), want)
+    assert torch.equal(run(with_plan(twin, plan)), want)
+
+
 def test_compiled_twins_keep_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """One graph for each of the two phases, whatever is attached."""
     graphs: list[object] = []

@@ -32,6 +32,7 @@ from dsv3_port.plots.forecast import forecast_checks, forecast_ladder, forecast_
 from dsv3_port.plots.graph_pieces import graph_pieces
 from dsv3_port.plots.graph_rungs import graph_rungs
 from dsv3_port.plots.group_boards import group_boards
+from dsv3_port.plots.int8 import int8_errors, scales_outside
 from dsv3_port.plots.lanes import lanes
 from dsv3_port.plots.mailboxes import mailboxes
 from dsv3_port.plots.memory import cited, cited_figures, kv_cache_to_scale, memory_bars
@@ -55,6 +56,7 @@ from dsv3_port.plots.shard_strips import shard_strips
 from dsv3_port.plots.sharding import shard_picture
 from dsv3_port.steps import STEPS
 from tests.plots.test_drafts import TEXTS, times, work
+from tests.plots.test_int8 import ERRORS, cost
 from tests.plots.test_measured import curve_results, ladder_results
 from tests.plots.test_rows import SLOTS, STATIC
 from tests.random_models import CONFIG
@@ -97,6 +99,8 @@ PICTURES = {
     "expert_load": lambda: expert_load(torch.ones(2, 8), 2),
     "group_mask": lambda: group_mask(torch.eye(3)),
     "page_strips": page_strips,
+    "scales_outside": scales_outside,
+    "int8_errors": lambda: int8_errors(ERRORS, {"W8A8": cost(0.02)}),
     "absorb_picture": lambda: absorb_picture(V3),
     "model_picture": lambda: model_picture(V3),
     "shard_picture": lambda: shard_picture(CONFIG, None, 4),

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from ...model.decoder import DeepseekV3
 from ...plan import PortPlan
-from ...steps import PRODUCTION
+from ...steps import SECOND
 
 Function = Callable[..., Any]
 
@@ -72,8 +72,8 @@ class Slot:
 
     @property
     def part(self) -> int:
-        """Of the course: 2 where the whole model is one of Part II."""
-        return 2 if {s.id for s in PRODUCTION} & set(self.plan.step_ids) else 1
+        """Of the course: 2 in a notebook of Part II."""
+        return 2 if self.notebook in {s.notebook for s in SECOND} else 1
 
     @property
     def name(self) -> str:
