@@ -93,6 +93,7 @@ def data() -> Iterator[Found]:
     """Texts that stand in the course's data."""
     from dsv3_port.check.fault_cases import PARTS, WHYS
     from dsv3_port.check.faults import CASES
+    from dsv3_port.course.exercises.aclgraph import CHANGES
     from dsv3_port.course.judge import EXERCISES
     from dsv3_port.course.yours import slots
     from dsv3_port.steps import SECOND, STEPS
@@ -108,6 +109,7 @@ def data() -> Iterator[Found]:
     for one in EXERCISES.values():
         hints = [*one.wrong, *(hint for _, hint in one.wrong.values())]
         yield from ((f"exercise {one.id}", t) for t in (one.title, one.function, *hints) if t)
+    yield from (("exercise 08.what_changed", text) for text in CHANGES)
     for k, case in CASES.items():
         texts = [case.symptom, *case.tools.values(), *case.confirmed]
         yield from ((f"faulty model {k}", text) for text in texts)
@@ -132,6 +134,8 @@ def generated() -> Iterator[Found]:
     for name, make in readme.TABLES.items():
         yield from ((f"table {name}", text) for text in table_words.words(name, make()))
     yield from (("tables of pages", word) for word in ("model", "toy", "count"))
+    # values of f-strings in notebooks, and names of their models that are one word
+    yield from (("code of notebooks", word) for word in ("the finished code", "replayed", "ill"))
     yield from (("tables of pages", text) for text in table_words.PATTERNS)
 
 

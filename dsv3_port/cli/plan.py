@@ -12,12 +12,15 @@ from tabulate import tabulate
 
 from ..config import PRESETS, DeepseekV3Config
 from ..errors import PortError
-from ..messages import told, tr, using
+from ..messages import N_, told, tr, using
 from ..steps import PRODUCTION, STEPS
 from .words import PLAN_HELP, check_positive, long_dtype, parse_gib, parse_ints, parse_plan
 
 if TYPE_CHECKING:
     from ..forecast.planner import Forecast
+
+# why a number of cards is enough or not (forecast/planner.py), for the catalogue
+REASONS = (N_("{0} of {1} GiB"), N_("needs {0} GiB, {1} are usable ({2} of {3} kept free)"))
 
 
 def arguments(p: argparse.ArgumentParser) -> None:
@@ -155,7 +158,7 @@ def _memory(args: argparse.Namespace, config: DeepseekV3Config) -> None:
         sizes = [r.weights_bytes.get(p, 0) for p in parts]
         sizes += [r.kv_latent_bytes, r.kv_expanded_bytes, r.total_bytes]
         fits = tr("yes") if r.fits else tr("no")
-        return (r.world_size, r.dtype, *(f"{s / GIB:.2f}" for s in sizes), fits, r.reason)
+        return (r.world_size, r.dtype, *(f"{s / GIB:.2f}" for s in sizes), fits, told(r.reason))
 
     what = tr("GiB a card: {config}, batch {batch}, {n} cached positions, plan {plan}")
     print(what.format(config=args.config, batch=args.batch, n=args.seq_len, plan=args.plan))

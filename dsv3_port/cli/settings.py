@@ -34,9 +34,15 @@ def text() -> str:
 def markdown() -> str:
     """The last column is the name in Ascend's sample of this model."""
     rows = [
-        f"| `{r.variable}` | {r.values} | {'–' if r.default == '' else r.default} | {r.meaning} | "
+        f"| `{r.variable}` | {told(r.values)} | {'–' if r.default == '' else r.default} | {told(r.meaning)} | "
         f"{f'`{r.variable}`' if r.in_sample else '–'} |"
         for r in TABLE
     ]
-    head = "| variable | values | default | meaning | the old sample's name |"
-    return "\n".join([head, "|---|---|---|---|---|", *rows])
+    heads = (
+        tr("variable"),
+        tr("values"),
+        tr("default"),
+        tr("meaning"),
+        tr("the old sample's name"),
+    )
+    return "\n".join([f"| {' | '.join(heads)} |", "|---|---|---|---|---|", *rows])

@@ -41,7 +41,7 @@ def step_map(layers: int = 4) -> LabFigure:
     arrow(ax, (1.35, 2.9), (left, 2.9), GREY)
     end = left + layers * (width + 0.15)
     arrow(ax, (end - 0.15, 2.9), (end + 0.1, 2.9), GREY)
-    box(ax, end + 0.1, 3.0, 1.2, 0.6, LIGHT, "norm")
+    box(ax, end + 0.1, 3.0, 1.2, 0.6, LIGHT, tr("norm"))
     box(ax, end + 0.1, 2.1, 1.2, 0.6, LIGHT, "LM head")
     arrow(ax, (end + 0.7, 3.0), (end + 0.7, 2.67), GREY)
     for k, part in enumerate(SHARED):

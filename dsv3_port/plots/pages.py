@@ -109,11 +109,15 @@ def _paged(ax: Axes) -> int:
     name, p = NEW
     tables = "        ".join(f"table[{n}] = {list(blocks)}" for n, blocks in TABLE.items())
     ax.text(0, -1.75, tables, fontsize=NORMAL, color=INK, family="monospace")
-    way = (
-        f"position {p} of {name}: block table[{name}][{p} // {BLOCK}] = {TABLE[name][p // BLOCK]}, row "
-        f"{p} % {BLOCK} = {p % BLOCK}, slot {TABLE[name][p // BLOCK]} * {BLOCK} + {p % BLOCK} = {slot}"
+    block = TABLE[name][p // BLOCK]
+    way = tr("position {p} of {name}: block {block}, row {row}, slot {slot}").format(
+        p=p,
+        name=name,
+        block=f"table[{name}][{p} // {BLOCK}] = {block}",
+        row=f"{p} % {BLOCK} = {p % BLOCK}",
+        slot=f"{block} * {BLOCK} + {p % BLOCK} = {slot}",
     )
-    ax.text(0, -2.5, way, fontsize=NORMAL, color=INK, family="monospace")
+    ax.text(0, -2.5, way, fontsize=NORMAL, color=INK)
     ax.set_ylim(-3.0, 1.9)
     return slot
 
