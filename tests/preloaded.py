@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 
+import ipykernel.kernelapp  # noqa: F401
 import pytest  # noqa: F401  # functions of test modules are what ranks run
 import torch.distributed.elastic.multiprocessing.api
 import torch.distributed.launcher.api  # noqa: F401

@@ -8,7 +8,6 @@ without calls there is no praise, whatever the model computed.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -160,7 +159,7 @@ class _Model:
                 twin = twin_of(slot, self.base, self.mine.function)
                 if objection:
                     return Trial(named(slot, objection, "wrong"), twin)
-                dear = self.dear(finished, twin)
+                dear = self.dear(twin)
         except STOPS as error:
             return Trial(_stopped(slot, error, self.mine))
         looked = self.looked(finished, gate, due)
@@ -218,11 +217,11 @@ class _Model:
                 return other.format(at=at, prompt=prompt)
         return ""
 
-    def dear(self, finished: DeepseekV3, twin: DeepseekV3) -> tuple[str, str] | None:
+    def dear(self, twin: DeepseekV3) -> tuple[str, str] | None:
         """(name of the wrong answer or a sentence, what was counted) where a count is too high."""
         if self.slot.count is None:
             return None
-        mine, right = self.slot.count(twin), self.slot.count(finished)
+        mine, right = dict(self.slot.count(twin)), counts_of(self.slot, self.base)
         over = {k: n for k, n in mine.items() if n > right.get(k, 0)}
         if not over:
             return None
@@ -232,14 +231,17 @@ class _Model:
         )
         said = tr("Counted: {counts}").format(counts=counted)
         for name, wrong in self.slot.wrong.items():
-            if wrong.seen_by == "count" and self.same_counts(wrong.source, mine):
+            if wrong.seen_by == "count" and counts_of(self.slot, self.base, wrong.source) == mine:
                 return name, said
         return tr("The numbers are right"), said
 
-    def same_counts(self, source: str, mine: Mapping[str, int]) -> bool:
-        assert self.slot.count is not None
-        known = twin_of(self.slot, self.base, load_function(source, self.slot.name))
-        return dict(self.slot.count(known)) == dict(mine)
+
+def counts_of(slot: Slot, base: DeepseekV3, source: str = "") -> dict[str, int]:
+    """What is counted of the finished code, or of an answer of the catalogue."""
+    assert slot.count is not None
+    if not source:
+        return dict(slot.count(finished_twin(slot, base)))
+    return dict(slot.count(twin_of(slot, base, load_function(source, slot.name))))
 
 
 @functools.cache

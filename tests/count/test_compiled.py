@@ -164,16 +164,19 @@ def call(args):
 
 
 def test_generated_code_of_a_compiled_step():
+    """A chunk as tests/model/test_prefill.py compiles it: inductor finds what it made for one of the
+    two."""
+    torch._dynamo.reset()
     model = compile_steps(random_model(PortPlan.full(), SHORT))
-    cache = model.new_cache(1, 8)
-    cache.fill_random(3)
-    token = torch.zeros(1, 1, dtype=torch.int64)
+    cache = model.new_cache(1, 16)
+    cache.fill_random(2)
+    tokens = torch.zeros(1, 4, dtype=torch.int64)
     with inductor.generated_code() as texts:
-        model(token, cache=cache)
+        model(tokens, cache=cache)
     assert len(texts) == 1
     launched = sum(inductor.generated_kernels(texts[0]).values())
     model.run_step = model.forward_step
-    assert 0 < launched < sum(count_ops(lambda: model(token, cache=cache)).values())
+    assert 0 < launched < sum(count_ops(lambda: model(tokens, cache=cache)).values())
 
 
 def test_eager_prefill_compiles_the_decode_step_only():

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
 from html import unescape
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import nbformat
 import pytest
 
 from dsv3_port.messages import catalogue
+from tests import forks
 
 ROOT = Path(__file__).parents[2]
 HAN = re.compile(r"[\u4e00-\u9fff]")
@@ -23,13 +22,11 @@ NAMES = ("00_start_here",)
 @pytest.fixture(scope="module")
 def out(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("out")
-    words = [sys.executable, "-m", "dsv3_port", "tutorial", "--quiet", "--out", str(folder)]
     only = ",".join(name.partition("_")[0] for name in NAMES)
     env = os.environ | {"DSV3_LANG": "zh", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*words, "--only", only], env=env, cwd=ROOT, capture_output=True, text=True, timeout=600
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    words = ("tutorial", "--quiet", "--out", str(folder), "--only", only)
+    done = forks.start(*words, env=env).end(600)
+    assert done.returncode == 0, (done.stdout + done.stderr).decode()
     return folder
 
 

@@ -8,13 +8,16 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from jupyter_client.provisioning import local_provisioner
 from nbformat.v4 import new_code_cell, new_notebook
 
 from dsv3_port import PortError, PortPlan, load_model, load_tokenizer
+from dsv3_port.course import tutorial
 from dsv3_port.course.filled import Filling, answers, fill, states
 from dsv3_port.course.tutorial import run_tutorial
 from dsv3_port.course.written import load_function
 from dsv3_port.course.yours import fit, slot, slots
+from tests import forks
 
 SLOT = slots()["00.last"]
 ROOT = Path(__file__).parents[2]
@@ -23,6 +26,12 @@ BUILD = f"""import torch
 from dsv3_port import PortPlan, load_model
 from dsv3_port.lab import fit, slot
 model = load_model({str(ROOT / "data" / "tiny-dsv3")!r}, PortPlan.full(), "cpu", "float32")"""
+
+
+@pytest.fixture(autouse=True)
+def forked_kernels(monkeypatch):
+    """test_tutorial.py starts real ones."""
+    monkeypatch.setattr(local_provisioner, "launch_kernel", forks.Kernel)
 
 
 def notebook(after: str = "built.code") -> nbformat.NotebookNode:
@@ -126,6 +135,13 @@ def test_every_state_reaches_the_end_in_a_kernel(checkout, what, state, code):
 COURSE = ["05"]  # the shortest notebook that times; every solution alone: test_slots.py
 
 
+@pytest.fixture
+def notebooks_alone(monkeypatch):
+    """Without docs/ and the workshop as pages, which test_docs.py looks at."""
+    monkeypatch.setattr(tutorial, "_write_texts", lambda notebooks, out: None)
+
+
+@pytest.mark.usefixtures("notebooks_alone")
 def test_a_notebook_of_the_course_with_its_solution(tmp_path):
     """The learner's function is timed beside the finished one, and only then."""
     (run,) = run_tutorial(
@@ -136,6 +152,7 @@ def test_a_notebook_of_the_course_with_its_solution(tmp_path):
     assert "yours" in names
 
 
+@pytest.mark.usefixtures("notebooks_alone")
 def test_a_wrong_function_is_never_timed(tmp_path):
     (run,) = run_tutorial(ROOT / "notebooks", tmp_path, only=COURSE, progress=False, yours="wrong")
     assert run.status == "ok" and set(run.slots.values()) == {"wrong"}, run.error

@@ -20,10 +20,11 @@ from dsv3_port.check.gate import Recorded, compare_recorded, record_gate
 from dsv3_port.cli.main import main
 from dsv3_port.course import trial, yours
 from dsv3_port.course.diff import source
-from dsv3_port.course.slots import function_of
+from dsv3_port.course.slots import continuous, function_of
 from dsv3_port.course.trial import try_out
 from dsv3_port.course.written import Written, is_empty, load_function, written
 from dsv3_port.course.yours import Yours, fit, read, slots
+from dsv3_port.engine.continuous import Request
 from dsv3_port.messages import catalogue
 from dsv3_port.paths import tiny
 
@@ -40,13 +41,28 @@ def base_of(slot_id: str):
 
 RECORDED: dict[PortPlan, Recorded] = {}
 TOKENS: dict[PortPlan, list[list[int]] | None] = {}
+COUNTS: dict[tuple[object, ...], dict[str, int]] = {}
+ALONE: dict[tuple[PortPlan, Request], list[int]] = {}
 
 
 @pytest.fixture(autouse=True)
 def finished_code_runs_once(monkeypatch):
-    """Every answer is held against finished models of the same weights: what these compute is kept."""
+    """Every answer is held against finished models of the same weights, and counts that are too high
+    against those of the catalogue's answers: what these compute is kept."""
     finished = weakref.WeakSet()
-    tokens_of = trial.tokens_of
+    tokens_of, counts_of, greedy_alone = trial.tokens_of, trial.counts_of, continuous.greedy_alone
+
+    def counts(slot, base, text=""):
+        key = slot.id, slot.attach, text
+        if key not in COUNTS:
+            COUNTS[key] = counts_of(slot, base, text)
+        return COUNTS[key]
+
+    def alone(model, request):
+        key = model.plan, request
+        if key not in ALONE:
+            ALONE[key] = greedy_alone(model, request)
+        return ALONE[key]
 
     def gate(reference, candidate):
         finished.add(reference)
@@ -63,6 +79,8 @@ def finished_code_runs_once(monkeypatch):
 
     monkeypatch.setattr(trial, "strict_gate", gate)
     monkeypatch.setattr(trial, "tokens_of", tokens)
+    monkeypatch.setattr(trial, "counts_of", counts)
+    monkeypatch.setattr(continuous, "greedy_alone", alone)
 
 
 def judge(slot_id: str, text: str):

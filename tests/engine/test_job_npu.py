@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from dsv3_port import PortPlan, generate, load_model, load_tokenizer
-from tests.engine.npu_ranks import PROMPTS, TINY
+from tests.engine.npu_ranks import PROMPTS, TINY, two_layers
 from tests.hostnpu.processes import needs_torch_npu
 
 pytestmark = needs_torch_npu
@@ -34,19 +34,30 @@ def python(*words: str) -> str:
     return done.stdout
 
 
-@pytest.fixture(scope="module")
-def want() -> list[list[int]]:
+def text_of(folder: Path) -> list[list[int]]:
     """By one process on device cpu."""
-    model = load_model(TINY, PortPlan.full(), "cpu", "float32")
-    return [g.token_ids for g in generate(model, load_tokenizer(TINY), list(PROMPTS), 8)]
+    model = load_model(folder, PortPlan.full(), "cpu", "float32")
+    return [g.token_ids for g in generate(model, load_tokenizer(folder), list(PROMPTS), 8)]
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory) -> dict[str, Any]:
+def small(tmp_path_factory) -> Path:
+    return two_layers(tmp_path_factory.mktemp("small"))
+
+
+@pytest.fixture(scope="module")
+def want(small) -> list[list[int]]:
+    found = text_of(small)
+    assert max(map(len, found)) == 8 and len({t for row in found for t in row}) > 4
+    return found
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory, small) -> dict[str, Any]:
     """Job -> what rank 0 of two reported; skipped where this version has no graph on npu."""
     file = tmp_path_factory.mktemp("npu") / "reports.json"
     try:
-        python("-m", "tests.engine.npu_ranks", str(file))
+        python("-m", "tests.engine.npu_ranks", str(small), str(file))
     except AssertionError as error:
         if "is not in this version" in str(error):
             pytest.skip("this version has no graph on npu")
@@ -62,14 +73,14 @@ def right(two: dict[str, Any], want: list[list[int]]) -> None:
     assert not [name for name in (*two, *two["generations"][0]) if "second" in name]
 
 
-def test_two_ranks_of_the_command_give_the_text_of_one(want, tmp_path):
-    """A batch of two ragged prompts, eager, as a user types it."""
+def test_two_ranks_of_the_command_give_the_text_of_one(tmp_path):
+    """A batch of two ragged prompts, eager and with all layers, as a user types it."""
     file = tmp_path / "two.json"
     words = ["infer", "--model-dir", str(TINY), "--device", "host-npu", "--world-size", "2"]
     words += ["--dtype", "float32", "--max-new-tokens", "8", "--batch-size", "2"]
     words += [word for prompt in PROMPTS for word in ("--prompt", prompt)]
     out = python("-m", "dsv3_port", *words, "--input-max-len", "16", "--json", str(file))
-    right(json.loads(file.read_text()) | {"out": out}, want)
+    right(json.loads(file.read_text()) | {"out": out}, text_of(TINY))
 
 
 @pytest.mark.parametrize("mode", ["ge", "aclgraph"])

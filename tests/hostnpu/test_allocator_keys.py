@@ -14,7 +14,7 @@ from dsv3_port import hostnpu
 from dsv3_port.errors import PortError
 from dsv3_port.hostnpu import allocator_keys, library
 
-from .processes import needs_torch_npu, output, start
+from .processes import forked, needs_torch_npu, output, start
 
 needs_compiler = pytest.mark.skipif(
     allocator_keys.compiler() is None or library.compiler() is None, reason="no C++ compiler here"
@@ -68,7 +68,7 @@ def test_torch_npu_beside_another_device(device_library: Path) -> None:
         f"print(x.sum().item(), set({REGISTERED!r}) <= before <= names(), "
         "'pin_memory_expandable_segments' in names() - before)"
     )
-    assert output(code) == "6.0 True True"
+    assert forked(code) == "6.0 True True"
 
 
 @needs_torch_npu
@@ -134,7 +134,7 @@ try:
         raise ImportError
 except ImportError: print(names() == before > a.OWN)
 """
-    assert output(code).split() == ["True", "True"]
+    assert forked(code).split() == ["True", "True"]
 
 
 # ---- where it cannot work: a sentence, and nothing is loaded -------------------------------------
@@ -243,7 +243,7 @@ def test_status_says_it_before_anything_is_loaded(
 def test_todays_torch_has_these_names(tmp_path: Path) -> None:
     """OWN is what libc10 puts in itself: none of them may stand aside."""
     code = f"import torch\n{NAMES}print(*sorted(names()))"
-    found = set(output(code).split())
+    found = set(forked(code).split())
     assert found >= allocator_keys.OWN
     if not allocator_keys.other_device():
         assert found == allocator_keys.OWN

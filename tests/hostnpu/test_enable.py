@@ -6,7 +6,7 @@ import signal
 import subprocess
 from pathlib import Path
 
-from .processes import needs_torch_npu, output, start
+from .processes import forked, needs_torch_npu, output, start
 
 pytestmark = needs_torch_npu
 ENABLE = (
@@ -60,7 +60,7 @@ except PortError as error: print(error)
 print(h.enabled(), h.devices(), repr(h.why_not()))
 """
     )
-    lines = output(code).splitlines()
+    lines = forked(code).splitlines()
     assert "cannot become 9" in lines[0] and "1 or more" in lines[1] and lines[2] == "True 8 ''"
 
 
@@ -71,7 +71,7 @@ def test_compatible_implementations_do_not_end_the_process() -> None:
         "torch_npu.npu.use_compatible_impl(True)\n"
         "print((torch.ones(2, device='npu:1') + 1).sum().item(), torch.npu.current_device())"
     )
-    assert output(code) == "4.0 0"
+    assert forked(code) == "4.0 0"
 
 
 def test_as_many_devices_as_asked_for() -> None:
@@ -82,12 +82,12 @@ print(torch.npu.device_count(), y.device, y.to('npu:0').device, y.to('npu:0').cp
 try: torch.ones(1, device='npu:2')
 except RuntimeError as error: print('refused')
 """
-    assert output(code).splitlines() == ["2 npu:1 npu:0 [3.0, 3.0]", "refused"]
+    assert forked(code).splitlines() == ["2 npu:1 npu:0 [3.0, 3.0]", "refused"]
 
 
 def test_transformers_does_not_take_the_machine_for_an_npu() -> None:
     assert (
-        output("from transformers.utils import is_torch_npu_available as a\nprint(a())") == "False"
+        forked("from transformers.utils import is_torch_npu_available as a\nprint(a())") == "False"
     )
 
 
@@ -116,7 +116,7 @@ from torch.utils.data import DataLoader
 print(sorted(b.npu().sum().item() for b in DataLoader(torch.arange(8.).view(4, 2), batch_size=2, num_workers=2)))
 """
     )
-    assert output(code) == "[6.0, 22.0]"
+    assert forked(code) == "[6.0, 22.0]"
 
 
 def test_exit_codes() -> None:
@@ -176,7 +176,7 @@ import threading, dsv3_port.hostnpu as h
 thread = threading.Thread(target=h.enable); thread.start(); thread.join()
 import torch; print(torch.ones(2).npu().sum().item())
 """
-    assert output(code) == "2.0"
+    assert forked(code) == "2.0"
 
 
 def test_two_processes_at_once_with_an_empty_cache(tmp_path: Path) -> None:
@@ -197,4 +197,4 @@ from dsv3_port.bench.machine import device_info
 info = device_info(m.device)
 print(m.device.type, info['device_name'], info['tier'])
 """
-    assert output(code) == "npu host stand-in host-npu"
+    assert forked(code) == "npu host stand-in host-npu"

@@ -39,3 +39,12 @@ def test_a_command_has_its_own_variables_folder_and_code(tmp_path) -> None:
     ]
     assert failed.returncode == 2 and b"nothing: no such folder" in failed.stderr
     assert not failed.stdout and dict(os.environ) == here and not one.at.exists()
+
+
+def test_a_text_is_the_main_module_of_a_fork() -> None:
+    code = "import os, sys; print(__name__, 'tests.preloaded' in sys.modules, os.environ['ONE'])"
+    done = forks.python(code, env=os.environ | {"ONE": "two"})
+    assert (done.returncode, done.stdout.split()) == (0, [b"__main__", b"True", b"two"])
+    failed = forks.python("print('before'); raise ValueError('so it is')")
+    assert failed.returncode == 1 and failed.stdout == b"before\n"
+    assert b"ValueError: so it is" in failed.stderr

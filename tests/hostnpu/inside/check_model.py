@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from dsv3_port import STEPS, PortPlan, generate, load_model, load_tokenizer, ops
+from dsv3_port.count.captured import load
 from dsv3_port.hostnpu import kernels as host
 from dsv3_port.ops.cpu import plain_products
 
@@ -44,10 +45,12 @@ def same_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def run(plan: PortPlan, device: str, dtype: str) -> tuple[list[Tensor], list[Tensor], int]:
+def run(
+    plan: PortPlan, device: str, dtype: str, layers: int | None
+) -> tuple[list[Tensor], list[Tensor], int]:
     """Logits of a left-padded prefill and of decode steps with given tokens, the cache's tensors,
     kernels launched."""
-    model = load_model(TINY, plan.replace(graph="eager"), device, dtype)
+    model = load(TINY, plan, device, dtype, layers)
     ids = torch.randint(
         3,
         model.config.vocab_size,
@@ -78,9 +81,9 @@ def tensors(value: Any) -> list[Tensor]:
     return tensors(vars(value)) if type(value).__module__.startswith("dsv3_port") else []
 
 
-def check(plan: PortPlan, dtype: str) -> None:
-    logits, cache, launched = run(plan, "npu", dtype)
-    wanted, wanted_cache, none = run(plan, "cpu", dtype)
+def check(plan: PortPlan, dtype: str, layers: int | None = None) -> None:
+    logits, cache, launched = run(plan, "npu", dtype, layers)
+    wanted, wanted_cache, none = run(plan, "cpu", dtype, layers)
     assert launched > 100 and none == 0
     for got, want in zip(logits, wanted, strict=True):
         assert torch.equal(got, want)
@@ -97,7 +100,8 @@ def test_logits_and_cache_are_equal_to_the_last_bit(plan: str, dtype: str) -> No
 
 @pytest.mark.parametrize("plan", PLANS)
 def test_every_step(plan: str) -> None:
-    check(PLANS[plan], "float16")
+    """In a dense layer and one of experts."""
+    check(PLANS[plan], "float16", layers=2)
 
 
 def test_text_is_the_same() -> None:

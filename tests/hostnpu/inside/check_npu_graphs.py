@@ -72,16 +72,22 @@ def test_steps_show_in_the_census(golden: dict[str, dict[str, dict[str, int]]]) 
     )
 
 
-def test_launches_and_captured_memory() -> None:
-    prefill, decode = npu_graphs.capture(TINY, PortPlan.full(), layers=2)
+@pytest.fixture(scope="module")
+def captured() -> list[npu_graphs.Captured]:
+    """Prefill of 12 positions, and decode."""
+    return npu_graphs.capture(TINY, PortPlan.full(), length=12, layers=2)
+
+
+def test_launches_and_captured_memory(captured: list[npu_graphs.Captured]) -> None:
+    prefill, decode = captured
     assert npu_graphs.eager_launches(TINY, PortPlan.full()) > sum(decode.launches.values()) > 100
     assert decode.launches["scatter_update_"] == len(decode.caches) > 0
     assert prefill.nbytes > decode.nbytes > 0 and not set(decode.buffers) & set(decode.caches)
 
 
-def test_memory_grows_with_the_padded_length() -> None:
-    memory = npu_graphs.memory_per_length(TINY, PortPlan.full(), (8, 32), batch=1, layers=2)
-    assert 0 < memory[8] < memory[32]
+def test_memory_grows_with_the_padded_length(captured: list[npu_graphs.Captured]) -> None:
+    memory = npu_graphs.memory_per_length(TINY, PortPlan.full(), (32,), layers=2)
+    assert list(memory) == [32] and 0 < captured[0].nbytes < memory[32]
 
 
 def test_a_device_tape_is_used_as_a_tape_and_computes_at_its_capture() -> None:
