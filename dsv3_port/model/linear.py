@@ -26,11 +26,13 @@ class Linear(nn.Module):
         super().__init__()
         self.weight = (ctx.empty if keep else ctx.matrix)(outputs, inputs)
         self.weight_scale = ctx.scale(outputs) if ctx.int8 and not keep else None
+        self.laid: Tensor | None = None  # [in, out] of the same memory: mla_prolog.py
 
     def product(self, x: Tensor) -> Tensor:
         if self.weight_scale is None:
-            return ops.linear(x, self.weight)
-        return int8.linear(x, self.weight, self.weight_scale)
+            return ops.linear(x, self.weight) if self.laid is None else x @ self.laid
+        weight = self.weight if self.laid is None else self.laid.t()
+        return int8.linear(x, weight, self.weight_scale)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.product(x)

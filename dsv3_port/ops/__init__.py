@@ -19,8 +19,9 @@ from .kv_cache_v2 import (
     npu_kv_rmsnorm_rope_cache_v2_functional,
 )
 from .matmul import npu_transpose_batchmatmul
-from .memory import npu_format_cast, npu_prefetch
+from .memory import fractal_nz, npu_format_cast, npu_prefetch
 from .mindspeed import npu_gmm, npu_gmm_v2
+from .mla_prolog import npu_mla_prolog_v3, npu_mla_prolog_v3_functional
 from .moe_combine import npu_moe_finalize_routing
 from .moe_dispatch import (
     npu_moe_compute_expert_tokens,
@@ -53,6 +54,7 @@ __all__ = [
     "OPERATORS",
     "attention",
     "causal_attention",
+    "fractal_nz",
     "head_matmul",
     "lengths_may_be_a_tensor",
     "linear",
@@ -72,6 +74,8 @@ __all__ = [
     "npu_kv_rmsnorm_rope_cache",
     "npu_kv_rmsnorm_rope_cache_v2",
     "npu_kv_rmsnorm_rope_cache_v2_functional",
+    "npu_mla_prolog_v3",
+    "npu_mla_prolog_v3_functional",
     "npu_moe_compute_expert_tokens",
     "npu_moe_finalize_routing",
     "npu_moe_gating_top_k",

@@ -31,6 +31,7 @@ MODELS = (
 PAGED = ("check_paged.py", "check_slots.py")
 MTP = ("check_mtp.py",)
 INT8 = ("check_int8.py",)
+PROLOG = ("check_prolog.py",)
 GRAPHS = ("check_graphs.py",)  # as long as the rest together: another worker can take it
 
 
@@ -65,6 +66,7 @@ def test_every_file_is_run() -> None:
         *PAGED,
         *MTP,
         *INT8,
+        *PROLOG,
         *GRAPHS,
     }
 
@@ -92,6 +94,11 @@ def test_mtp() -> None:
 @needs_torch_npu
 def test_int8() -> None:
     check(*INT8)
+
+
+@needs_torch_npu
+def test_prolog() -> None:
+    check(*PROLOG)
 
 
 @needs_torch_npu

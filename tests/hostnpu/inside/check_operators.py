@@ -495,7 +495,7 @@ def test_past_our_dispatch_the_contracts_hold() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["npu_linear", "npu_mla_prolog_v3", "npu_moe_re_routing", "npu_geglu"]
+    "name", ["npu_linear", "npu_mla_prolog_v2", "npu_moe_re_routing", "npu_geglu"]
 )
 def test_what_nobody_implemented_says_its_name(name: str) -> None:
     op = getattr(torch.ops.npu, name).default
