@@ -19,7 +19,7 @@ from .kv_cache_v2 import (
     npu_kv_rmsnorm_rope_cache_v2_functional,
 )
 from .matmul import npu_transpose_batchmatmul
-from .memory import npu_format_cast, npu_prefetch
+from .memory import npu_format_cast, npu_prefetch, storage_format
 from .mindspeed import npu_gmm, npu_gmm_v2
 from .moe_combine import npu_moe_finalize_routing
 from .moe_dispatch import (
@@ -99,5 +99,6 @@ __all__ = [
     "scatter_update_",
     "prompt_without_mask",
     "shared_scores",
+    "storage_format",
     "write_slots",
 ]

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from .checks import bad
-from .table import operator
+from .table import operator, torch_npu
 from .wide import unsupported
 
 
@@ -45,3 +45,8 @@ def npu_format_cast(
     itself."""
     unsupported("npu_format_cast", customize_dtype=customize_dtype, input_dtype=input_dtype)
     return input
+
+
+def storage_format(x: Tensor) -> int:
+    """The storage format of a tensor on an NPU, an aclFormat: 29 is FRACTAL_NZ."""
+    return int(torch_npu().get_npu_format(x))

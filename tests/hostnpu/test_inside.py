@@ -31,6 +31,7 @@ MODELS = (
 PAGED = ("check_paged.py", "check_slots.py")
 MTP = ("check_mtp.py",)
 INT8 = ("check_int8.py",)
+NZ = ("check_nz.py",)
 GRAPHS = ("check_graphs.py",)  # as long as the rest together: another worker can take it
 
 
@@ -65,6 +66,7 @@ def test_every_file_is_run() -> None:
         *PAGED,
         *MTP,
         *INT8,
+        *NZ,
         *GRAPHS,
     }
 
@@ -92,6 +94,11 @@ def test_mtp() -> None:
 @needs_torch_npu
 def test_int8() -> None:
     check(*INT8)
+
+
+@needs_torch_npu
+def test_nz() -> None:
+    check(*NZ)
 
 
 @needs_torch_npu
