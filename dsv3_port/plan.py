@@ -20,8 +20,8 @@ class PortPlan:
     several queries at once; "expanded" by fused kernels where the device has them, "plain" with all
     scores [B, N, S, L] in memory), `npu_routing_kernel` (of gmm_routing: npu_moe_* routing operators, else
     sort and count in torch), `quant` (no step: every step leaves the numbers as they were, and this one
-    rounds them), `weight_format` (of quant: how its int8 matrices lie on an NPU; changes no number), `group_mask_value` (the old sample and Hugging Face's first code used
-    0.0, DeepSeek's own -inf).
+    rounds them), `weight_format` (of quant: the order in which its int8 matrices lie on an NPU),
+    `group_mask_value` (the old sample and Hugging Face's first code used 0.0, DeepSeek's own -inf).
     """
 
     tensor_parallel: bool = False
