@@ -65,6 +65,7 @@ def test_steps_and_the_choices_of_a_plan_agree():
         "prefill_attention",
         "npu_routing_kernel",
         "quant",
+        "weight_format",
         "group_mask_value",
     }
     assert own == set(CHOICES)
