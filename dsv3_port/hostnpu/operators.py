@@ -22,8 +22,8 @@ from . import autograd, autograd_npu, fusion_attention
 from .kernels import Kernel
 from .registry import names, register
 
-# torch_npu's own code, which needs nothing of the device: storage, events, views, formats (tags here,
-# while the memory keeps its plain order; the copy that a cast makes is launched.py's "Identity")
+# torch_npu's own code, which needs nothing of the device: storage, events, views, formats (a cast is
+# launched.py's "Identity", which lays FRACTAL_NZ out as formats.py says; other formats are tags)
 NATIVE = frozenset(
     """
 _npu_storage_resize copy_memory_ empty_with_format empty_with_swapped_memory get_npu_format get_storage_size

@@ -18,7 +18,7 @@ from .context import BuildContext
 
 class Linear(nn.Module):
     """Upstream: the whole matrix on every rank. [..., in] -> [..., out]. With the plan's
-    quant 'w8a8' it is int8, unless `keep`."""
+    quant 'w8a8' it is int8, unless `keep`, and `weight` [in, out] with weight_format 'nz'."""
 
     def __init__(
         self, ctx: BuildContext, inputs: int, outputs: int, keep: bool = False
@@ -26,13 +26,20 @@ class Linear(nn.Module):
         super().__init__()
         self.weight = (ctx.empty if keep else ctx.matrix)(outputs, inputs)
         self.weight_scale = ctx.scale(outputs) if ctx.int8 and not keep else None
+        self.nz = ctx.nz and not keep
         self.laid: Tensor | None = None  # [in, out] of the same memory: mla_prolog.py
+
+    @property
+    def codes(self) -> Tensor:
+        """The int8 matrix [in, out], as the products take it."""
+        if self.laid is not None:
+            return self.laid
+        return self.weight if self.nz else self.weight.t()
 
     def product(self, x: Tensor) -> Tensor:
         if self.weight_scale is None:
             return ops.linear(x, self.weight) if self.laid is None else x @ self.laid
-        weight = self.weight if self.laid is None else self.laid.t()
-        return int8.linear(x, weight, self.weight_scale)
+        return int8.linear(x, self.codes, self.weight_scale)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.product(x)
@@ -66,7 +73,7 @@ class RowParallelLinear(Linear):
         """`forward` of inputs that are int8 [T, in/W] with scales [T] already; the result
         has the dtype and the leading dimensions of `like`."""
         assert self.weight_scale is not None
-        y = int8.product(codes, scales, self.weight, self.weight_scale, like.dtype)
+        y = int8.product(codes, scales, self.codes, self.weight_scale, like.dtype)
         return self.reduced(y.unflatten(0, like.shape[:-1]))
 
     def reduced(self, y: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ model gets wider copies, as paged_attention.py explains.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -105,15 +107,19 @@ class PrologAttention(PagedAttention):
         sources = [*self.parameters(recurse=False), *self._projections_parameters()]
         if self.made_of == _marks(sources):
             return
+        c = self.config
+        turns = c.rope_interleave and c.qk_rope_head_dim == ROTARY
+        fits = turns and c.kv_lora_rank == LATENT
         for name, layer, widen in (
-            ("dq", self.q_a_proj, _same),
-            ("uq_qr", self.q_b_proj, self.queries_widened),
-            ("dkv_kr", self.kv_a_proj_with_mqa, self.rows_widened),
+            ("dq", self.q_a_proj, None),
+            ("uq_qr", self.q_b_proj, None if turns else self.queries_widened),
+            ("dkv_kr", self.kv_a_proj_with_mqa, None if fits else self.rows_widened),
         ):
-            setattr(self, name, _in_out(layer, widen(layer.weight)))
+            setattr(self, name, _in_out(layer, widen))
             if layer.weight_scale is not None:
-                scale = widen(layer.weight_scale).t().contiguous()
-                setattr(self, f"{name}_scale", scale)
+                scale = layer.weight_scale
+                scale = scale if widen is None else widen(scale)
+                setattr(self, f"{name}_scale", scale.t().contiguous())
         fill = LATENT - self.config.kv_lora_rank
         w_k, gamma = self.kv_b_proj_w_k, self.kv_a_layernorm.weight
         self.uk = F.pad(w_k, (0, fill)) if fill else w_k.data
@@ -130,8 +136,6 @@ class PrologAttention(PagedAttention):
     def queries_widened(self, rows: Tensor) -> Tensor:
         """Outputs of q_b_proj [N (Dn + Dr), *] -> [N (Dn + 64), *], rotary channels in pairs."""
         c = self.config
-        if c.rope_interleave and c.qk_rope_head_dim == ROTARY:
-            return rows
         heads = rows.unflatten(0, (self.heads, -1))
         nope, rotary = heads.split([c.qk_nope_head_dim, c.qk_rope_head_dim], 1)
         return torch.cat((nope, self.pairs_widened(rotary, 1)), 1).flatten(0, 1)
@@ -139,11 +143,6 @@ class PrologAttention(PagedAttention):
     def rows_widened(self, rows: Tensor) -> Tensor:
         """Outputs of kv_a_proj_with_mqa [R + Dr, *] -> [512 + 64, *]."""
         c = self.config
-        if c.rope_interleave and (c.kv_lora_rank, c.qk_rope_head_dim) == (
-            LATENT,
-            ROTARY,
-        ):
-            return rows
         latent, rotary = rows.split([c.kv_lora_rank, c.qk_rope_head_dim], 0)
         repeated = (latent,) * (LATENT // c.kv_lora_rank)
         return torch.cat((*repeated, self.pairs_widened(rotary, 0)), 0)
@@ -158,22 +157,22 @@ class PrologAttention(PagedAttention):
         return torch.cat((rotary, rotary.new_zeros(fill)), dim)
 
 
-def _same(rows: Tensor) -> Tensor:
-    return rows
-
-
 def _marks(parameters: list[nn.Parameter]) -> list[tuple[int, int]]:
     """Tells other values, and the same ones in other memory."""
     return [(p.data_ptr(), p._version) for p in parameters]
 
 
-def _in_out(layer: Linear, rows: Tensor) -> Tensor:
-    """[out, in] -> [in, out], in FRACTAL_NZ on an NPU. Where `rows` are the parameter itself it
-    becomes a view of the result, and the layer multiplies by the result: one memory."""
-    own = rows is layer.weight
-    made = ops.fractal_nz(rows.data.t().contiguous())
-    if own:
-        layer.laid, layer.weight.data = made, made.t()
+def _in_out(layer: Linear, widen: Callable[[Tensor], Tensor] | None) -> Tensor:
+    """The operator's matrix [in, out] of a layer, in FRACTAL_NZ on an NPU. Where nothing is
+    widened it has the parameter's memory: the parameter becomes a view of it, and the layer
+    multiplies by it; with weight_format 'nz' it is the parameter."""
+    weight = layer.weight
+    if layer.nz and widen is None:
+        return weight.data
+    rows = ops.npu_format_cast(weight.data, ops.ND).t() if layer.nz else weight.data
+    made = ops.fractal_nz((rows if widen is None else widen(rows)).t().contiguous())
+    if widen is None:
+        layer.laid, weight.data = made, made.t()
     return made
 
 

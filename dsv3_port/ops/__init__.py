@@ -19,7 +19,7 @@ from .kv_cache_v2 import (
     npu_kv_rmsnorm_rope_cache_v2_functional,
 )
 from .matmul import npu_transpose_batchmatmul
-from .memory import fractal_nz, npu_format_cast, npu_prefetch
+from .memory import ND, fractal_nz, npu_format_cast, npu_prefetch, storage_format
 from .mindspeed import npu_gmm, npu_gmm_v2
 from .mla_prolog import npu_mla_prolog_v3, npu_mla_prolog_v3_functional
 from .moe_combine import npu_moe_finalize_routing
@@ -51,6 +51,7 @@ from .token_permute import (
 )
 
 __all__ = [
+    "ND",
     "OPERATORS",
     "attention",
     "causal_attention",
@@ -103,5 +104,6 @@ __all__ = [
     "scatter_update_",
     "prompt_without_mask",
     "shared_scores",
+    "storage_format",
     "write_slots",
 ]

@@ -47,7 +47,7 @@ def npu_format_cast(
     return input
 
 
-FRACTAL_NZ = 29
+ND, FRACTAL_NZ = 2, 29
 
 
 def fractal_nz(x: Tensor) -> Tensor:
@@ -56,3 +56,8 @@ def fractal_nz(x: Tensor) -> Tensor:
         return x
     torch_npu().npu.config.allow_internal_format = True  # else the cast leaves it as it is
     return npu_format_cast(x, FRACTAL_NZ)
+
+
+def storage_format(x: Tensor) -> int:
+    """The storage format of a tensor on an NPU, an aclFormat: 29 is FRACTAL_NZ."""
+    return int(torch_npu().get_npu_format(x))

@@ -194,6 +194,9 @@ def test_plan_words():
         assert parse_plan(words) == prolog.replace(quant="w8a8")
     with pytest.raises(PortError, match="mla_prolog writes into blocks"):
         parse_plan("full+mla_prolog")
+    int8 = PortPlan.upto("9").replace(quant="w8a8")
+    assert parse_plan("upto:9+w8a8") == int8
+    assert parse_plan("upto:9+w8a8+nz") == int8.replace(weight_format="nz")
     assert parse_plan("mla_low_rank, 6.1").step_ids == ("mla_low_rank", "fixed_kv_cache")
     with pytest.raises(PortError, match="unknown step ''"):
         parse_plan("")

@@ -32,6 +32,7 @@ PAGED = ("check_paged.py", "check_slots.py")
 MTP = ("check_mtp.py",)
 INT8 = ("check_int8.py",)
 PROLOG = ("check_prolog.py",)
+NZ = ("check_nz.py",)
 GRAPHS = ("check_graphs.py",)  # as long as the rest together: another worker can take it
 
 
@@ -67,6 +68,7 @@ def test_every_file_is_run() -> None:
         *MTP,
         *INT8,
         *PROLOG,
+        *NZ,
         *GRAPHS,
     }
 
@@ -99,6 +101,10 @@ def test_int8() -> None:
 @needs_torch_npu
 def test_prolog() -> None:
     check(*PROLOG)
+
+
+def test_nz() -> None:
+    check(*NZ)
 
 
 @needs_torch_npu

@@ -326,6 +326,20 @@ def test_int8_matrices_go_in_as_they_are() -> None:
     assert texts[0] == texts[1]
 
 
+def test_int8_matrices_that_lie_turned_already() -> None:
+    """weight_format 'nz': the parameter is the operator's matrix, or its widened form is made of it."""
+    plan = PROLOG.replace(quant="w8a8")
+    ids, mask, prompt = ragged(5)
+    models = [
+        load_model(TINY, p, "cpu", "float32") for p in (plan, plan.replace(weight_format="nz"))
+    ]
+    for model in models:
+        model.paging = NAN
+    want, got = (follow(m, ids, mask, prompt)[0] for m in models)
+    assert torch.equal(want, got)
+    assert all(x.dq.data_ptr() == x.q_a_proj.weight.data_ptr() for x in prologs(models[1]))
+
+
 # ---- what bad input gets -------------------------------------------------------------------------
 
 

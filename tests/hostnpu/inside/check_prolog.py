@@ -214,3 +214,11 @@ def test_matrices_with_one_memory(mode: str) -> None:
     """At 512 and 64 nothing is widened: prompts multiply by the operator's own matrices."""
     want, got = at_published_widths("eager"), at_published_widths(mode)
     assert all(torch.equal(a, b) for a, b in zip(want, got, strict=True))
+
+
+@pytest.mark.parametrize("mode", ["eager", "captured", "ge"])
+def test_over_matrices_in_fractal_nz(mode: str) -> None:
+    """weight_format 'nz': no number changes, and the operator reads what the loader has cast."""
+    plan = PLAN.replace(quant="w8a8", weight_format="nz")
+    for a, b in zip(ran("eager", "w8a8")[0], run(load(mode, plan))[0], strict=True):
+        assert torch.equal(a, b)
