@@ -117,9 +117,9 @@ class PrologAttention(PagedAttention):
         ):
             setattr(self, name, _in_out(layer, widen))
             if layer.weight_scale is not None:
-                scale = layer.weight_scale
-                scale = scale if widen is None else widen(scale)
-                setattr(self, f"{name}_scale", scale.t().contiguous())
+                scale = layer.weight_scale.data
+                wide = scale if widen is None else widen(scale)
+                setattr(self, f"{name}_scale", wide.t().contiguous())
         fill = LATENT - self.config.kv_lora_rank
         w_k, gamma = self.kv_b_proj_w_k, self.kv_a_layernorm.weight
         self.uk = F.pad(w_k, (0, fill)) if fill else w_k.data
