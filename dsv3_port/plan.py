@@ -20,8 +20,9 @@ class PortPlan:
     several queries at once; "expanded" by fused kernels where the device has them, "plain" with all
     scores [B, N, S, L] in memory), `npu_routing_kernel` (of gmm_routing: npu_moe_* routing operators, else
     sort and count in torch), `quant` (no step: every step leaves the numbers as they were, and this one
-    rounds them), `group_mask_value` (the old sample and Hugging Face's first code used
-    0.0, DeepSeek's own -inf).
+    rounds them), `weight_format` (of quant: the order in which its int8 matrices lie on an NPU), `mla_prolog`
+    (of paged_cache: one operator with narrow limits in place of what its cached steps do before their
+    scores), `group_mask_value` (the old sample and Hugging Face's first code used 0.0, DeepSeek's own -inf).
     """
 
     tensor_parallel: bool = False
@@ -30,6 +31,7 @@ class PortPlan:
     experts: Literal["loop", "grouped"] = "loop"
     npu_routing_kernel: bool = True
     quant: Literal["none", "w8a8"] = "none"  # of Part II: matrices and their inputs of int8
+    weight_format: Literal["nd", "nz"] = "nd"  # of Part II: nz is FRACTAL_NZ, an NPU's own order
     group_mask: Literal["scatter", "one_hot"] = "scatter"
     group_mask_value: float = -math.inf
     mlp: Literal["split", "merged"] = "split"
@@ -38,6 +40,7 @@ class PortPlan:
     norm: Literal["separate", "add_rms_norm"] = "separate"
     lm_head: Literal["all", "last"] = "all"
     mtp: bool = False  # of Part II: the layer that drafts tokens is built, and its weights are read
+    mla_prolog: bool = False  # of Part II: cached steps begin with one operator
     graph: Literal["eager", "ge", "aclgraph"] = "eager"  # an execution mode, see engine/graph.py
 
     def __post_init__(self) -> None:
@@ -51,6 +54,15 @@ class PortPlan:
             raise PortError(
                 "PortPlan.cache 'paged' holds latent rows: it needs attention 'low_rank' (step "
                 f"{step('mla_low_rank').id!r})"
+            )
+        if self.mla_prolog and self.cache != "paged":
+            raise PortError(
+                "PortPlan.mla_prolog writes into blocks: it needs cache 'paged' (step "
+                f"{step('paged_cache').id!r})"
+            )
+        if self.weight_format == "nz" and self.quant == "none":
+            raise PortError(
+                "PortPlan.weight_format 'nz' is for int8 matrices: it needs quant 'w8a8' (`--plan …+w8a8+nz`)"
             )
 
     @classmethod

@@ -66,6 +66,8 @@ def test_steps_and_the_choices_of_a_plan_agree():
         "prefill_attention",
         "npu_routing_kernel",
         "quant",
+        "mla_prolog",
+        "weight_format",
         "group_mask_value",
     }
     assert own == set(CHOICES)

@@ -1,7 +1,8 @@
 """The argument checks of the NPU operators, read from their source, and the test that breaks each:
 `python ci/tools/contracts.py [--record | --mutate [WORDS]]`.
 
-A check is one statement of dsv3_port/ops or of hostnpu/fusion_attention.py that refuses an argument.
+A check is one statement of dsv3_port/ops or of hostnpu/fusion_attention.py that refuses an argument, or that
+warns of a size which a card refuses (`limit`).
 Without options the tests that tests/ops/refusals.json names are run, and each check has to refuse in
 its own, with the words that stand there (exit code 1 with findings). --record runs all tests of the
 checks and writes that file; docs/operator-checks.md is printed from it. --mutate takes each check away
@@ -32,8 +33,10 @@ PACKAGE = ROOT / "dsv3_port"
 DATA = ROOT / "tests" / "ops" / "refusals.json"
 FILES = ("ops/*.py", "hostnpu/fusion_attention.py")
 NOT_CHECKS = ("checks.py", "wide.py")  # what the checks themselves call
-HELPERS = ("floating", "same_dtype", "dtype_of", "shape_of", "one_of")
-TESTS = ("contracts rules quantised attention_forms argument_checks attention_checks").split()
+HELPERS = ("floating", "same_dtype", "dtype_of", "shape_of", "one_of", "limit")
+TESTS = (
+    "contracts rules quantised attention_forms argument_checks attention_checks mla_prolog"
+).split()
 WORDS = re.compile(
     r"^(?P<operator>\w+): (?P<argument>.+?) is (?P<got>.*?); it must be (?P<wants>.*)$"
 )

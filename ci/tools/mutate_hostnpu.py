@@ -36,7 +36,19 @@ class Mutation(NamedTuple):
 
 M = Mutation
 ATEN = f"{INSIDE}check_aten.py"
+NZ = f"tests/hostnpu/test_formats.py {INSIDE}check_nz.py"
 MUTATIONS = (
+    M("hostnpu/formats.py", "blocks.movedim(-2, -4)", "blocks", NZ),
+    M("hostnpu/formats.py", "name in INPUTS.get(short, ())", "short in INPUTS", NZ),
+    M("hostnpu/formats.py", "if name in outputs or not", "if not", NZ),
+    M("hostnpu/kernels.py", "fn = formats.Reading(fn, nz)", "pass", NZ),
+    M("hostnpu/graphs.py", "formats.host(x) if on_npu and formats.layout_of(x) else ", "", NZ),
+    M(
+        "hostnpu/launched.py",
+        "formats.to_nz(whole, layout.c0)",
+        "whole.new_zeros(layout.stored)",
+        NZ,
+    ),
     M("hostnpu/aten.py", "if base in WIDE:", "if False:", ATEN),
     M("hostnpu/aten.py", "if base in WIDE_BFLOAT16:", "if False:", ATEN),
     M("hostnpu/aten.py", "return refused(op) if base in QUANTISED else None", "return None", ATEN),

@@ -24,6 +24,7 @@ NO_PAGE = {
     *("npu_add_rms_norm_cast", "npu_gmm", "npu_gmm_v2", "npu_moe_token_permute"),
     *("npu_moe_token_unpermute", "npu_kv_rmsnorm_rope_cache_v2"),
     *("npu_kv_rmsnorm_rope_cache_v2_functional", "npu_scatter_pa_kv_cache_functional"),
+    "npu_mla_prolog_v3_functional",
 }
 # operator -> repository, place of its aclnn page
 ACLNN = {
@@ -58,6 +59,10 @@ ACLNN = {
     "npu_kv_rmsnorm_rope_cache_v2": (
         "ops-transformer",
         "posembedding/kv_rms_norm_rope_cache/docs/aclnnKvRmsNormRopeCacheV2",
+    ),
+    "npu_mla_prolog_v3": (
+        "ops-transformer",
+        "attention/mla_prolog_v3/docs/aclnnMlaPrologV3WeightNz",
     ),
     "npu_moe_compute_expert_tokens": (
         "ops-transformer",

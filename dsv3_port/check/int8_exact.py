@@ -81,11 +81,11 @@ def _watched(model: DeepseekV3, held: Callable[[str, Tensor, Tensor], None]) -> 
     """Within it `held` gets what each int8 layer made and what it should have."""
 
     def linear(at: Linear, args: tuple[Tensor], y: Tensor) -> None:
-        held(LINEAR, y, _product(*_token(args[0]), at.weight, at.weight_scale, y.dtype))
+        held(LINEAR, y, _product(*_token(args[0]), at.codes.t(), at.weight_scale, y.dtype))
 
     def mlp(at: Int8MLP, args: tuple[Tensor], y: Tensor) -> None:
         first, second = at.merge_up_gate_proj, at.down_proj
-        pairs = ((first.weight, first.weight_scale), (second.weight, second.weight_scale))
+        pairs = ((m.codes.t(), m.weight_scale) for m in (first, second))
         held(MLP, y, _mlp(args[0], *pairs))
 
     def experts(at: Int8Experts) -> Callable[[Tensor, Tensor], Tensor]:
@@ -96,7 +96,7 @@ def _watched(model: DeepseekV3, held: Callable[[str, Tensor, Tensor], None]) -> 
             stacks, start = (at.stack("group_w1_w3"), at.stack("group_w2")), 0
             for e, end in enumerate(ends.tolist()):
                 if end > start:
-                    pairs = ((weight[e], scale[e]) for weight, scale in stacks)
+                    pairs = ((codes[e].t(), scale[e]) for codes, scale in stacks)
                     held(EXPERTS, y[start:end], _mlp(rows[start:end], *pairs))
                 start = end
             return y

@@ -18,18 +18,23 @@ DEVICE_HELP = "auto, cpu, cuda, npu or host-npu"
 DTYPE_HELP = "float32, bfloat16 or float16 (default: float32 on cpu, else bfloat16)"
 PLAN_HELP = (
     "full, production (full and Part II's steps), upstream, upto:STEP, or step ids separated by commas "
-    "(`dsv3-port plan --steps` lists them); +w8a8 behind it: matrices and their inputs of int8"
+    "(`dsv3-port plan --steps` lists them); +w8a8 behind it: matrices and their inputs of int8, +w8a8+nz: "
+    "these matrices in FRACTAL_NZ on an NPU; +mla_prolog: cached steps of a paged cache begin with one operator"
 )
 WORKLOAD = ("context", "batch", "prefill", "rounds")
 SHORT_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "fp8": "float8_e4m3fn"}
 
 
-W8A8 = "+w8a8"
+W8A8, NZ, MLA_PROLOG = "+w8a8", "+nz", "+mla_prolog"
 
 
 def parse_plan(text: str) -> PortPlan:
     """`full`, `production`, `upstream`, `upto:ID` (a rung of the ladder) or step ids separated by commas;
-    `+w8a8` behind it."""
+    `+w8a8` or `+w8a8+nz`, and `+mla_prolog`, behind it."""
+    if text.endswith(MLA_PROLOG):
+        return parse_plan(text.removesuffix(MLA_PROLOG)).replace(mla_prolog=True)
+    if text.endswith(W8A8 + NZ):
+        return parse_plan(text.removesuffix(NZ)).replace(weight_format="nz")
     if text.endswith(W8A8):
         return parse_plan(text.removesuffix(W8A8)).replace(quant="w8a8")
     if text == "full":

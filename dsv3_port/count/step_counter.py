@@ -36,6 +36,8 @@ _PARTS = {
     "lm_head": "head",
 }
 OUTSIDE = "inputs"  # masks, positions, cos and sin
+# where an operator that writes rows into a paged cache has the caches among its arguments
+_CACHES = {"npu_mla_prolog_v3": (9, 11), "npu_kv_rmsnorm_rope_cache_v2": (5, 7)}
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,16 @@ class StepCounter(TorchDispatchMode):
             )
         elif name == "scatter_update_":  # the new rows, not the buffer they go into
             self.add(name, [args[2]], args[2].nbytes)
+        elif name == "npu_transpose_batchmatmul":
+            inner = args[1].shape[-2]
+            self.add(name, _tensors(args, kwargs, result), 0, 2 * result.numel() * inner)
+        elif name in _CACHES:  # likewise
+            first, last = _CACHES[name]
+            rows = args[0].numel() // args[0].shape[-1]
+            written = sum(rows * c.shape[-1] * c.element_size() for c in args[first:last])
+            read = _tensors(args[:first], args[last:], kwargs)
+            flops = _prolog_flops(rows, *args[1:5]) if name == "npu_mla_prolog_v3" else 0
+            self.add(name, read + _tensors(result), written, flops)
         else:
             self.add(name, _tensors(args, kwargs) + _tensors(result))
 
@@ -159,6 +171,11 @@ class CountedRank(TensorParallel):
             return x
         self._count("all_gather", x)
         return x.new_empty((*x.shape[:-1], x.shape[-1] * self.world_size))
+
+
+def _prolog_flops(rows: int, *weights: Tensor) -> int:
+    """Of npu_mla_prolog_v3: every number of its four matrices meets every token."""
+    return 2 * rows * sum(w.numel() for w in weights)
 
 
 def _tensors(*values: Any) -> list[Tensor]:

@@ -10,6 +10,7 @@ import torch
 from ..config import DeepseekV3Config
 from ..errors import PortError
 from ..model.decoder import DeepseekV3, build
+from ..model.weight_format import cast_weights
 from ..ops.providers import provider
 from ..parallel import SINGLE, TensorParallel
 from ..plan import PortPlan
@@ -61,7 +62,7 @@ def load_model(
     generation.check_vocabulary(model.config.vocab_size)
     if generation.eos_token_ids:
         model.config = model.config.replace(eos_token_id=generation.eos_token_ids)
-    return compile_steps(model, plan.graph)
+    return compile_steps(cast_weights(model), plan.graph)
 
 
 def with_plan(model: DeepseekV3, plan: PortPlan, **sizes: Any) -> DeepseekV3:
@@ -72,6 +73,11 @@ def with_plan(model: DeepseekV3, plan: PortPlan, **sizes: Any) -> DeepseekV3:
     group_mask and the options of attention and routing change no weight.
     """
     config = model.config.replace(**sizes)
+    if plan.weight_format != model.plan.weight_format:
+        raise PortError(
+            f"these plans do not share weights (weight_format {plan.weight_format!r} and "
+            f"{model.plan.weight_format!r}): load the second one with load_model"
+        )
 
     def layout(c: DeepseekV3Config, p: PortPlan) -> set[tuple[str, tuple[int, ...]]]:
         return {(t.name, t.shape) for t in targets(c, p, model.parallel)}

@@ -185,7 +185,8 @@ API int aclmdlRICaptureTaskUpdateEnd(void *s) {
 
 /* ---- single operators, which torch_npu's own code launches past PyTorch's dispatcher ----
  * Python carries out the few it knows. The others are refused by name: 0 would mean results that were never computed. */
-struct desc { int32_t dtype, ndim, format; int64_t dims[16]; };
+/* dims: of the tensor in its plain order; storage, ndim_stored, stored: the format in which it lies, and its sizes there */
+struct desc { int32_t dtype, ndim, format, storage, ndim_stored; int64_t dims[16], stored[16]; };
 struct buffer { void *data; size_t size; };
 typedef int (*launch_cb)(const char *op, int n_in, struct desc **in, struct buffer **in_data, int n_out,
                          struct desc **out, struct buffer **out_data);
@@ -193,9 +194,16 @@ static launch_cb on_launch;
 API void hostcann_set_launch(launch_cb cb) { on_launch = cb; }
 API void *aclCreateTensorDesc(int dtype, int n, const int64_t *dims, int format) {
   struct desc *d = calloc(1, sizeof *d);
-  d->dtype = dtype; d->ndim = n; d->format = format;
+  d->dtype = dtype; d->ndim = n; d->format = d->storage = format;
   for (int i = 0; i < n && i < 16; i++) d->dims[i] = dims[i];
   return d;
+}
+API int aclSetTensorFormat(struct desc *d, int format) { d->storage = format; return OK; }
+API int aclSetTensorShape(struct desc *d, int n, const int64_t *dims) {
+  if (n > 16) return BAD_ARGUMENT;
+  d->ndim_stored = n;
+  for (int i = 0; i < n; i++) d->stored[i] = dims[i];
+  return OK;
 }
 API void aclDestroyTensorDesc(void *d) { free(d); }
 API void *aclCreateDataBuffer(void *data, size_t size) {

@@ -3,7 +3,7 @@
 Running the FX graph cannot show a wrong conversion (a transpose flag, swapped inputs, an
 attribute); running the GraphDef can. `read` takes a ModelDef or GraphDef (serialised, `.air`, or
 pbtxt) and ge_run.py executes it. Storage
-formats are tags here: values lie in plain order.
+formats are tags here: values lie in plain order, and so do inputs (graphs.py reads FRACTAL_NZ).
 """
 
 from __future__ import annotations

@@ -95,6 +95,11 @@ def rotary_mul(x: Tensor, r1: Tensor, r2: Tensor) -> Tensor:
     return checked("npu_rotary_mul")(x, r1, r2)
 
 
+@operator("InterleaveRope", "x cos sin")
+def interleave_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    return checked("npu_interleave_rope")(x.contiguous(), cos, sin)
+
+
 @operator("MoeInitRouting", "x row_idx expert_idx", active_num=...)
 def moe_init_routing(x: Tensor, row_idx: Tensor, expert_idx: Tensor, active_num: int) -> Results:
     """GE's tensors always lie in plain order; here a Transpose is a view, which this operator would

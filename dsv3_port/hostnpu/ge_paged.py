@@ -1,4 +1,4 @@
-"""What GE's operators of the paged cache mean: the cache's update, the fused attention with lengths
+"""What GE's operators of the paged cache mean: the cache's update, the MLA prologue, the fused attention with lengths
 as tensors, the batched matmul with permutations, and padding."""
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .ge_table import GraphError, Results, ints, operator
-from .operators import checked
+from .operators import checked, host_kernel
 
 
 @operator(
@@ -142,3 +142,39 @@ def fused_infer_attention_score(
             **attributes,
         )
     )
+
+
+@operator(
+    "MlaPrologV3",
+    "token_x weight_dq weight_uq_qr weight_uk weight_dkv_kr rmsnorm_gamma_cq rmsnorm_gamma_ckv rope_sin "
+    "rope_cos kv_cache kr_cache cache_index? dequant_scale_x? dequant_scale_w_dq? dequant_scale_w_uq_qr? "
+    "dequant_scale_w_dkv_kr? quant_scale_ckv? quant_scale_ckr? smooth_scales_cq? actual_seq_len? "
+    "k_nope_clip_alpha?",
+    writes="kv_cache kr_cache",
+    written_at=2,
+    rmsnorm_epsilon_cq=1e-5,
+    rmsnorm_epsilon_ckv=1e-5,
+    cache_mode="PA_BSND",
+    query_norm_flag=False,
+    tile_size=128,
+    qc_qr_scale=1.0,
+    kc_scale=1.0,
+    weight_quant_mode=0,
+    kv_cache_quant_mode=0,
+    query_quant_mode=0,
+    ckvkr_repo_mode=0,
+    quant_scale_repo_mode=0,
+)
+def mla_prolog(*given: Tensor | None, **attributes: Any) -> Results:
+    """Seven outputs, the caches among them as the third and fourth: PyTorch's third is GE's fifth."""
+    inputs = [None if x is None else x.contiguous() for x in given[:9]]
+    kv_cache, kr_cache = given[9:11]
+    names = (
+        "cache_index dequant_scale_x dequant_scale_w_dq dequant_scale_w_uq_qr dequant_scale_w_dkv_kr "
+        "quant_scale_ckv quant_scale_ckr smooth_scales_cq actual_seq_len k_nope_clip_alpha"
+    ).split()
+    optional = dict(zip(names, given[11:], strict=True))
+    operator = host_kernel("npu_mla_prolog_v3")
+    assert operator is not None and kv_cache is not None and kr_cache is not None
+    query, query_rope, *rest = operator(*inputs, kv_cache, kr_cache, **optional, **attributes)
+    return [query, query_rope, kv_cache, kr_cache, *rest]

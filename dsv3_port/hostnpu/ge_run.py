@@ -109,14 +109,22 @@ def run(graph: Graph, inputs: Sequence[Tensor], records: bool = False) -> Run:
         for number, result in enumerate(results):
             if (node.name, number) in last:
                 values.put((node.name, number), result)
-        written = OPERATORS[node.type].writes if node.type in OPERATORS else ()
-        for number in range(1 if node.type in INPUTS else len(written)):
-            references.add((node.name, number))
+        references |= _references(node)
         del fed, results
         for edge in {e for e in node.inputs if e and last[e] == i}:
             values.drop(edge)
     done.peak, done.seconds = values.peak, time.perf_counter() - begin
     return done
+
+
+def _references(node: Node) -> set[Edge]:
+    """Its outputs that are an input of the graph, or of itself."""
+    if node.type in INPUTS:
+        return {(node.name, 0)}
+    operator = OPERATORS.get(node.type)
+    if operator is None:
+        return set()
+    return {(node.name, operator.written_at + n) for n in range(len(operator.writes))}
 
 
 def _before_writing(

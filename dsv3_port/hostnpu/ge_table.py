@@ -37,6 +37,7 @@ class Operator:
     only: dict[str, Any]
     free: tuple[str, ...]
     writes: tuple[str, ...]
+    written_at: int
 
     def settings(self, given: dict[str, Any]) -> dict[str, Any]:
         """The function's attributes for a node that has the `given` ones; GraphError for one that
@@ -71,6 +72,7 @@ def operator(
     only: dict[str, Any] | None = None,
     free: tuple[str, ...] = (),
     writes: str | None = None,
+    written_at: int = 0,
     **attributes: Any,
 ) -> Callable[..., Any]:
     """Register a function as operator `name`.
@@ -79,7 +81,7 @@ def operator(
         name=default, `...`
     where there is none. only: attributes that may have just this value, and do not reach the
     function. free: those that say how to run it and not what comes out. writes: the inputs
-    that it changes in place and returns first, in their order.
+    that it changes in place and returns, in their order, from output `written_at` on.
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -90,6 +92,7 @@ def operator(
             only or {},
             free,
             tuple((writes or "").split()),
+            written_at,
         )
         return function
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from . import fallback, generators, placement, registry
+from . import fallback, formats, generators, placement, registry
 from .memory import alias, at_address, like, plain, to_host
 
 __all__ = ["Kernel", "alias", "at_address", "recorder", "set_recorder", "to_host"]
@@ -150,6 +150,11 @@ class Kernel:
             fn = generators.bound(self.op, fn, where, host_args, host_kwargs)
         if self.has_out:
             self._own_empty(args, kwargs, host_args, host_kwargs)
+        if nz := formats.nz_arguments(self.op, self.written, args, kwargs):
+            if recorder.updating() or recorder.capturing():
+                fn = formats.Reading(fn, nz)
+            else:
+                host_args, host_kwargs = formats.replaced(nz, host_args, host_kwargs)
         if recorder.updating():
             recorder.update(fallback.Call(fn, self.op, self.written), host_args, host_kwargs)
             return tuple(

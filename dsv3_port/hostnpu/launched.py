@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import kernels, library
+from . import formats, kernels, library
 
 
 class Desc(ctypes.Structure):
@@ -25,7 +25,10 @@ class Desc(ctypes.Structure):
         ("dtype", ctypes.c_int32),
         ("ndim", ctypes.c_int32),
         ("format", ctypes.c_int32),
+        ("storage", ctypes.c_int32),
+        ("ndim_stored", ctypes.c_int32),
         ("dims", ctypes.c_int64 * 16),
+        ("stored", ctypes.c_int64 * 16),
     ]
 
 
@@ -72,12 +75,44 @@ OPERATORS: dict[str, Callable[..., Tensor]] = {
 _callback: Any = None  # must live as long as the process
 
 
-def _tensor(desc: Any, buffer: Any) -> Tensor:
-    shape = desc.contents.dims[: desc.contents.ndim]
+def _tensor(buffer: Any, dtype: torch.dtype, shape: Any) -> Tensor:
     strides = torch.empty(shape, device="meta").stride()
-    return kernels.at_address(
-        buffer.contents.data, buffer.contents.size, DTYPES[desc.contents.dtype], shape, strides
-    )
+    return kernels.at_address(buffer.contents.data, buffer.contents.size, dtype, shape, strides)
+
+
+def _layout(desc: Any) -> formats.Layout | None:
+    """Of an operand in FRACTAL_NZ, as torch_npu allocated it; None: plain order, or a format that is a
+    tag here."""
+    if desc.storage != formats.NZ:
+        return None
+    shape = tuple(desc.dims[: desc.ndim])
+    stored = tuple(desc.stored[: desc.ndim_stored])
+    layout = formats.Layout(shape if len(shape) > 1 else (1, *shape), stored[-1])
+    if layout.stored != stored:
+        raise ValueError(f"FRACTAL_NZ of {shape} is not {stored}")
+    return layout
+
+
+def _read(desc: Any, buffer: Any) -> Tensor:
+    """An input in plain order: its memory, or of FRACTAL_NZ a copy. CANN puts such a conversion before an
+    operator that it compiles."""
+    described, dtype = desc.contents, DTYPES[desc.contents.dtype]
+    shape = described.dims[: described.ndim]
+    layout = _layout(described)
+    if layout is None:
+        return _tensor(buffer, dtype, shape)
+    return formats.from_nz(_tensor(buffer, dtype, layout.stored), layout.shape).view(shape)
+
+
+def _write(desc: Any, buffer: Any, value: Tensor) -> None:
+    described, dtype = desc.contents, DTYPES[desc.contents.dtype]
+    layout = _layout(described)
+    if layout is None:
+        _tensor(buffer, dtype, described.dims[: described.ndim]).copy_(value)
+        return
+    whole = torch.empty(layout.shape, dtype=dtype).copy_(value)
+    _tensor(buffer, dtype, layout.stored).copy_(formats.to_nz(whole, layout.c0))
+    formats.made[buffer.contents.data] = layout
 
 
 def _on_launch(
@@ -88,13 +123,19 @@ def _on_launch(
     if fn is None or n_out != 1:
         return 1
     try:
-        args = [_tensor(in_desc[i], in_data[i]) for i in range(n_in)]
-        out = _tensor(out_desc[0], out_data[0])
+        operands = [*(in_desc[i] for i in range(n_in)), out_desc[0]]
         if kernels.recorder.capturing():
+            if any(d.contents.storage == formats.NZ for d in operands):
+                return 1  # a conversion is no part of a graph
+            args = [_read(in_desc[i], in_data[i]) for i in range(n_in)]
+            described = out_desc[0].contents
+            shape = described.dims[: described.ndim]
+            out = _tensor(out_data[0], DTYPES[described.dtype], shape)
             kernels.recorder.record(fn, args, {}, [out])
         else:
             kernels.recorder.flush()
-            out.copy_(fn(*args))
+            args = [_read(in_desc[i], in_data[i]) for i in range(n_in)]
+            _write(out_desc[0], out_data[0], fn(*args))
         return 0
     except Exception:
         return 1

@@ -22,8 +22,8 @@ from . import autograd, autograd_npu, fusion_attention
 from .kernels import Kernel
 from .registry import names, register
 
-# torch_npu's own code, which needs nothing of the device: storage, events, views, formats (tags here,
-# while the memory keeps its plain order; the copy that a cast makes is launched.py's "Identity")
+# torch_npu's own code, which needs nothing of the device: storage, events, views, formats (a cast is
+# launched.py's "Identity", which lays FRACTAL_NZ out as formats.py says; other formats are tags)
 NATIVE = frozenset(
     """
 _npu_storage_resize copy_memory_ empty_with_format empty_with_swapped_memory get_npu_format get_storage_size
@@ -146,12 +146,26 @@ def _token_unpermute(permuted_tokens: Tensor, *args: Any, **kwargs: Any) -> tupl
     return out, permuted_tokens.clone()
 
 
+def _mla_prolog(name: str) -> Callable[..., Any]:
+    """Results that say nothing are torch_npu's: one zero, and none at all from CANN 8.5 on."""
+
+    def call(*args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+        found: tuple[Tensor, ...] = checked(name)(*args, **kwargs)
+        if CANN < (8, 5):
+            return found
+        return tuple(x[:0] if x.shape == (1,) else x for x in found)
+
+    return call
+
+
 ATTENTION = "npu_fused_infer_attention_score", "npu_fused_infer_attention_score_v2"
+PROLOG = "npu_mla_prolog_v3", "npu_mla_prolog_v3_functional"
 ADAPTED: dict[str, Callable[..., Any]] = {
     "npu_grouped_matmul.List": _grouped_matmul_list,
     **{f"{name}.out": _attention_out(name) for name in ATTENTION},
     **{f"_{name}_get_max_workspace": _attention_workspace for name in ATTENTION},
     f"_{ATTENTION[1]}_infer_output": _attention_outputs,
+    **{name: _mla_prolog(name) for name in PROLOG},
     "_npu_dtype_cast": _dtype_cast,
     "_npu_moe_token_unpermute": _token_unpermute,
     "npu_dtype_cast": _dtype_cast,

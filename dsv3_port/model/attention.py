@@ -77,12 +77,17 @@ class LatentProjections(nn.Module):
         q = q.unflatten(-1, (self.heads, c.qk_head_dim)).transpose(1, 2)
         q_nope, q_rope = q.split([c.qk_nope_head_dim, c.qk_rope_head_dim], -1)
         row = self.kv_a_proj_with_mqa(hidden).unsqueeze(1)
-        cos, sin = inputs.cos, inputs.sin
-        if self.rotary_emb is not None:
-            cos, sin = self.rotary_emb(inputs.positions, hidden.dtype)
-        assert cos is not None and sin is not None
+        cos, sin = self.angles(inputs, hidden.dtype)
         q_rope = self.turn(q_rope, cos, sin, c.rope_interleave)
         return q_nope, q_rope, row, cos, sin
+
+    def angles(self, inputs: StepInputs, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """cos, sin [B, 1, S, Dr]: the step's, or this layer's own."""
+        cos, sin = inputs.cos, inputs.sin
+        if self.rotary_emb is not None:
+            cos, sin = self.rotary_emb(inputs.positions, dtype)
+        assert cos is not None and sin is not None
+        return cos, sin
 
     def project(
         self, hidden: Tensor, inputs: StepInputs

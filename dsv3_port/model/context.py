@@ -35,9 +35,19 @@ class BuildContext:
     def int8(self) -> bool:
         return self.plan.quant == "w8a8"
 
+    @property
+    def nz(self) -> bool:
+        return self.plan.weight_format == "nz"
+
     def matrix(self, *shape: int) -> nn.Parameter:
-        """A matrix, or a stack of them, that is int8 where the plan says so."""
-        return self.empty(*shape, dtype=torch.int8 if self.int8 else None)
+        """A matrix [out, in], or a stack of them, that is int8 where the plan says so; for
+        FRACTAL_NZ [in, out], as the products take it."""
+        *stack, outputs, inputs = shape
+        if self.nz:
+            outputs, inputs = inputs, outputs
+        return self.empty(
+            *stack, outputs, inputs, dtype=torch.int8 if self.int8 else None
+        )
 
     def scale(self, *shape: int, dtype: torch.dtype = torch.float32) -> nn.Parameter:
         """The scales of an int8 matrix, or of a stack of them: one a row."""

@@ -28,6 +28,7 @@ from .inputs import left_padding
 from .int8 import require_int8
 from .layer import DecoderLayer
 from .linear import LM_HEAD, ParallelLMHead, VocabParallelEmbedding
+from .mla_prolog import lay_out
 from .mtp import VERIFIED, Accept, MultiTokenPrediction, accept
 from .norm import make_norm
 from .paged_cache import CACHE, PagedCache, Paging, Slots, slot_mapping
@@ -122,6 +123,8 @@ class DeepseekV3(nn.Module):
         cache.write = self.write
         if isinstance(cache, PagedCache):
             cache.slots = self.slots
+        if self.plan.mla_prolog:
+            lay_out(self)
         return cache
 
     @torch.no_grad()

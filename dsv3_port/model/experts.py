@@ -152,19 +152,25 @@ class GroupedExperts(nn.Module):
 
 class Int8Experts(GroupedExperts):
     """GroupedExperts of int8: what stands between the two grouped matmuls is int8 too.
-    Each stack of weights has its _scale [E, rows, 1]."""
+    Each stack of weights has its _scale [E, rows, 1]; with weight_format 'nz' a stack is
+    [E, in, out]."""
 
     def __init__(self, ctx: BuildContext) -> None:
         super().__init__(ctx)
+        self.nz = ctx.nz
         for name, weight in list(self.named_parameters()):
             kind = torch.float32
             if not self.merged or name == "group_w2":
                 kind = int8.scale_dtype(ctx.dtype)
-            setattr(self, f"{name}_scale", ctx.scale(*weight.shape[:2], dtype=kind))
+            outputs = weight.shape[-1 if self.nz else 1]
+            scale = ctx.scale(self.experts, outputs, dtype=kind)
+            setattr(self, f"{name}_scale", scale)
 
     def stack(self, name: str) -> tuple[Tensor, Tensor]:
-        """Codes and scales of one of the stacks."""
-        return getattr(self, name), getattr(self, f"{name}_scale")
+        """Codes [E, in, out] and scales of one of the stacks."""
+        weight = getattr(self, name)
+        codes = weight if self.nz else weight.transpose(1, 2)
+        return codes, getattr(self, f"{name}_scale")
 
     def multiply(self, rows: Tensor, group_list: Tensor) -> Tensor:
         """As GroupedExperts', which it stands in for."""

@@ -3,7 +3,8 @@
     s[t] = max |x[t]| / 127,  q = rint(x / s)        npu_dynamic_quant
     y = (q W^T) scale[n] s[t]                        an exact int32 sum, float32 factors, one cast
 
-A matrix is int8 [N, K] with one float32 scale for each output (weights/int8.py). Between the two
+A matrix is int8 [N, K] with one float32 scale for each output (weights/int8.py); the products take it
+as [K, N], a view, or laid out so for FRACTAL_NZ (weight_format.py). Between the two
 products of an MLP nothing is 16-bit: npu_dequant_swiglu_quant takes the int32 sums. The results of
 the operators are 16-bit; a float32 model, which no NPU takes, has the int32 sums scaled here.
 
@@ -52,12 +53,12 @@ def product(
     scale: Tensor,
     dtype: torch.dtype,
 ) -> Tensor:
-    """codes [T, K], weight int8 [N, K], scale [N, 1] -> [T, N] in `dtype`."""
+    """codes [T, K], weight int8 [K, N], scale [N, 1] -> [T, N] in `dtype`."""
     flat = scale.flatten()
     if dtype in SIXTEEN_BIT:
         return ops.npu_quant_matmul(
             codes,
-            weight.t(),
+            weight,
             flat,
             pertoken_scale=token_scale,
             output_dtype=NUMBERS[dtype],
@@ -66,13 +67,13 @@ def product(
 
 
 def sums(codes: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-    """The int32 sums alone: [T, K] x [N, K] -> [T, N]."""
+    """The int32 sums alone: [T, K] x [K, N] -> [T, N]."""
     number = NUMBERS[torch.int32]
-    return ops.npu_quant_matmul(codes, weight.t(), scale.flatten(), output_dtype=number)
+    return ops.npu_quant_matmul(codes, weight, scale.flatten(), output_dtype=number)
 
 
 def linear(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-    """[..., K] -> [..., N], as the layer of float weights."""
+    """[..., K], weight int8 [K, N] -> [..., N], as the layer of float weights."""
     y = product(*quantised(x), weight, scale, x.dtype)
     return y.unflatten(0, x.shape[:-1])
 
@@ -110,7 +111,7 @@ def grouped_product(
     ends: Tensor,
     dtype: torch.dtype,
 ) -> Tensor:
-    """codes [T, K] sorted by expert, weight int8 [E, N, K], scale [E, N, 1], ends [E] int64 -> [T, N].
+    """codes [T, K] sorted by expert, weight int8 [E, K, N], scale [E, N, 1], ends [E] int64 -> [T, N].
 
     The operator wants the scale in bfloat16 for a bfloat16 result, in float32 for float16.
     """
@@ -118,7 +119,7 @@ def grouped_product(
     if dtype in SIXTEEN_BIT:
         return ops.npu_grouped_matmul(
             [codes],
-            [weight.transpose(1, 2)],
+            [weight],
             scale=[factors],
             per_token_scale=[token_scale],
             group_list=ends,
@@ -135,7 +136,7 @@ def grouped_sums(codes: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     """The int32 sums alone."""
     return ops.npu_grouped_matmul(
         [codes],
-        [weight.transpose(1, 2)],
+        [weight],
         group_list=ends,
         split_item=3,
         group_type=0,

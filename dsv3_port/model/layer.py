@@ -8,9 +8,9 @@ from .attention import StepInputs
 from .cache import Cache
 from .context import BuildContext
 from .experts import MoE
+from .mla_prolog import make_attention
 from .mlp import make_mlp
 from .norm import make_norm
-from .paged_attention import make_attention
 
 
 class DecoderLayer(nn.Module):

@@ -22,7 +22,7 @@ Int8Linear = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 class Linear(nn.Module):
     """Upstream: the whole matrix on every rank. [..., in] -> [..., out]. With the plan's
-    quant 'w8a8' it is int8, unless `keep`."""
+    quant 'w8a8' it is int8, unless `keep`, and `weight` [in, out] with weight_format 'nz'."""
 
     def __init__(
         self, ctx: BuildContext, inputs: int, outputs: int, keep: bool = False
@@ -31,11 +31,20 @@ class Linear(nn.Module):
         self.weight = (ctx.empty if keep else ctx.matrix)(outputs, inputs)
         self.weight_scale = ctx.scale(outputs) if ctx.int8 and not keep else None
         self.int8_linear: Int8Linear = int8.linear
+        self.nz = ctx.nz and not keep
+        self.laid: Tensor | None = None  # [in, out] of the same memory: mla_prolog.py
+
+    @property
+    def codes(self) -> Tensor:
+        """The int8 matrix [in, out], as the products take it."""
+        if self.laid is not None:
+            return self.laid
+        return self.weight if self.nz else self.weight.t()
 
     def product(self, x: Tensor) -> Tensor:
         if self.weight_scale is None:
-            return ops.linear(x, self.weight)
-        return self.int8_linear(x, self.weight, self.weight_scale)
+            return ops.linear(x, self.weight) if self.laid is None else x @ self.laid
+        return self.int8_linear(x, self.codes, self.weight_scale)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.product(x)
@@ -69,7 +78,7 @@ class RowParallelLinear(Linear):
         """`forward` of inputs that are int8 [T, in/W] with scales [T] already; the result
         has the dtype and the leading dimensions of `like`."""
         assert self.weight_scale is not None
-        y = int8.product(codes, scales, self.weight, self.weight_scale, like.dtype)
+        y = int8.product(codes, scales, self.codes, self.weight_scale, like.dtype)
         return self.reduced(y.unflatten(0, like.shape[:-1]))
 
     def reduced(self, y: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ class Int8MLP(MergedMLP):
         merged = self.merge_up_gate_proj
         assert merged.weight_scale is not None
         codes, scales = int8.quantised(x)
-        total = int8.sums(codes, merged.weight, merged.weight_scale)
+        total = int8.sums(codes, merged.codes, merged.weight_scale)
         inner = int8.swiglu(total, scales, merged.weight_scale)
         return self.down_proj.of_int8(*inner, x)
 

@@ -105,16 +105,29 @@ class PagedAttention(LowRankAttention):
         [B, S, H]."""
         batch, _, length, _ = q_nope.shape
         rank = self.config.kv_lora_rank
-        assert inputs.paged is not None
         q = ops.npu_transpose_batchmatmul(
             q_nope.transpose(1, 2).flatten(0, 1),
             self.kv_b_proj_w_k,
             perm_x1=(1, 0, 2),
             perm_y=(1, 0, 2),
         )  # [B * S, N, R]
+        query = F.pad(q, (0, LATENT - rank)).unflatten(0, (batch, length))
+        rotary = self.widened(q_rope.transpose(1, 2)).contiguous()
+        return self.over_blocks(query, rotary, inputs, buffers)
+
+    def over_blocks(
+        self,
+        query: Tensor,
+        query_rope: Tensor,
+        inputs: StepInputs,
+        buffers: list[Tensor],
+    ) -> Tensor:
+        """Queries over the latents [B, S, N, 512] and their rotary parts [B, S, N, 64] -> [B,
+        S, H]."""
+        assert inputs.paged is not None
         out = ops.paged_attention(
-            F.pad(q, (0, LATENT - rank)).unflatten(0, (batch, length)),
-            self.widened(q_rope.transpose(1, 2)).contiguous(),
+            query,
+            query_rope,
             buffers[1].flatten(2),
             buffers[0].flatten(2),
             inputs.paged.table,
@@ -123,9 +136,11 @@ class PagedAttention(LowRankAttention):
             self.scale,
         )  # [N, B, S, 512]
         heads_out = ops.npu_transpose_batchmatmul(
-            out.flatten(1, 2)[..., :rank], self.kv_b_proj_w_v, perm_y=(1, 0, 2)
+            out.flatten(1, 2)[..., : self.config.kv_lora_rank],
+            self.kv_b_proj_w_v,
+            perm_y=(1, 0, 2),
         )  # [B * S, N, Dv]
-        return self.o_proj(heads_out.flatten(1).unflatten(0, (batch, length)))
+        return self.o_proj(heads_out.flatten(1).unflatten(0, query.shape[:2]))
 
     def widened(self, x: Tensor) -> Tensor:
         """[..., Dr] in two halves -> [..., 64] in two halves, 0 at the end of each."""
@@ -138,7 +153,7 @@ class PagedAttention(LowRankAttention):
         return x.unflatten(-1, (2, -1))[..., :half].flatten(-2)
 
 
-def make_attention(ctx: BuildContext) -> ExpandedAttention | LowRankAttention:
+def make_paged_attention(ctx: BuildContext) -> ExpandedAttention | LowRankAttention:
     """The attention of the plan: with a paged cache, the one that goes with it."""
     if ctx.plan.cache == "paged":
         return PagedAttention(ctx)

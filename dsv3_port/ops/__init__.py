@@ -19,8 +19,9 @@ from .kv_cache_v2 import (
     npu_kv_rmsnorm_rope_cache_v2_functional,
 )
 from .matmul import npu_transpose_batchmatmul
-from .memory import npu_format_cast, npu_prefetch
+from .memory import ND, fractal_nz, npu_format_cast, npu_prefetch, storage_format
 from .mindspeed import npu_gmm, npu_gmm_v2
+from .mla_prolog import npu_mla_prolog_v3, npu_mla_prolog_v3_functional
 from .moe_combine import npu_moe_finalize_routing
 from .moe_dispatch import (
     npu_moe_compute_expert_tokens,
@@ -50,9 +51,11 @@ from .token_permute import (
 )
 
 __all__ = [
+    "ND",
     "OPERATORS",
     "attention",
     "causal_attention",
+    "fractal_nz",
     "head_matmul",
     "lengths_may_be_a_tensor",
     "linear",
@@ -72,6 +75,8 @@ __all__ = [
     "npu_kv_rmsnorm_rope_cache",
     "npu_kv_rmsnorm_rope_cache_v2",
     "npu_kv_rmsnorm_rope_cache_v2_functional",
+    "npu_mla_prolog_v3",
+    "npu_mla_prolog_v3_functional",
     "npu_moe_compute_expert_tokens",
     "npu_moe_finalize_routing",
     "npu_moe_gating_top_k",
@@ -99,5 +104,6 @@ __all__ = [
     "scatter_update_",
     "prompt_without_mask",
     "shared_scores",
+    "storage_format",
     "write_slots",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -110,3 +111,15 @@ def bounds(values: Tensor) -> tuple[int, int]:
         return min(numbers), max(numbers)
     low, high = torch.aminmax(values)
     return int(low), int(high)
+
+
+class CardLimit(UserWarning):
+    """A size that is computed here and that a card refuses."""
+
+
+def limit(operator: str, argument: str, got: str, fits: bool, wants: str) -> None:
+    """Warn where the operator's document lists sizes and this is another one: a small model has none
+    of them, and is computed all the same."""
+    if not fits and not torch.compiler.is_compiling():
+        error = bad(operator, argument, got, f"{wants} on a card; it is computed here all the same")
+        warnings.warn(str(error), CardLimit, stacklevel=2)

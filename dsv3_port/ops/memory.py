@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from .checks import bad
-from .table import operator
+from .table import on_npu, operator, torch_npu
 from .wide import unsupported
 
 
@@ -45,3 +45,19 @@ def npu_format_cast(
     itself."""
     unsupported("npu_format_cast", customize_dtype=customize_dtype, input_dtype=input_dtype)
     return input
+
+
+ND, FRACTAL_NZ = 2, 29
+
+
+def fractal_nz(x: Tensor) -> Tensor:
+    """x in FRACTAL_NZ on an NPU, before anything is compiled (no graph has that cast); elsewhere x."""
+    if not on_npu(x):
+        return x
+    torch_npu().npu.config.allow_internal_format = True  # else the cast leaves it as it is
+    return npu_format_cast(x, FRACTAL_NZ)
+
+
+def storage_format(x: Tensor) -> int:
+    """The storage format of a tensor on an NPU, an aclFormat: 29 is FRACTAL_NZ."""
+    return int(torch_npu().get_npu_format(x))

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from ..errors import PortError
 from ..model.decoder import DeepseekV3
+from ..model.weight_format import as_published
 from ..parallel import TensorParallel
 from .checkpoint import Checkpoint
 from .fp8 import FP8, kept_plain, stored_as_fp8
@@ -130,7 +131,7 @@ def load_weights(
     and merge of gate and up. Raises PortError for a missing, unused or misshapen tensor before
     anything is read, and for a part of another shape.
     """
-    parameters: dict[str, Tensor] = dict(model.named_parameters())
+    parameters = as_published(model)
     wanted = list(targets(model.config, model.plan, model.parallel))
     names = [t.name for t in wanted]
     if sorted(names) != sorted(parameters):

@@ -188,6 +188,15 @@ def test_plan_words():
     assert parse_plan("upto:9") == PortPlan.full().plus("paged_cache")
     assert parse_plan("upto:gmm_routing") == PortPlan.upto("gmm_routing")
     assert parse_plan("upto:9+w8a8") == PortPlan.upto("9").replace(quant="w8a8")
+    prolog = PortPlan.production().replace(mla_prolog=True)
+    assert parse_plan("production+mla_prolog") == prolog
+    for words in ("production+w8a8+mla_prolog", "production+mla_prolog+w8a8"):
+        assert parse_plan(words) == prolog.replace(quant="w8a8")
+    with pytest.raises(PortError, match="mla_prolog writes into blocks"):
+        parse_plan("full+mla_prolog")
+    int8 = PortPlan.upto("9").replace(quant="w8a8")
+    assert parse_plan("upto:9+w8a8") == int8
+    assert parse_plan("upto:9+w8a8+nz") == int8.replace(weight_format="nz")
     assert parse_plan("mla_low_rank, 6.1").step_ids == ("mla_low_rank", "fixed_kv_cache")
     with pytest.raises(PortError, match="unknown step ''"):
         parse_plan("")

@@ -30,6 +30,8 @@ MODELS = (
 )
 PAGED = ("check_mtp.py", "check_paged.py", "check_slots.py")
 INT8 = ("check_int8.py",)
+PROLOG = ("check_prolog.py",)
+NZ = ("check_nz.py",)
 GRAPHS = ("check_graphs.py",)  # as long as the rest together: another worker can take it
 
 
@@ -63,6 +65,8 @@ def test_every_file_is_run() -> None:
         *MODELS,
         *PAGED,
         *INT8,
+        *PROLOG,
+        *NZ,
         *GRAPHS,
     }
 
@@ -85,6 +89,15 @@ def test_paged() -> None:
 @needs_torch_npu
 def test_int8() -> None:
     check(*INT8)
+
+
+@needs_torch_npu
+def test_prolog() -> None:
+    check(*PROLOG)
+
+
+def test_nz() -> None:
+    check(*NZ)
 
 
 @needs_torch_npu

@@ -44,7 +44,7 @@ def held_to_the_definition() -> Iterator[Counter[str]]:
         def call(self: Linear, x: Tensor) -> Tensor:
             y = real(self, x)
             if self.weight_scale is not None:
-                want = definition.linear(_flat(x), *_pair(self.weight, self.weight_scale))
+                want = definition.linear(_flat(x), *_pair(self.codes.mT, self.weight_scale))
                 same("Linear", y, want)
             return y
 
@@ -62,7 +62,7 @@ def held_to_the_definition() -> Iterator[Counter[str]]:
             with mock.patch.object(RowParallelLinear, "reduced", before):
                 y = real(self, x)
             first, second = self.merge_up_gate_proj, self.down_proj
-            pairs = [_pair(m.weight, m.weight_scale) for m in (first, second)]
+            pairs = [_pair(m.codes.mT, m.weight_scale) for m in (first, second)]
             same("MLP", parts[-1], definition.merged_mlp(_flat(x), *pairs))
             return y
 
@@ -72,10 +72,8 @@ def held_to_the_definition() -> Iterator[Counter[str]]:
         def call(self: Int8Experts, rows: Tensor, ends: Tensor) -> Tensor:
             y = real(self, rows, ends)
             if self.merged:
-                pairs = [
-                    _pair(getattr(self, n), getattr(self, f"{n}_scale"))
-                    for n in ("group_w1_w3", "group_w2")
-                ]
+                stacks = [self.stack(n) for n in ("group_w1_w3", "group_w2")]
+                pairs = [_pair(codes.mT, scale) for codes, scale in stacks]
                 same("experts", y, definition.experts(_flat(rows), ends.cpu(), *pairs))
             return y
 
@@ -125,7 +123,7 @@ def wrong_forms() -> dict[str, Callable[[], Any]]:
         return y
 
     def in_float32(codes: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-        total = codes.bfloat16() @ weight.bfloat16().t()
+        total = codes.bfloat16() @ weight.bfloat16()
         return total.to(torch.int32)
 
     def one_of_all_tokens(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -77,7 +77,7 @@ def test_float32_sums_of_int8_are_not_exact_and_these_are() -> None:
     weight = torch.full((2, 7168), 127, dtype=torch.int8)
     weight[1, 1::3] = -125
     exact = (codes.long() @ weight.long().T)[0]
-    assert int8.sums(codes, weight, torch.ones(2, 1))[0].tolist() == exact.tolist()
+    assert int8.sums(codes, weight.t(), torch.ones(2, 1))[0].tolist() == exact.tolist()
     assert bool((exact.abs() > 1 << 24).any())
     assert exact.float().long().tolist() != exact.tolist() or int(exact[0]) % 8 == 0
 
@@ -131,11 +131,11 @@ def test_a_column_cut_changes_no_bit_and_a_row_cut_is_of_its_own_scales(shape) -
     x = torch.randn(*shape, generator=generator).bfloat16()
     codes = torch.randint(-127, 128, (32, 64), generator=generator).to(torch.int8)
     scale = torch.rand(32, 1, generator=generator) / 100
-    whole = int8.linear(x, codes, scale)
-    halves = [int8.linear(x, codes[r], scale[r]) for r in (slice(0, 16), slice(16, 32))]
+    whole = int8.linear(x, codes.t(), scale)
+    halves = [int8.linear(x, codes[r].t(), scale[r]) for r in (slice(0, 16), slice(16, 32))]
     assert torch.equal(torch.cat(halves, -1), whole)
     shards = [(x[..., c].contiguous(), codes[:, c]) for c in (slice(0, 32), slice(32, 64))]
-    parts = [int8.linear(mine, weight.contiguous(), scale) for mine, weight in shards]
+    parts = [int8.linear(mine, weight.contiguous().t(), scale) for mine, weight in shards]
     want = [definition.linear(mine.flatten(0, -2), weight, scale) for mine, weight in shards]
     assert all(torch.equal(p.flatten(0, -2), w) for p, w in zip(parts, want, strict=True))
     assert not torch.equal(parts[0] + parts[1], whole)

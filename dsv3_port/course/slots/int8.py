@@ -42,6 +42,11 @@ SOLUTION = STUB.replace(
 )
 
 
+def sums(codes: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    """codes [T, K], weight [N, K] -> int32 [T, N]."""
+    return int8.sums(codes, weight.t(), scale)
+
+
 def inputs(
     dtype: torch.dtype, generator: torch.Generator, sizes: Mapping[str, int]
 ) -> dict[str, Any]:
@@ -60,7 +65,7 @@ def inputs(
         "x": x.to(dtype),
         "weight": weight.to(torch.int8),
         "scale": scale,
-        "multiply": partial(int8.sums, scale=scale),
+        "multiply": partial(sums, scale=scale),
     }
 
 
@@ -85,8 +90,8 @@ def matrices(twin: DeepseekV3) -> list[Linear]:
 
 def attach(twin: DeepseekV3, function: Function) -> None:
     def linear(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-        multiply = partial(int8.sums, scale=scale)
-        y: Tensor = function(x.flatten(0, -2), weight, scale.flatten(), multiply)
+        multiply = partial(sums, scale=scale)
+        y: Tensor = function(x.flatten(0, -2), weight.t(), scale.flatten(), multiply)
         return y.unflatten(0, x.shape[:-1])
 
     for at in matrices(twin):

@@ -17,6 +17,7 @@ from ...config import DeepseekV3Config
 from ...errors import PortError
 from ...files import read_json
 from ...model.decoder import DeepseekV3, build
+from ...model.weight_format import as_published
 from ...ops.providers import GroupedMatmul, by_torch_npu
 from ...parallel import TensorParallel
 from ...plan import PortPlan
@@ -59,7 +60,7 @@ def load_shard(
     if check_hashes:
         verify_shards(path, [parallel.rank])
     model = build(DeepseekV3Config.from_pretrained(path), plan, parallel, device, dtype, gmm)
-    parameters = dict(model.named_parameters())
+    parameters = as_published(model)
     held = [t for t in files.targets if t.pieces[0].part != "offset"]
     shapes = {t.name: t.shape for t in held if plan.mtp or not of_mtp(t.name)}
     if shapes != {name: tuple(p.shape) for name, p in parameters.items()}:

@@ -1,0 +1,224 @@
+"""Cached steps that begin with npu_mla_prolog_v3, on device npu: eager, in one NPUGraph, as a GE graph
+and by both aclgraph backends. The operator is torch_npu's own, with its schema, shape function and
+converter; it takes bfloat16 only."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+import torch_npu
+from torch import Tensor
+
+from dsv3_port import PortPlan, generate, load_tokenizer, ops
+from dsv3_port.engine.continuous import ContinuousBatch, Request, run_requests
+from dsv3_port.engine.graph import compile_steps, converted_graphs
+from dsv3_port.errors import PortError
+from dsv3_port.hostnpu import kernels, tape
+from dsv3_port.hostnpu.operators import CANN
+from dsv3_port.model.decoder import DeepseekV3, build
+from dsv3_port.model.mla_prolog import PrologAttention
+from dsv3_port.model.paged_cache import Paging
+from dsv3_port.ops.checks import CardLimit
+from dsv3_port.steps import TOLERANCE
+from tests.hostnpu.inside import short
+from tests.hostnpu.inside.short import TINY
+from tests.model.test_paged import V3_ATTENTION
+from tests.random_models import SHORT, fill, random_sources
+
+PAGED = PortPlan.upto("9")
+PLAN = PAGED.replace(mla_prolog=True)
+MODES = ("captured", "ge", "npugraph_ex", "reduce-overhead")
+PROMPT, STEPS_MADE = 13, 8  # row 1 crosses into its second block at step 3, row 0 never does
+pytestmark = pytest.mark.filterwarnings("ignore::dsv3_port.ops.checks.CardLimit")
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> None:
+    torch._dynamo.reset()
+
+
+def load(mode: str = "eager", plan: PortPlan = PLAN, device: str = "npu") -> DeepseekV3:
+    model = short.load(plan, device, "bfloat16")
+    model.paging = Paging(16, poison=math.nan)
+    return compile_steps(model, mode)
+
+
+def run(model: DeepseekV3) -> tuple[list[Tensor], Any]:
+    """Logits of the prompt and of each step, and the cache."""
+    generator = torch.Generator().manual_seed(4)
+    ids = torch.randint(3, 900, (2, PROMPT + STEPS_MADE), generator=generator).to(model.device)
+    mask = torch.ones(2, PROMPT, dtype=torch.int64)
+    mask[0, :9] = 0
+    cache, logits = model.new_cache(2, PROMPT + STEPS_MADE), []
+    for n, part in enumerate(ids.split([PROMPT, *[1] * STEPS_MADE], 1)):
+        logits.append(model(part.contiguous(), None if n else mask.to(model.device), cache))
+    return [x.cpu() for x in logits], cache
+
+
+@functools.cache
+def ran(mode: str, quant: str) -> tuple[list[Tensor], Any, list[Counter[str]]]:
+    with converted_graphs() as graphs:
+        logits, cache = run(load(mode, PLAN.replace(quant=quant)))  # type: ignore[arg-type]
+    return logits, cache, [Counter(op.type for op in graph.op) for graph in graphs]
+
+
+def test_eager_is_the_single_operators_bit_for_bit() -> None:
+    """Each product, norm and rotation rounds where its own operator does. A cpu multiplies in other
+    forms: within bfloat16's tolerance."""
+    got, want, cpu = (run(m)[0] for m in (load(), load(plan=PAGED), load(device="cpu")))
+    for a, b, c in zip(got, want, cpu, strict=True):
+        assert torch.equal(a, b)
+        assert float((a - c).abs().max() / c.abs().max()) <= TOLERANCE["bfloat16"]
+
+
+@pytest.mark.parametrize("quant", ["none", "w8a8"])
+@pytest.mark.parametrize("mode", MODES)
+def test_graphs_are_the_eager_model_bit_for_bit(mode: str, quant: str) -> None:
+    """Over a block's boundary: catches writes that a graph loses, slots that were frozen in it."""
+    want, got = ran("eager", quant), ran(mode, quant)
+    for n, (a, b) in enumerate(zip(want[0], got[0], strict=True)):
+        assert torch.equal(a, b), n
+    eager, cache = want[1], got[1]
+    for one, other in zip(eager.buffers, cache.buffers, strict=True):
+        for x, y in zip(one, other, strict=True):
+            for row in range(2):
+                end = PROMPT + STEPS_MADE - (9 if row == 0 else 0)
+                rows = (
+                    t[c.owned[row]].flatten(0, 1)[:end].cpu() for t, c in ((x, eager), (y, cache))
+                )
+                assert torch.equal(*rows)
+
+
+@pytest.mark.parametrize("quant", ["none", "w8a8"])
+def test_the_ge_graph_of_a_cached_step(quant: str) -> None:
+    """One MlaPrologV3 a layer, and none of what it stands for."""
+    _, cache, (prompt, step) = ran("ge", quant)
+    layers = len(cache.buffers)
+    assert step["MlaPrologV3"] == layers and not prompt["MlaPrologV3"]
+    assert prompt["KvRmsNormRopeCache"] == layers and not step["KvRmsNormRopeCache"]
+    assert step["TransposeBatchMatMul"] == layers and not step["InterleaveRope"]
+    assert step["FusedInferAttentionScore"] == layers
+
+
+def test_one_capture_for_all_cached_steps() -> None:
+    assert tape.tapes is not None
+    model, before = load("captured"), tape.tapes.captured
+    run(model)
+    assert tape.tapes.captured == before + 2
+
+
+def test_launches_of_a_cached_step() -> None:
+    """What the eager step launches, by the host NPU's own count."""
+    counts = []
+    for plan in (PAGED, PLAN):
+        model = load(plan=plan)
+        cache = model.new_cache(2, 20)
+        model(torch.full((2, 9), 3, device="npu"), cache=cache)
+        before = kernels.calls["kernel"]
+        model(torch.full((2, 1), 3, device="npu"), cache=cache)
+        counts.append(kernels.calls["kernel"] - before)
+    assert counts[1] == counts[0] - 2 * 12, counts
+
+
+def test_its_three_matrices_are_in_fractal_nz() -> None:
+    model = load()
+    model.new_cache(1, 20)
+    for layer in model.modules():
+        if isinstance(layer, PrologAttention):
+            formats = [torch_npu.get_npu_format(x) for x in (layer.dq, layer.uq_qr, layer.dkv_kr)]
+            assert formats == [29] * 3 and torch_npu.get_npu_format(layer.uk) != 29
+
+
+def test_a_size_that_a_card_refuses_is_warned_of() -> None:
+    model = load()
+    cache = model.new_cache(1, 20)
+    with pytest.warns(CardLimit, match="token_x is 256 wide; it must be one of .* on a card"):
+        model(torch.full((1, 1), 3, device="npu"), cache=cache)
+
+
+def test_the_third_result_is_torch_npus() -> None:
+    """No cache, and as empty as torch_npu's shape function says."""
+    f = functools.partial(torch.ones, dtype=torch.bfloat16)
+    shapes = (2, 8), (8, 4), (4, 2 * 6), (2, 4, 16), (8, 18), (4,), (16,), (2, 2), (2, 2)
+    tensors = [f(s).npu() for s in shapes]
+    caches = [torch.zeros(2, 16, 1, n, dtype=torch.bfloat16).npu() for n in (16, 2)]
+    index = torch.tensor([3, -1]).npu()
+    results = torch_npu.npu_mla_prolog_v3(*tensors, *caches, cache_index=index)
+    assert [tuple(x.shape) for x in results[2:]] == [(0 if CANN >= (8, 5) else 1,)] * 3
+    meta = [x.to("meta") for x in (*tensors, *caches)]
+    promised = torch.ops.npu.npu_mla_prolog_v3(*meta, cache_index=index.to("meta"))
+    assert [(x.shape, x.dtype) for x in results] == [(x.shape, x.dtype) for x in promised]
+    written = caches[0].cpu().flatten(0, 2).any(-1).nonzero().flatten().tolist()
+    assert written == [3]
+
+
+@pytest.mark.parametrize("mode", ["captured", "ge"])
+def test_text(mode: str) -> None:
+    tokenizer, prompts = load_tokenizer(TINY), ["Once upon a time", "7 plus 5 is"]
+    want, got = (
+        [g.token_ids for g in generate(m, tokenizer, prompts, 24, pad_to=16)]
+        for m in (load(), load(mode))
+    )
+    assert got == want
+
+
+@pytest.mark.parametrize("mode", ["captured", "ge"])
+def test_with_drafts(mode: str) -> None:
+    tokenizer, plan = load_tokenizer(TINY), PortPlan.production().replace(mla_prolog=True)
+    want = generate(load(plan=plan), tokenizer, ["Once upon a time"], 12, pad_to=16)[0]
+    found = generate(load(mode, plan), tokenizer, ["Once upon a time"], 12, pad_to=16)[0]
+    assert found.token_ids == want.token_ids and found.accepted == want.accepted
+
+
+def test_in_slots_with_one_captured_step() -> None:
+    """Rows that are done have slot -1."""
+    requests = [Request((5, 6, 7), 4), Request((8, 9), 2), Request(tuple(range(3, 19)), 5)]
+    found = []
+    for mode in ("eager", "captured"):
+        model = load(mode)
+        batch = ContinuousBatch(model, 2, 24)
+        found.append([r.token_ids for r in run_requests(batch, requests)])
+        assert not any(bool(b[0].any()) for layer in batch.cache.buffers for b in layer)
+    assert found[0] == found[1]
+
+
+def test_other_dtypes_are_refused_by_name() -> None:
+    for dtype in ("float32", "float16"):
+        with pytest.raises(PortError, match="computes in bfloat16, not float"):
+            short.load(PLAN, dtype=dtype)
+    assert ops.npu_mla_prolog_v3.__doc__
+
+
+@functools.cache
+def at_published_widths(mode: str) -> list[Tensor]:
+    config = SHORT.replace(**V3_ATTENTION)
+    model = fill(build(config, PLAN, device="npu", dtype=torch.bfloat16), random_sources(config))
+    model.paging = Paging(16)
+    compile_steps(model, mode)
+    ids = torch.randint(3, 90, (2, 14), generator=torch.Generator().manual_seed(0)).npu()
+    cache = model.new_cache(2, 20)
+    layer = next(m for m in model.modules() if isinstance(m, PrologAttention))
+    assert (
+        layer.dq.data_ptr() == layer.q_a_proj.weight.data_ptr() and layer.q_a_proj.laid is layer.dq
+    )
+    return [model(x.contiguous(), cache=cache).cpu() for x in ids.split([9, *[1] * 5], 1)]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_matrices_with_one_memory(mode: str) -> None:
+    """At 512 and 64 nothing is widened: prompts multiply by the operator's own matrices."""
+    want, got = at_published_widths("eager"), at_published_widths(mode)
+    assert all(torch.equal(a, b) for a, b in zip(want, got, strict=True))
+
+
+@pytest.mark.parametrize("mode", ["eager", "captured", "ge"])
+def test_over_matrices_in_fractal_nz(mode: str) -> None:
+    """weight_format 'nz': no number changes, and the operator reads what the loader has cast."""
+    plan = PLAN.replace(quant="w8a8", weight_format="nz")
+    for a, b in zip(ran("eager", "w8a8")[0], run(load(mode, plan))[0], strict=True):
+        assert torch.equal(a, b)
