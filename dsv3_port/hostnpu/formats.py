@@ -120,7 +120,8 @@ def _places(
 ) -> Iterator[tuple[str, Place, Tensor]]:
     """(name, place, tensor) of every npu tensor among the arguments."""
     names = [a.name for a in op._schema.arguments]
-    for key, value in (*enumerate(args), *kwargs.items()):
+    given: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+    for key, value in given:
         listed = isinstance(value, (list, tuple))
         name = names[key] if isinstance(key, int) else key
         for i, x in enumerate(value if listed else (value,)):
