@@ -35,8 +35,8 @@ def scales_outside() -> LabFigure:
     x, weight = torch.tensor(X), torch.tensor(W)
     codes, token = int8.quantised(x)
     stored, scale = quantize_rows(weight)
-    sums = int8.sums(codes, stored, scale)
-    y = int8.linear(x, stored, scale)
+    sums = int8.sums(codes, stored.t(), scale)
+    y = int8.linear(x, stored.t(), scale)
     fig, (parts, product) = figure(1, 2, (11.5, 4.4), width_ratios=(1, 1.25))
     _rows(parts, 0.0, x, codes, token, ORANGE, tr("x: a row is a token t"), "s[t]")
     _rows(
