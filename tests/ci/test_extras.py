@@ -55,11 +55,21 @@ def brought_by(names: set[str]) -> set[str]:
 def blocked() -> set[str]:
     """Top-level modules that only an extra brings."""
     base = brought_by({r.name for r in requirements()}) | {"setuptools", PROJECT["name"]}
-    return {
-        module
-        for module, owners in metadata.packages_distributions().items()
-        if not base & {canonicalize_name(o) for o in owners}
-    }
+    owners: dict[str, set[str]] = {}
+    for d in metadata.distributions():
+        for module in modules_of(d):
+            owners.setdefault(module, set()).add(canonicalize_name(d.metadata["Name"]))
+    return {module for module, names in owners.items() if not base & names}
+
+
+def modules_of(d: metadata.Distribution) -> set[str]:
+    """Top-level modules of what is installed. metadata.packages_distributions of Python 3.10 knows those
+    of a top_level.txt only."""
+    if listed := d.read_text("top_level.txt"):
+        return set(listed.split())
+    parts = [f.parts for f in d.files or () if f.suffix in (".py", ".so")]
+    firsts = {p[0] if len(p) > 1 else p[0].partition(".")[0] for p in parts}
+    return {f for f in firsts if f.isidentifier()}
 
 
 def alone(*commands: str) -> subprocess.CompletedProcess[str]:
