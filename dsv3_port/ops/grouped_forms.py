@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .checks import ContractError, bad, for_device
 from .numbers import word_to_scale
-from .wide import wide
+from .wide import exact_product, wide
 
 OP = "npu_grouped_matmul"
 NO_SPLIT, SPLIT_M, SPLIT_K = -1, 0, 2  # group_type
@@ -205,7 +205,7 @@ def _one(
         w = w.to(antiquant_scale.dtype)
         w = (w if antiquant_offset is None else w + antiquant_offset) * antiquant_scale
     integers = x.dtype == torch.int8
-    y = x.double() @ w.double() if integers else wide(x) @ wide(w)  # int8 products are exact
+    y = exact_product(x, w) if integers else wide(x) @ wide(w)
     late = bias is not None and integers and bias.dtype != torch.int32
     if bias is not None and not late:
         y = y + (bias.double() if integers else wide(bias))

@@ -21,7 +21,7 @@ from .kv_cache_modes import normalised, rotated
 from .mla_prolog_check import OP, check_mla_prolog_v3
 from .quantise import symmetric
 from .table import operator
-from .wide import unsupported, wide
+from .wide import exact_product, unsupported, wide
 
 MEANT = ((0, 0, 0), (1, 0, 0), (2, 0, 0), (2, 1, 1))  # quantisation of weights, cache, query
 
@@ -31,7 +31,7 @@ def _product(x: Tensor, weight: Tensor, of_x: Tensor | None, of_weight: Tensor |
     if x.dtype != torch.int8:
         return x @ weight
     assert of_x is not None and of_weight is not None
-    return (x.double() @ weight.double()).float() * of_x * of_weight
+    return exact_product(x, weight).float() * of_x * of_weight
 
 
 def _run(

@@ -10,7 +10,7 @@ from torch import Tensor
 from .checks import bad, dtype_of, shape_of
 from .numbers import dtype_named, unpack_int4, word_to_offset, word_to_scale
 from .table import operator
-from .wide import unsupported
+from .wide import exact_product, unsupported
 
 OP = "npu_quant_matmul"
 MOST = 65535  # of a last dimension
@@ -119,7 +119,7 @@ def npu_quant_matmul(
     if x1.dtype == torch.int32:
         x1 = unpack_int4(x1)
         x2 = unpack_int4(x2) if x2.is_contiguous() else unpack_int4(x2.mT).mT
-    total = x1.double() @ x2.double()  # exact: |sum| < 2^31
+    total = exact_product(x1, x2)
     if bias is not None and bias.dtype == torch.int32:
         total = total + bias
     result = _result(output_dtype)

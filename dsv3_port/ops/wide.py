@@ -1,4 +1,4 @@
-"""Two helpers that all reference operators share."""
+"""Three helpers that all reference operators share."""
 
 from __future__ import annotations
 
@@ -11,6 +11,16 @@ from torch import Tensor
 def wide(x: Tensor) -> Tensor:
     """x in the dtype its arithmetic is done in: float32, or float64 if it is that already."""
     return x if x.dtype == torch.float64 else x.float()
+
+
+NARROW = 1024  # products of two int8 numbers whose sum float32 holds: 1024 * 128 * 128 = 2^24
+
+
+def exact_product(x: Tensor, w: Tensor) -> Tensor:
+    """int8 [.., M, K] @ int8 [.., K, N] -> float64 of the exact sums."""
+    if x.shape[-1] <= NARROW:
+        return (x.float() @ w.float()).double()
+    return x.double() @ w.double()
 
 
 def unsupported(operator: str, **arguments: Any) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dsv3_port import ops
 from dsv3_port.ops.numbers import unpack_int4, word_to_offset, word_to_scale
+from dsv3_port.ops.wide import exact_product
 
 BF16, F16, I8, I32 = torch.bfloat16, torch.float16, torch.int8, torch.int32
 
@@ -169,6 +170,21 @@ def test_sums_beyond_float32_are_exact() -> None:
     x1[0, 0] = 126
     got = ops.npu_quant_matmul(x1, x2, torch.ones(1), output_dtype=3)
     assert int(got) == 127 * 127 * 7168 - 127
+
+
+@pytest.mark.parametrize("width", [1, 1023, 1024, 1025, 2048])
+def test_sums_are_exact_on_both_sides_of_what_float32_holds(width: int) -> None:
+    """All of one sign, the largest there are: float32 loses a 1 from 2^24 = 1024 * 128 * 128 on."""
+    x, w = torch.full((2, width), -128, dtype=I8), torch.full((width, 3), -128, dtype=I8)
+    x[1], w[0, 1:] = 127, 127
+    x[0, 0], w[-1, 2] = -127, -127
+    want = x.long() @ w.long()
+    assert torch.equal(exact_product(x, w), want.double())
+    ends = torch.tensor([2])
+    (got,) = ops.npu_grouped_matmul(
+        [x], [w[None]], group_list=ends, split_item=3, group_type=0, output_dtype=I32
+    )
+    assert torch.equal(got.long(), want)
 
 
 def test_int4_products_and_offsets_in_words() -> None:
