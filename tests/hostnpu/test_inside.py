@@ -96,6 +96,7 @@ def test_prolog() -> None:
     check(*PROLOG)
 
 
+@needs_torch_npu
 def test_nz() -> None:
     check(*NZ)
 
