@@ -170,7 +170,8 @@ def _in_out(layer: Linear, widen: Callable[[Tensor], Tensor] | None) -> Tensor:
     if layer.nz and widen is None:
         return weight.data
     rows = ops.npu_format_cast(weight.data, ops.ND).t() if layer.nz else weight.data
-    made = ops.fractal_nz((rows if widen is None else widen(rows)).t().contiguous())
+    laid = (rows if widen is None else widen(rows)).t().contiguous()
+    made = ops.fractal_nz(laid, "mla_prolog's matrices")
     if widen is None:
         layer.laid, weight.data = made, made.t()
     return made

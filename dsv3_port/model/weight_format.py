@@ -14,10 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from ..errors import PortError
 from .decoder import DeepseekV3
-
-FRACTAL_NZ = 29
 
 
 def matrices(model: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
@@ -38,19 +35,10 @@ def as_published(model: DeepseekV3) -> dict[str, Tensor]:
 
 
 def cast_weights(model: DeepseekV3) -> DeepseekV3:
-    """Cast the int8 matrices of a plan with weight_format 'nz', one after the other; returns the model.
-    It leaves torch_npu's internal formats allowed, as programs that use them do."""
+    """Cast the int8 matrices of a plan with weight_format 'nz', one after the other; returns the model."""
     if model.plan.weight_format != "nz":
         return model
-    npu = model.device.type == "npu"
-    if npu:
-        torch.get_device_module("npu").config.allow_internal_format = True
     for module, name, path in list(matrices(model)):
-        made = ops.npu_format_cast(getattr(module, name).data, FRACTAL_NZ)
-        if npu and (kept := ops.storage_format(made)) != FRACTAL_NZ:
-            raise PortError(
-                f"{path}: torch_npu left it in format {kept}, not FRACTAL_NZ ({FRACTAL_NZ}): leave +nz "
-                "(PortPlan.weight_format) out"
-            )
+        made = ops.fractal_nz(getattr(module, name).data, path)
         setattr(module, name, nn.Parameter(made, requires_grad=False))
     return model

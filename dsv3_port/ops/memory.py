@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..errors import PortError
 from .checks import bad
 from .table import on_npu, operator, torch_npu
 from .wide import unsupported
@@ -50,12 +51,20 @@ def npu_format_cast(
 ND, FRACTAL_NZ = 2, 29
 
 
-def fractal_nz(x: Tensor) -> Tensor:
-    """x in FRACTAL_NZ on an NPU, before anything is compiled (no graph has that cast); elsewhere x."""
+def fractal_nz(x: Tensor, name: str) -> Tensor:
+    """x in FRACTAL_NZ on an NPU, before anything is compiled (no graph has that cast); elsewhere x.
+    PortError with the matrix's name where torch_npu leaves it as it is. Internal formats stay allowed, as
+    in programs that use them."""
     if not on_npu(x):
         return x
-    torch_npu().npu.config.allow_internal_format = True  # else the cast leaves it as it is
-    return npu_format_cast(x, FRACTAL_NZ)
+    torch_npu().npu.config.allow_internal_format = True
+    made = npu_format_cast(x, FRACTAL_NZ)
+    if (kept := storage_format(made)) != FRACTAL_NZ:
+        raise PortError(
+            f"{name}: torch_npu left it in format {kept}, not FRACTAL_NZ ({FRACTAL_NZ}): leave +nz and "
+            "+mla_prolog (PortPlan.weight_format, PortPlan.mla_prolog) out"
+        )
+    return made
 
 
 def storage_format(x: Tensor) -> int:

@@ -229,7 +229,7 @@ def test_status_says_it_before_anything_is_loaded(
     if hostnpu.enabled():
         pytest.skip("enabled in this process already")
     monkeypatch.setattr(library, "supported_platform", lambda: "")
-    monkeypatch.setattr(library, "cann", lambda: None)
+    monkeypatch.setattr(hostnpu.cann, "installed", lambda: None)
     monkeypatch.setattr(library, "is_built", lambda torch_npu: True)
     monkeypatch.setattr(hostnpu.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(hostnpu, "find", lambda: cuda_build.parent)

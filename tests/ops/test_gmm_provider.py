@@ -192,6 +192,7 @@ def test_a_provider_that_is_handed_in_wins_over_the_environment(
         loading, "build", lambda config, *args: SimpleNamespace(config=config, gmm=args[-1])
     )
     monkeypatch.setattr(loading, "load_weights", lambda *args: None)
+    monkeypatch.setattr(loading, "cast_weights", lambda model: model)
     monkeypatch.setattr(loading, "compile_steps", lambda model, graph: model)
     model = loading.load_model(tiny(), device="npu", gmm="mindspeed")
     assert model.gmm is providers.by_mindspeed

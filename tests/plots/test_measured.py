@@ -344,7 +344,10 @@ def test_step_alone_says_faster_slower_or_neither():
 def test_bar_and_factor_are_one_statistic():
     """By pairs b is faster while its own median is the longer one: the bar follows the pairs."""
     results = Results(
-        [record("a", [1.0, 1.0, 1.0, 5.0, 5.0]), record("b", [0.9, 0.9, 1.2, 4.0, 4.0])]
+        [
+            record("a", [1.0, 1.0, 1.0, 5.0, 5.0], tier="cuda"),
+            record("b", [0.9, 0.9, 1.2, 4.0, 4.0], tier="cuda"),
+        ]
     )
     ratio = results.ratio("a", "b")
     figure = plots.step_bars(results, "a", "b")

@@ -285,7 +285,7 @@ def test_text_with_drafts(mode) -> None:
 
 
 def test_a_cast_that_did_not_happen_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ops, "npu_format_cast", lambda x, kind: x)
+    monkeypatch.setattr("dsv3_port.ops.memory.npu_format_cast", lambda x, kind: x)
     with pytest.raises(PortError, match="torch_npu left it in format 2, not FRACTAL_NZ"):
         load()
 
