@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -26,6 +27,21 @@ LIMIT = 300.0  # seconds
 START_METHOD = "forkserver"
 FORKS = multiprocessing.get_context("forkserver")
 multiprocessing.set_forkserver_preload(["tests.preloaded"])  # started at first use
+_ensure_running = forkserver._forkserver.ensure_running
+
+
+def _started_here() -> None:
+    """It looks for the module in its folder, and says nothing where it isn't: not that of a test which
+    has gone elsewhere."""
+    before = os.getcwd()
+    os.chdir(ROOT)
+    try:
+        _ensure_running()
+    finally:
+        os.chdir(before)
+
+
+forkserver._forkserver.ensure_running = _started_here
 
 
 def _command(words: tuple[str, ...], environment: Mapping[str, str], cwd: Path, at: Path) -> None:

@@ -4,6 +4,7 @@ streams and exit code are a process's own."""
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 
 import pytest
@@ -39,6 +40,18 @@ def test_a_command_has_its_own_variables_folder_and_code(tmp_path) -> None:
     ]
     assert failed.returncode == 2 and b"nothing: no such folder" in failed.stderr
     assert not failed.stdout and dict(os.environ) == here and not one.at.exists()
+
+
+def test_it_has_imported_everything_wherever_the_first_test_was(tmp_path) -> None:
+    code = (
+        f"import os, sys; sys.path.insert(0, {str(forks.ROOT)!r}); from tests import forks; "
+        "os.chdir(sys.argv[1]); said = forks.python(\"import sys; print('tests.preloaded' in sys.modules)\"); "
+        "print(said.stdout.decode(), os.getcwd())"
+    )
+    given = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    words = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, env=given)
+    assert done.stdout.split() == ["True", str(tmp_path)], done.stdout + done.stderr
 
 
 def test_a_text_is_the_main_module_of_a_fork() -> None:
