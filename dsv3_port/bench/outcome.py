@@ -19,8 +19,9 @@ from .paired import Ratio, busy_text, floor_of, ratio_of
 from .records import Results
 
 PHASES = ("prefill", "decode")
-# Relative, by tier. cpu: one pair of rungs (notebook 03, batch 1) in eight starts of the process, on two
-# idle cores: median ratios from 0.89 to 1.04, while each start's own noise floor was 5 to 13 %.
+# Relative, by tier. cpu: two pairs of rungs (notebook 03, batch 1) in seven starts of the process, on two
+# idle cores: median ratios from 0.89 to 0.98 and from 0.94 to 1.06; the starts' own noise floors were 5
+# to 13 %, once 30 %.
 BETWEEN_STARTS = {"cpu": 0.15}
 
 FASTER, SLOWER, NEITHER, BUSY = "faster", "slower", "no difference that this run can show", "busy"
