@@ -32,7 +32,7 @@ from .attention_quant import (
 )
 from .checks import bad, dtype_of, floating, one_of, same_dtype, shape_of
 from .numbers import unpack_int4
-from .wide import wide
+from .wide import exact_product, wide
 
 
 def check(call: Call) -> None:
@@ -284,7 +284,7 @@ def _weighted(call: Call, score: Tensor, values: Tensor) -> Tensor:
         return score.softmax(-1) @ values * number(scales.value)
     weights = (score - score.amax(-1, keepdim=True)).exp()
     stored = (weights * scales.probability).round().clamp(-128, 127)
-    total = (stored.double() @ values.double()).float()
+    total = exact_product(stored, values).float()
     return total * number(scales.value) / weights.sum(-1, keepdim=True)
 
 

@@ -17,7 +17,7 @@ NARROW = 1024  # products of two int8 numbers whose sum float32 holds: 1024 * 12
 
 
 def exact_product(x: Tensor, w: Tensor) -> Tensor:
-    """int8 [.., M, K] @ int8 [.., K, N] -> float64 of the exact sums."""
+    """[.., M, K] @ [.., K, N] of whole numbers that int8 holds -> float64 of the exact sums."""
     if x.shape[-1] <= NARROW:
         return (x.float() @ w.float()).double()
     return x.double() @ w.double()
