@@ -119,3 +119,27 @@ def test_grouped_matmul_is_a_product_for_each_expert(
     assert short[-1].isnan().all() and not short[: int(ends[-1]) - 1].isnan().any()
     with pytest.raises(ValueError, match="group_list ends at row"):
         cpu.grouped_matmul(x, weight, ends + 1)
+
+
+@pytest.mark.parametrize("longest", [6, 40])  # within twice the mean of 4 rows, and beyond
+def test_small_bfloat16_experts_are_one_product_and_long_groups_their_own(longest: int) -> None:
+    torch.manual_seed(longest)
+    counts = torch.tensor([longest, 0, 3, 8, 1, 6, 0, 4] * 2)
+    counts[-1] += 64 + 16 - int(counts.sum()) % 16
+    weight = torch.randn(16, 32, 64).bfloat16().transpose(1, 2)
+    ends = counts.cumsum(0)
+    x = torch.randn(int(ends[-1]), 64).bfloat16()
+    wanted = torch.cat(
+        [
+            rows.double() @ w.double()
+            for rows, w in zip(x.split(counts.tolist()), weight, strict=True)
+        ]
+    )
+    got = cpu.grouped_matmul(x, weight, ends)
+    torch.testing.assert_close(
+        got.double(), wanted, rtol=1e-2, atol=1e-2 * float(wanted.abs().max())
+    )
+    kinds = count_ops(lambda: cpu.grouped_matmul(x, weight, ends), as_npu=False)
+    rows = cpu.PADDED_MEANS * -(-len(x) // 16)
+    assert kinds["aten.bmm"] == 1
+    assert kinds.get("aten.mm", 0) == int((counts > rows).sum()) >= 1
