@@ -121,7 +121,7 @@ def test_grouped_matmul_is_a_product_for_each_expert(
         cpu.grouped_matmul(x, weight, ends + 1)
 
 
-@pytest.mark.parametrize("longest", [6, 40])  # within twice the mean of 4 rows, and beyond
+@pytest.mark.parametrize("longest", [6, 40])  # of a mean of 5 rows
 def test_small_bfloat16_experts_are_one_product_and_long_groups_their_own(longest: int) -> None:
     torch.manual_seed(longest)
     counts = torch.tensor([longest, 0, 3, 8, 1, 6, 0, 4] * 2)
