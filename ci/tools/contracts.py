@@ -23,77 +23,22 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 from types import FunctionType
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from contract_checks import PACKAGE, Check, call_of, checks
+
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGE = ROOT / "dsv3_port"
 DATA = ROOT / "tests" / "ops" / "refusals.json"
-FILES = ("ops/*.py", "hostnpu/fusion_attention.py")
-NOT_CHECKS = ("checks.py", "wide.py")  # what the checks themselves call
-HELPERS = ("floating", "same_dtype", "dtype_of", "shape_of", "one_of", "limit")
 TESTS = (
     "contracts rules quantised attention_forms argument_checks attention_checks mla_prolog"
 ).split()
 WORDS = re.compile(
     r"^(?P<operator>\w+): (?P<argument>.+?) is (?P<got>.*?); it must be (?P<wants>.*)$"
 )
-
-
-@dataclass(frozen=True)
-class Check:
-    """file: below dsv3_port; lines of its statement."""
-
-    file: str
-    function: str
-    about: str  # the argument as the source names it
-    number: int  # of those of one function about one argument
-    first: int
-    last: int
-
-    @property
-    def name(self) -> str:
-        return f"{self.file}:{self.function}:{self.about}:{self.number}"
-
-
-def _call(statement: ast.stmt) -> ast.Call | None:
-    """The call by which a statement refuses, if it does."""
-    value = statement.exc if isinstance(statement, ast.Raise) else None
-    wanted: tuple[str, ...] = ("bad", "ContractError")
-    if isinstance(statement, ast.Expr):
-        value, wanted = statement.value, HELPERS
-    if isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id in wanted:
-        return value
-    return None
-
-
-def _about(call: ast.Call) -> str:
-    if len(call.args) < 2:
-        return "words"
-    argument = call.args[1]
-    return str(argument.value) if isinstance(argument, ast.Constant) else ast.unparse(argument)
-
-
-def checks() -> list[Check]:
-    found = []
-    for file in sorted(f for pattern in FILES for f in PACKAGE.glob(pattern)):
-        if file.name in NOT_CHECKS:
-            continue
-        for function in ast.parse(file.read_text(encoding="utf-8")).body:
-            if not isinstance(function, ast.FunctionDef):
-                continue
-            seen: defaultdict[str, int] = defaultdict(int)
-            for node in ast.walk(function):
-                if not isinstance(node, ast.stmt) or (call := _call(node)) is None:
-                    continue
-                about = _about(call)
-                seen[about] += 1
-                where = file.relative_to(PACKAGE).as_posix()
-                last = node.end_lineno or node.lineno
-                found.append(Check(where, function.name, about, seen[about], node.lineno, last))
-    return sorted(found, key=lambda c: (c.file, c.first))
 
 
 # ---- which test makes which check refuse ---------------------------------------------------------
@@ -214,7 +159,11 @@ class _Without(ast.NodeTransformer):
     def generic_visit(self, node: ast.AST) -> ast.AST:
         node = super().generic_visit(node)
         at = (getattr(node, "lineno", 0), getattr(node, "end_lineno", 0))
-        if isinstance(node, ast.stmt) and _call(node) and at == (self.check.first, self.check.last):
+        if (
+            isinstance(node, ast.stmt)
+            and call_of(node)
+            and at == (self.check.first, self.check.last)
+        ):
             return ast.copy_location(ast.Pass(), node)
         return node
 

@@ -128,10 +128,10 @@ def in_notebooks() -> Iterator[Found]:
 
 def generated() -> Iterator[Found]:
     """Headings of the tables that ci/tools/readme.py writes, and words in them."""
-    import readme
     import table_words
+    from page_tables import TABLES
 
-    for name, make in readme.TABLES.items():
+    for name, make in TABLES.items():
         yield from ((f"table {name}", text) for text in table_words.words(name, make()))
     yield from (("tables of pages", word) for word in ("model", "toy", "count"))
     # values of f-strings in notebooks, and names of their models that are one word
