@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..ops.memory import FRACTAL_NZ
 from .memory import at_address, plain
 
-ND, NZ = 2, 29  # aclFormat
 ROWS = 16
 Shape = tuple[int, ...]
 
@@ -85,7 +85,7 @@ def from_nz(stored: Tensor, shape: Sequence[int]) -> Tensor:
 
 def layout_of(x: Tensor) -> Layout | None:
     """Of the tensor in FRACTAL_NZ that x is, or is a view of; None: it lies in plain order."""
-    if not made or torch.ops.npu.get_npu_format(x) != NZ:
+    if not made or torch.ops.npu.get_npu_format(x) != FRACTAL_NZ:
         return None
     found = made.get(x.untyped_storage().data_ptr())
     if found is None:

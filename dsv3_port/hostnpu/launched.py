@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..ops.memory import FRACTAL_NZ
 from . import formats, kernels, library
 
 
@@ -83,7 +84,7 @@ def _tensor(buffer: Any, dtype: torch.dtype, shape: Any) -> Tensor:
 def _layout(desc: Any) -> formats.Layout | None:
     """Of an operand in FRACTAL_NZ, as torch_npu allocated it; None: plain order, or a format that is a
     tag here."""
-    if desc.storage != formats.NZ:
+    if desc.storage != FRACTAL_NZ:
         return None
     shape = tuple(desc.dims[: desc.ndim])
     stored = tuple(desc.stored[: desc.ndim_stored])
@@ -125,7 +126,7 @@ def _on_launch(
     try:
         operands = [*(in_desc[i] for i in range(n_in)), out_desc[0]]
         if kernels.recorder.capturing():
-            if any(d.contents.storage == formats.NZ for d in operands):
+            if any(d.contents.storage == FRACTAL_NZ for d in operands):
                 return 1  # a conversion is no part of a graph
             args = [_read(in_desc[i], in_data[i]) for i in range(n_in)]
             described = out_desc[0].contents

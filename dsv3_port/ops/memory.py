@@ -48,7 +48,7 @@ def npu_format_cast(
     return input
 
 
-ND, FRACTAL_NZ = 2, 29
+ND, FRACTAL_NZ = 2, 29  # aclFormat
 
 
 def fractal_nz(x: Tensor, name: str) -> Tensor:
