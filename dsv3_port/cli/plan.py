@@ -12,15 +12,26 @@ from tabulate import tabulate
 
 from ..config import PRESETS, DeepseekV3Config
 from ..errors import PortError
-from ..messages import N_, told, tr, using
+from ..messages import N_, told, tr
 from ..steps import PRODUCTION, STEPS
 from .words import PLAN_HELP, check_positive, long_dtype, parse_gib, parse_ints, parse_plan
 
 if TYPE_CHECKING:
     from ..forecast.planner import Forecast
 
-# why a number of cards is enough or not (forecast/planner.py), for the catalogue
-REASONS = (N_("{0} of {1} GiB"), N_("needs {0} GiB, {1} are usable ({2} of {3} kept free)"))
+# why a number of cards is enough or not (forecast/planner.py, forecast/what_if.py), for the catalogue
+REASONS = (
+    N_("{0} of {1} GiB"),
+    N_("needs {0} GiB, {1} are usable ({2} of {3} kept free)"),
+    N_("does not fit: needs {0} GiB, {1} are usable ({2} of {3} kept free)"),
+    N_(
+        "does not fit: needs {0} GiB, {1} are usable ({2} of {3} kept free); {4} ranks are the fewest that do"
+    ),
+    N_(
+        "the model cannot be cut over {0} ranks; it can over {1} (heads, widths and vocabulary must all divide)"
+    ),
+    N_("{0} cards are not a whole number of copies on {1} ranks"),
+)
 
 
 def arguments(p: argparse.ArgumentParser) -> None:
@@ -94,8 +105,7 @@ def run(args: argparse.Namespace) -> int:
     if not (args.what_if or args.forecast):
         _memory(args, config)
         return 0
-    with using("en"):  # these reports are English as a whole
-        (_what_if if args.what_if else _times)(args, config)
+    (_what_if if args.what_if else _times)(args, config)
     return 0
 
 
@@ -124,21 +134,23 @@ def _what_if(args: argparse.Namespace, config: DeepseekV3Config) -> None:
         rows = [x.to_dict() | {"suggested": x is best} for x in found]
         print(json.dumps(rows, indent=1, ensure_ascii=False))
         return
-    print(
-        f"decode of {args.batch} sequences with {args.seq_len} cached, bfloat16, plan {args.plan}: {SENTENCE}"
-    )
-    print(tabulate([x.row() for x in found], headers="keys", disable_numparse=True))
-    said = "no missing step shortens decode by more than 3 %"
+    what = tr("decode of {batch} sequences with {n} cached, bfloat16, plan {plan}: {what}")
+    sizes = {"batch": args.batch, "n": args.seq_len, "plan": args.plan}
+    print(what.format(what=told(SENTENCE), **sizes))
+    cells = [[told(str(v)) for v in x.row().values()] for x in found]
+    print(tabulate(cells, [told(k) for k in found[0].row()], disable_numparse=True))
+    said = tr("no missing step shortens decode by more than 3 %")
     if best.decode and best.after:
-        said = f"next step: {best.next_step}, ~{best.decode.ms:.0f} to ~{best.after.ms:.0f} ms composed"
-    copies = f", {best.copies} copies" if best.copies > 1 else ""
-    print(f"\nsuggested: {best.world_size} ranks{copies}; {said}\n")
-    print(
-        f"Kernels: {model.device}, {args.kernels}; published ones of {CARD} where it has none."
-        if model
-        else label(CARD)
-    )
-    print("The latency of collectives is in no source and not in the times.")
+        said = tr("next step: {step}, ~{now:.0f} to ~{then:.0f} ms composed")
+        now, then = best.decode.ms, best.after.ms
+        said = said.format(step=best.next_step, now=now, then=then)
+    copies = tr(", {n} copies").format(n=best.copies) if best.copies > 1 else ""
+    line = tr("suggested: {n} ranks{copies}; {said}")
+    print(f"\n{line.format(n=best.world_size, copies=copies, said=said)}\n")
+    own = tr("Kernels: {device}, {file}; published ones of {card} where it has none.")
+    shown = own.format(device=model.device, file=args.kernels, card=CARD) if model else label(CARD)
+    print(shown)
+    print(tr("The latency of collectives is in no source and not in the times."))
 
 
 def _memory(args: argparse.Namespace, config: DeepseekV3Config) -> None:
@@ -203,13 +215,14 @@ def _times(args: argparse.Namespace, config: DeepseekV3Config) -> None:
         print(json.dumps([f.to_dict() for rows in found.values() for f in rows], indent=1))
         return
     rungs = list(dict.fromkeys(f.rung for f in found[worlds[0]]))
-    heads = [f"{phase}, {w} ranks" for phase in ("prefill", "decode") for w in worlds]
+    head, ends = tr("{phase}, {n} ranks"), tr("{a:.1f} to {b:.1f}")
+    heads = [head.format(phase=phase, n=w) for phase in ("prefill", "decode") for w in worlds]
     rows = [
         (
             step(rung).number,
-            step(rung).title,
+            told(step(rung).title),
             *(
-                f"{f.total.low * 1e3:.1f} to {f.total.high * 1e3:.1f}"
+                ends.format(a=f.total.low * 1e3, b=f.total.high * 1e3)
                 for phase in ("prefill", "decode")
                 for w in worlds
                 for f in found[w]
@@ -219,11 +232,16 @@ def _times(args: argparse.Namespace, config: DeepseekV3Config) -> None:
         for rung in rungs
     ]
     card = CARDS[args.forecast]
-    print(
-        f"FORECAST, nothing measured: ms a step of {args.config} in bfloat16 on {card.name}; prefill of "
-        f"{args.prefill} tokens, decode of batch {args.batch} with {args.seq_len} cached"
+    what = tr(
+        "FORECAST, nothing measured: ms a step of {config} in bfloat16 on {card}; prefill of {prompt} tokens, "
+        "decode of batch {batch} with {n} cached"
     )
-    print(tabulate(rows, ("", "step", *heads), stralign="right", disable_numparse=True))
-    print(f"Assumed: {assumptions_text()}.\nRates: {card.source}.")
+    sizes = {"prompt": args.prefill, "batch": args.batch, "n": args.seq_len}
+    print(what.format(config=args.config, card=told(card.name), **sizes))
+    print(tabulate(rows, ("", tr("step"), *heads), stralign="right", disable_numparse=True))
+    print(tr("Assumed: {assumed}.").format(assumed=assumptions_text()))
+    print(tr("Rates: {source}.").format(source=told(card.source)))
+    enough, little = tr("{n} ranks: fits, {reason}"), tr("{n} ranks: does not fit: {reason}")
     for f in forecast(config, worlds, card.memory_gib, batch=args.batch, seq_len=args.seq_len):
-        print(f"{f.world_size} ranks: {'fits, ' if f.fits else 'does not fit: '}{f.reason}")
+        said = enough if f.fits else little
+        print(said.format(n=f.world_size, reason=told(f.reason)))

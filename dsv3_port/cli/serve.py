@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from ..engine.settings import Settings
 from ..errors import PortError
 from ..files import write_atomic
-from ..messages import tr, trn
+from ..messages import tr
 from .words import PLAN_HELP, check_target, parse_plan, run_arguments, setting_arguments
 
 if TYPE_CHECKING:
@@ -98,14 +98,14 @@ def run(args: argparse.Namespace) -> int:
 def summary(r: ServeReport) -> str:
     """What was done, in counts; the times of other machines are not those of this loop."""
     from ..count.batching import Batching, in_batches
+    from ..engine.report import headline
 
     here, static = Batching(r.slots, tuple(r.occupancy)), in_batches(r.tokens, r.slots)
-    ranks = trn("{n} rank", "{n} ranks", len(r.ranks)).format(n=len(r.ranks))
+    slots = tr("{slots} slots").format(slots=r.slots)
     eager = tr("graphs: none, eager")
     graphs = tr(
         "graphs: {graphs} captured or compiled before the first request, {later} after it"
     ).format(graphs=r.graphs, later=r.later_graphs)
-    what = tr("{model}: {ranks}, {slots} slots, {mode}, {dtype}, {sampling}")
     tokens = tr("{requests} requests, {prompt} prompt tokens, {new} new")
     steps = tr(
         "{steps} decode steps, {share:.0%} of their rows had a request; in batches of {slots}, one after the "
@@ -114,14 +114,7 @@ def summary(r: ServeReport) -> str:
     blocks = tr("blocks of {size}: {most} of {all} in use at most, all given back")
     return "\n".join(
         (
-            what.format(
-                model=r.model_name,
-                ranks=ranks,
-                slots=r.slots,
-                mode=r.mode,
-                dtype=r.dtype,
-                sampling=r.sampling,
-            ),
+            headline(r.model_name, len(r.ranks), slots, r.mode, r.dtype, r.sampling),
             tokens.format(
                 requests=len(r.rows),
                 prompt=sum(row["prompt_tokens"] for row in r.rows),

@@ -18,6 +18,7 @@ from torch.utils.flop_counter import flop_registry
 
 from .. import ops
 from ..config import DeepseekV3Config
+from ..messages import N_
 from ..model.decoder import DeepseekV3
 from ..ops import cpu, plain
 from ..parallel import TensorParallel
@@ -35,7 +36,7 @@ _PARTS = {
     "embed_tokens": "embedding",
     "lm_head": "head",
 }
-OUTSIDE = "inputs"  # masks, positions, cos and sin
+OUTSIDE = N_("inputs")  # masks, positions, cos and sin
 # where an operator that writes rows into a paged cache has the caches among its arguments
 _CACHES = {"npu_mla_prolog_v3": (9, 11), "npu_kv_rmsnorm_rope_cache_v2": (5, 7)}
 

@@ -58,6 +58,16 @@ def peak_process() -> int:
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
 
 
+def headline(
+    model: str, ranks: int, together: str, mode: str, dtype: str, sampling: Sampling
+) -> str:
+    """What ran, as a summary begins. together: how sequences are decoded, `batch 4`."""
+    said = tr("{model}: {ranks}, {together}, {mode}, {dtype}, {sampling}")
+    of = trn("{n} rank", "{n} ranks", ranks).format(n=ranks)
+    what = {"model": model, "mode": mode, "dtype": dtype, "sampling": sampling}
+    return said.format(ranks=of, together=together, **what)
+
+
 @dataclass(frozen=True)
 class JobReport:
     """The whole job, as rank 0 saw it."""
@@ -128,18 +138,10 @@ class JobReport:
         from tabulate import tabulate
 
         prompt = sum(g.prompt_tokens for g in self.generations)
-        ranks = trn("{n} rank", "{n} ranks", self.world_size).format(n=self.world_size)
-        what = tr("{model}: {ranks}, batch {batch}, {mode}, {dtype}, {sampling}")
+        batch = tr("batch {batch}").format(batch=self.batch_size)
         tokens = tr("{prompt} prompt tokens, {new} new; {times}")
         lines = [
-            what.format(
-                model=self.model_name,
-                ranks=ranks,
-                batch=self.batch_size,
-                mode=self.mode,
-                dtype=self.dtype,
-                sampling=self.sampling,
-            ),
+            headline(self.model_name, self.world_size, batch, self.mode, self.dtype, self.sampling),
             tokens.format(prompt=prompt, new=self.new_tokens, times=self._times()),
             *([self._drafts()] if self.drafted else []),
             tabulate(

@@ -168,12 +168,12 @@ def check_rows() -> list[dict[str, object]]:
     span = tr("{a:.1f} to {b:.1f}")
     return [
         {
-            "cited": c.what,
-            "measured": f"{c.measured:.1f} {told(c.unit)}",
+            N_("cited"): c.what,
+            N_("measured value"): f"{c.measured:.1f} {told(c.unit)}",
             "FORECAST": span.format(a=c.forecast.low, b=c.forecast.high),
-            "measured is": c.verdict,
-            "middle of the forecast": f"{c.error:+.0%}",
-            "before it was fitted": span.format(a=before[0], b=before[1]),
+            N_("measured is"): c.verdict,
+            N_("middle of the forecast"): f"{c.error:+.0%}",
+            N_("before it was fitted"): span.format(a=before[0], b=before[1]),
         }
         for c, before in zip(cited_checks(), ASSUMED_BEFORE, strict=True)
     ]

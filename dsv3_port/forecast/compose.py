@@ -65,10 +65,12 @@ class Composed:
     def binds(self) -> str:
         """What most of the step is."""
         parts = {
-            "launches: the device waits for the host": self.idle if self.mode == "eager" else 0.0,
-            "waits between replayed kernels": self.idle if self.mode != "eager" else 0.0,
-            "starts of kernels, whatever they do": self.starts,
-            "bytes and FLOPs": self.device - self.starts,
+            N_("launches: the device waits for the host"): self.idle
+            if self.mode == "eager"
+            else 0.0,
+            N_("waits between replayed kernels"): self.idle if self.mode != "eager" else 0.0,
+            N_("starts of kernels, whatever they do"): self.starts,
+            N_("bytes and FLOPs"): self.device - self.starts,
         }
         return max(parts, key=lambda name: parts[name])
 

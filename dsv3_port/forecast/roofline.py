@@ -17,6 +17,7 @@ from ..config import DeepseekV3Config
 from ..count.step_work import StepWork, Work, step_work
 from ..errors import PortError
 from ..ge import layers as ge_layers
+from ..messages import N_
 from ..plan import PortPlan
 from ..steps import STEPS
 
@@ -167,7 +168,7 @@ def operator_seconds(work: Work, card: Card, a: Assumptions) -> tuple[float, str
     """(seconds of one such operator without its start, what bounds it: "memory" or "compute")."""
     read = work.nbytes / (card.memory * a.memory)
     product = work.flops / ((card.float32 if work.float32 else card.bfloat16) * a.compute)
-    return (read, "memory") if read >= product else (product, "compute")
+    return (read, N_("memory")) if read >= product else (product, N_("compute"))
 
 
 def collective_seconds(
@@ -281,20 +282,18 @@ def operator_rows(work: StepWork, card: str = "a3", top: int = 12) -> list[dict[
     for w in work.work:
         seconds, bound = operator_seconds(w, CARDS[card], FAST)
         row = sums.setdefault((w.part, w.op, bound), [0, 0, 0, 0])
-        for i, value in enumerate(
-            (w.times, w.nbytes * w.times, w.flops * w.times, seconds * w.times)
-        ):
-            row[i] += value
+        for i, value in enumerate((1, w.nbytes, w.flops, seconds)):
+            row[i] += value * w.times
     rows = sorted(sums.items(), key=lambda item: -item[1][3])
     return [
         {
-            "part": part,
-            "operator": op,
-            "launches": int(n),
+            N_("part"): part,
+            N_("operator"): op,
+            N_("launches"): int(n),
             "MB": round(nbytes / 1e6, 1),
             "GFLOP": round(flops / 1e9, 1),
-            "bound by": bound,
-            "ms at best": round(seconds * 1e3, 3),
+            N_("bound by"): bound,
+            N_("ms at best"): round(seconds * 1e3, 3),
         }
         for (part, op, bound), (n, nbytes, flops, seconds) in rows[:top]
     ]

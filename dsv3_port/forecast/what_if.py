@@ -15,6 +15,7 @@ from ..config import DeepseekV3Config
 from ..count.step_work import step_work
 from ..engine.graph import graph_blockers
 from ..errors import PortError
+from ..messages import N_
 from ..plan import PortPlan
 from ..steps import PRODUCTION, STEPS
 from .compose import Composed, compose
@@ -23,6 +24,10 @@ from .planner import Forecast, cannot_cut, forecast, smallest_world, world_sizes
 
 SAME = 1.2  # composed times that are nearer than this are not told apart
 LEAST = 0.03  # a step that shortens decode by less is not named as the next one
+HEADS = (  # of Layout.row
+    *(N_("ranks"), N_("copies"), N_("memory"), N_("decode ms"), N_("covered"), N_("binds")),
+    N_("next"),
+)
 
 
 @dataclass(frozen=True)
@@ -45,17 +50,13 @@ class Layout:
     def row(self) -> dict[str, Any]:
         """A row of a table, milliseconds."""
         d = self.decode
-        row: dict[str, Any] = {"ranks": self.world_size, "copies": self.copies or "–"}
+        cells: tuple[Any, ...] = (self.world_size, self.copies or "–")
         if d is None:
-            nothing = dict.fromkeys(("memory", "decode ms", "covered"), "–")
-            return row | nothing | {"binds": self.reason, "next": "–"}
-        return row | {
-            "memory": self.memory.reason,
-            "decode ms": f"~{d.ms:.0f} ({d.low:.0f}–{d.high:.0f})",
-            "covered": f"{d.covered:.0%}",
-            "binds": d.binds,
-            "next": f"{self.next_step} → ~{self.after.ms:.0f}" if self.after else "none",
-        }
+            return dict(zip(HEADS, (*cells, "–", "–", "–", self.reason, "–"), strict=True))
+        cells += (self.memory.reason, f"~{d.ms:.0f} ({d.low:.0f}–{d.high:.0f})")
+        cells += (f"{d.covered:.0%}", d.binds)
+        then = f"{self.next_step} → ~{self.after.ms:.0f}" if self.after else N_("none")
+        return dict(zip(HEADS, (*cells, then), strict=True))
 
     def to_dict(self) -> dict[str, Any]:
         """decode_ms: low end, middle, high end; collectives are counted and not in it."""
