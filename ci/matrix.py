@@ -78,6 +78,9 @@ def cell_environment(
     env["TRITON_CACHE_DIR"] = str(caches / "triton")
     env["DSV3_HOSTNPU_CACHE"] = str(caches / "hostnpu")
     env["MPLCONFIGDIR"] = str(caches / "matplotlib")
+    env["DSV3_LANG"] = (
+        "en"  # what the commands say at their end is read here, and stands in one table
+    )
     return env
 
 
