@@ -16,8 +16,8 @@ from ..forecast.roofline import CARDS, PARTS, StepForecast
 from ..messages import N_, told, tr
 from ..steps import title_of
 from .colours import BLUE, GREEN, GREY, INK, LIGHT, ORANGE, PURPLE, SMALL, VERMILLION
-from .shapes import name_rows
-from .style import LabFigure, broken, figure, finish, styled
+from .shapes import PHONE_BAR, lines_above, name_rows
+from .style import LabFigure, broken, figure, finish, on_phone, panel_key, two_widths, wrapped
 
 _COLOURS = dict(zip(PARTS, (BLUE, ORANGE, PURPLE, GREY), strict=True))
 _SAID = (N_("roofline"), N_("kernel starts"), N_("collective operators"), N_("host"))
@@ -37,13 +37,13 @@ def _milliseconds(value: float, _: object = None) -> str:
 
 def _log_ticks(ax: Axes) -> None:
     ax.set_xscale("log")
-    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 3) if on_phone() else (1, 2, 5)))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(FuncFormatter(_milliseconds))
     ax.grid(axis="x", color=LIGHT, lw=0.8)
 
 
-@styled
+@two_widths
 def forecast_ladder(forecasts: Sequence[StepForecast]) -> LabFigure:
     """Each rung as a bar from the fast to the slow end of its range; prefill and decode apart, one
     card."""
@@ -54,30 +54,29 @@ def forecast_ladder(forecasts: Sequence[StepForecast]) -> LabFigure:
     most = max(sum(f.phase == p for f in forecasts) for p in phases)
     fig, axes = figure(1, len(phases), (4.6 + 3.6 * len(phases), 2.6 + 0.42 * most))
     said = []
+    thick, beside = (0.4, 6.5) if on_phone() else (0.66, 3.2)  # a bar; room for its text
     for ax, phase in zip(axes, phases, strict=True):
         rows = [f for f in forecasts if f.phase == phase]
         for y, f in enumerate(rows):
             low, high = f.total.low * 1e3, f.total.high * 1e3
             colour = BLUE if f.mode == "eager" else GREEN
-            ax.barh(y, high - low, 0.66, left=low, color=colour, alpha=0.85)
-            ax.plot([f.total.middle * 1e3] * 2, [y - 0.33, y + 0.33], color="white", lw=2)
+            ax.barh(y, high - low, thick, left=low, color=colour, alpha=0.85)
+            ends = [y - thick / 2, y + thick / 2]
+            ax.plot([f.total.middle * 1e3] * 2, ends, color="white", lw=2)
             text = f"{_milliseconds(low)} – {_milliseconds(high)}"
             ax.text(high * 1.06, y, text, va="center", fontsize=SMALL)
             said.append(f"{phase} {title_of(f.rung)} {text} ms")
-        name_rows(ax, [title_of(f.rung) if ax is axes[0] else "" for f in rows])
+        named = on_phone() or ax is axes[0]
+        name_rows(ax, [title_of(f.rung) if named else "" for f in rows])
         _log_ticks(ax)
         ax.set_xlim(
-            min(f.total.low for f in rows) * 1e3 / 1.3, max(f.total.high for f in rows) * 1e3 * 3.2
+            min(f.total.low for f in rows) * 1e3 / 1.3,
+            max(f.total.high for f in rows) * 1e3 * beside,
         )
         ax.set_xlabel(tr("ms a step, FORECAST (logarithmic)"))
         ax.set_title(_shape(rows[0]))
-    axes[0].legend(
-        handles=[
-            Patch(color=BLUE, label=tr("eager mode")),
-            Patch(color=GREEN, label=tr("graph mode")),
-        ],
-        loc="lower right",
-    )
+    modes = ((BLUE, tr("eager mode")), (GREEN, tr("graph mode")))
+    panel_key(axes[0], [Patch(color=colour, label=mode) for colour, mode in modes])
     card, world = CARDS[forecasts[0].card], forecasts[0].work.world_size
     alt = tr("FORECAST, nothing measured, ranges of a step's time: {said}.")
     note = tr(
@@ -92,7 +91,7 @@ def forecast_ladder(forecasts: Sequence[StepForecast]) -> LabFigure:
     )
 
 
-@styled
+@two_widths
 def forecast_parts(forecasts: Sequence[StepForecast]) -> LabFigure:
     """What the slow and the fast end of each rung are made of. In eager mode host and device run
     side by side."""
@@ -101,24 +100,26 @@ def forecast_parts(forecasts: Sequence[StepForecast]) -> LabFigure:
     fig, axes = figure(1, 2, (11.8, 2.6 + 0.42 * len(forecasts)))
     said = []
     ends = (tr("fast end"), tr("slow end"))
+    off, thick = (0.12, 0.22) if on_phone() else (0.18, 0.34)
     for ax, end, name in zip(axes, ("low", "high"), ends, strict=True):
         for y, f in enumerate(forecasts):
             left = 0.0
             for part in PARTS[:3]:
                 size = getattr(f.parts[part], end) * 1e3
-                ax.barh(y - 0.18, size, 0.34, left=left, color=_COLOURS[part])
+                ax.barh(y - off, size, thick, left=left, color=_COLOURS[part])
                 left += size
-            ax.barh(y + 0.18, getattr(f.parts["host"], end) * 1e3, 0.34, color=_COLOURS["host"])
+            host = getattr(f.parts["host"], end) * 1e3
+            ax.barh(y + off, host, thick, color=_COLOURS["host"])
             each = tr(", ").join(
                 f"{told(_NAMES[p])} {_milliseconds(getattr(f.parts[p], end) * 1e3)}" for p in PARTS
             )
             row = tr("{end} {step}: {parts}")
             said.append(row.format(end=name, step=title_of(f.rung), parts=each))
-        name_rows(ax, [title_of(f.rung) if ax is axes[0] else "" for f in forecasts], grid=True)
+        named = on_phone() or ax is axes[0]
+        name_rows(ax, [title_of(f.rung) if named else "" for f in forecasts], grid=True)
         ax.set_xlabel(tr("ms, FORECAST"))
         ax.set_title(name)
-    handles = [Patch(color=_COLOURS[p], label=told(_NAMES[p])) for p in PARTS]
-    axes[0].legend(handles=handles, loc="lower right")
+    panel_key(axes[0], [Patch(color=_COLOURS[p], label=told(_NAMES[p])) for p in PARTS])
     card, world = CARDS[forecasts[0].card], forecasts[0].work.world_size
     alt = tr("FORECAST, nothing measured, ms of each part: {said}.")
     title = tr("FORECAST, nothing measured: {what}, {world} × {card}")
@@ -133,17 +134,18 @@ def forecast_parts(forecasts: Sequence[StepForecast]) -> LabFigure:
     )
 
 
-@styled
+@two_widths
 def forecast_checks(checks: Sequence[Check]) -> LabFigure:
     """The forecast's ranges over the cited figures, which are 1: what lies outside was forecast
     wrongly."""
-    fig, (ax,) = figure(size=(10.5, 2.2 + 0.66 * len(checks)))
-    said = []
+    fig, (ax,) = figure(size=(10.5, 2.2 + (0.78 if on_phone() else 0.66) * len(checks)))
+    said, thick = [], PHONE_BAR if on_phone() else 0.5
+    names, colours = [], []  # of each row
     for y, c in enumerate(checks):
         low, high = c.forecast.low / c.measured, c.forecast.high / c.measured
         colour = GREEN if c.inside else VERMILLION
         hatch = "" if c.inside else "//"
-        ax.barh(y, high - low, 0.5, left=low, color=colour, hatch=hatch, edgecolor="white")
+        ax.barh(y, high - low, thick, left=low, color=colour, hatch=hatch, edgecolor="white")
         text = tr("{low} – {high} {unit} forecast, {cited} cited: {verdict}").format(
             low=_milliseconds(c.forecast.low),
             high=_milliseconds(c.forecast.high),
@@ -151,20 +153,27 @@ def forecast_checks(checks: Sequence[Check]) -> LabFigure:
             cited=_milliseconds(c.measured),
             verdict=c.verdict,
         )
-        look: dict[str, Any] = {
-            "color": INK if c.inside else VERMILLION,
-            "transform": ax.get_yaxis_transform(),
-        }
-        ax.text(0.01, y - 0.4, text, va="center", fontsize=SMALL, **look)
+        colours.append(INK if c.inside else VERMILLION)
         said.append(tr("{name}: {factor}").format(name=told(c.what), factor=text))
+        if on_phone():
+            room: dict[str, Any] = {"room": 0.9 * fig.bbox.width, "fontsize": SMALL}
+            names.append("\n".join(wrapped(fig, t, **room) for t in (told(c.what), text)))
+        else:
+            names.append("\n".join(broken(told(c.what), 34)))
+            look: dict[str, Any] = {"color": colours[-1], "transform": ax.get_yaxis_transform()}
+            ax.text(0.01, y - 0.4, text, va="center", fontsize=SMALL, **look)
     ax.axvline(1, color=INK, lw=1.6, ls="--")
-    name_rows(ax, ["\n".join(broken(told(c.what), 34)) for c in checks], 0.7, 0.5)
+    if on_phone():
+        lines_above(ax, names, colours)
+    else:
+        name_rows(ax, names, 0.7, 0.5)
     _log_ticks(ax)
     ax.set_xlim(
         min(c.forecast.low / c.measured for c in checks) / 1.5,
         max(4.0, *(1.5 * c.forecast.high / c.measured for c in checks)),
     )
-    ax.set_xlabel(tr("FORECAST over cited (logarithmic); the dashed line is what was measured"))
+    label = tr("FORECAST over cited (logarithmic); the dashed line is what was measured")
+    ax.set_xlabel(wrapped(fig, label, 0.93 * fig.bbox.width) if on_phone() else label)
     sources = tr("; ").join(dict.fromkeys(c.source for c in checks))
     return finish(
         fig,

@@ -83,7 +83,7 @@ def layer_picture(graph: Graph, layer: int = 1, title: str = "") -> LabFigure:
     head = tr("Layer {layer} of {graph}: {n} operators")
     return finish(
         fig,
-        alt.format(layer=layer, boxes=", ".join(b.label.replace("\n", " ") for b in boxes)),
+        alt.format(layer=layer, boxes=tr(", ").join(b.label.replace("\n", " ") for b in boxes)),
         title=told(title) or head.format(layer=layer, graph=graph.name, n=count),
     )
 

@@ -7,9 +7,10 @@ from collections import defaultdict
 from ..forecast.kernels import CARD, forward, label
 from ..forecast.traced import Traced
 from ..messages import N_, sentences, told, tr
-from .colours import LIGHT, PURPLE, SMALL, VERMILLION
+from .colours import PURPLE, SMALL, VERMILLION
 from .npu_step import supported
-from .style import LabFigure, figure, finish, styled
+from .shapes import PHONE_BAR, lines_above, name_rows
+from .style import LabFigure, figure, finish, on_phone, two_widths, wrapped
 
 _ALLOTTED = N_("SwiGlu, allotted rows")
 _EMPTY = "458880x4096"  # SwiGLU over rows that were allotted and hold nothing
@@ -30,7 +31,7 @@ def shares() -> list[tuple[str, int, float, tuple[str, ...]]]:
     return sorted(found, key=lambda item: -item[2])
 
 
-@styled
+@two_widths
 def npu_forward(most: int = 12) -> LabFigure:
     """Bars of the forward's kernels, the longest `most` of them by name."""
     found = shares()
@@ -41,23 +42,24 @@ def npu_forward(most: int = 12) -> LabFigure:
         (N_("all others"), sum(n for _, n, _, _ in rest), sum(ms for _, _, ms, _ in rest), others),
     ]
     whole = sum(ms for _, _, ms, _ in found)
-    fig, (ax,) = figure(size=(11.0, 2.2 + 0.34 * len(shown)))
+    fig, (ax,) = figure(size=(11.0, 2.2 + (0.46 if on_phone() else 0.34) * len(shown)))
     derived, said = [], []
+    thick = PHONE_BAR if on_phone() else 0.66
     row = tr("{ms:.1f} ms [~{name}], {share:.0%}, {n} launches")
     for y, (kernel, n, ms, rows) in enumerate(shown):
         name = told(kernel)
         colour = VERMILLION if kernel == _ALLOTTED else PURPLE
-        ax.barh(y, ms, 0.66, fc="none", ec=colour, hatch="//")
+        ax.barh(y, ms, thick, fc="none", ec=colour, hatch="//")
         derived.append(Traced(ms, "ms", name, rows))
         text = row.format(ms=ms, name=name, share=ms / whole, n=n)
-        ax.text(ms + 3, y, text, va="center", fontsize=SMALL)
+        if not on_phone():
+            ax.text(ms + 3, y, text, va="center", fontsize=SMALL)
         said.append(text)
-    ax.set_yticks(range(len(shown)), [told(name) for name, *_ in shown])
-    ax.set_ylim(len(shown) - 0.4, -0.6)
-    ax.set_xlim(0, shown[0][2] * 1.95)
+    name_rows(ax, ["" if on_phone() else told(name) for name, *_ in shown], 0.6, 0.4, grid=True)
+    if on_phone():  # a kernel's name is in what is said of it
+        lines_above(ax, [wrapped(fig, t, 0.93 * fig.bbox.width, fontsize=SMALL) for t in said])
+    ax.set_xlim(0, shown[0][2] * (1.05 if on_phone() else 1.95))
     ax.set_xlabel(tr("ms of device time in the forward"))
-    ax.grid(axis="x", color=LIGHT, lw=0.8)
-    ax.tick_params(axis="y", length=0)
     caption = tr(
         "One prefill forward of DeepSeek-V3 in bfloat16, 3,585 tokens, one rank of 128. [~name] is the sum of "
         "that kernel's rows. 458,880 rows are allotted to experts and about 3,585 hold tokens: SwiGLU runs over "

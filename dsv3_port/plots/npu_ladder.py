@@ -14,9 +14,10 @@ from ..forecast.planner import forecast
 from ..forecast.traced import Traced
 from ..messages import N_, sentences, told, tr, trn
 from ..steps import step, title_of
-from .colours import BLUE, GREEN, GREY, INK, LIGHT, ORANGE, PURPLE, SKY, SMALL
+from .colours import BLUE, GREEN, GREY, INK, LARGE, ORANGE, PURPLE, SKY, SMALL
 from .npu_step import supported
-from .style import LabFigure, figure, finish, styled
+from .shapes import name_rows
+from .style import LabFigure, figure, finish, on_phone, two_widths, wrapped
 
 _PARTS = {
     "measured": (PURPLE, "//", N_("kernels measured at this size")),
@@ -33,33 +34,31 @@ _PUBLISHED = {
 }
 
 
-@styled
+@two_widths
 def npu_ladder(
     config: DeepseekV3Config,
     world_sizes: Sequence[int] = (8, 32),
     batches: Sequence[int] = (1, 8, 32),
     context: int = 4096,
 ) -> LabFigure:
-    """Decode step by step: a column for each batch, a row for each number of ranks, bfloat16 on
-    910B4-1; below each, published figures of whole models on the same axis."""
-    rows = len(world_sizes)
-    size = (4.2 + 4.6 * len(batches), 2.4 + 5.4 * rows)
-    ratios = [0.45, *([5.4] * rows)]
-    fig, every = figure(rows + 1, len(batches), size, gridspec_kw={"height_ratios": ratios})
-    top, axes = every[: len(batches)], every[len(batches) :]
+    """Decode step by step, a panel for each number of ranks and batch, bfloat16 on 910B4-1; below
+    each, published figures of whole models on the same axis. More than two batches stand below each
+    other, ranks beside each other: on a page three panels in a row are too small to read."""
+    panels, columns = [(w, b) for w in world_sizes for b in batches], len(batches)
+    if columns > 2:
+        panels, columns = [(w, b) for b in batches for w in world_sizes], len(world_sizes)
+    fig, top, axes = _panels(len(panels) // columns, columns)
     said, derived, used = [], [], set()
-    for i, world in enumerate(world_sizes):
-        for j, batch in enumerate(batches):
-            steps = ladder(config, world_size=world, batch=batch, context=context)
-            ax = axes[i * len(batches) + j]
-            said += _panel(ax, steps, labelled=j == 0)
-            derived += [t for s in steps for t in traced(s)]
-            used |= {r for s in steps for r in s.rows}
+    for k, (ax, (world, batch)) in enumerate(zip(axes, panels, strict=True)):
+        steps = ladder(config, world_size=world, batch=batch, context=context)
+        said += _panel(fig, ax, steps, named=k % columns == 0 or on_phone())
+        derived += [t for s in steps for t in traced(s)]
+        used |= {r for s in steps for r in s.rows}
     handles = [Patch(fc="none", ec=c, hatch=h, label=told(t)) for c, h, t in _PARTS.values()]
     handles.append(Patch(fc="none", ec=_IDLE[0], hatch=_IDLE[1], label=tr("device waits")))
     for ax in top:
         ax.axis("off")
-    keys = top[0].legend(handles=handles, loc="center left", ncols=1 + len(batches))
+    keys = top[0].legend(handles=handles, loc="center left", ncols=len(top) + 1 - on_phone())
     keys.set_in_layout(False)
     what = told(SENTENCE)
     caption = tr(
@@ -83,6 +82,20 @@ def npu_ladder(
     )
 
 
+def _panels(rows: int, columns: int) -> tuple[LabFigure, list[Axes], list[Axes]]:
+    """The figure, what its legend stands in, and its panels."""
+    if on_phone():  # all below each other: heights in inches, and what stands around them
+        ratios = [1.4, *([6.4] * rows * columns)]
+        high = sum(ratios) + 0.8 * rows * columns + 4.4
+        size = (0.0, (high - 0.8) / 1.4)  # `figure` makes it a phone's
+    else:
+        ratios = [0.45, *([5.4] * rows)]
+        size = (4.2 + 4.6 * columns, 2.4 + 5.4 * rows)
+    across = 1 if on_phone() else columns
+    fig, every = figure(len(ratios), across, size, gridspec_kw={"height_ratios": ratios})
+    return fig, every[:across], every[across:]
+
+
 def tag(s: Composed) -> str:
     return f"{s.work.world_size}/{s.work.batch}/{step(s.rung).number}"
 
@@ -92,15 +105,15 @@ def traced(s: Composed) -> list[Traced]:
     return [Traced(v, "ms", tag(s), s.rows) for v in (s.ms, s.low, s.high)]
 
 
-def _panel(ax: Axes, steps: Sequence[Composed], labelled: bool) -> list[str]:
+def _panel(fig: LabFigure, ax: Axes, steps: Sequence[Composed], named: bool) -> list[str]:
     said = []
-    most = max(s.high for s in steps)
+    most, thick = max(s.high for s in steps), 0.3 if on_phone() else 0.66
     for y, s in enumerate(steps):
         left = 0.0
         for how, (colour, hatch, _) in _PARTS.items():
-            ax.barh(y, s.kernels[how], 0.66, left=left, fc="none", ec=colour, hatch=hatch)
+            ax.barh(y, s.kernels[how], thick, left=left, fc="none", ec=colour, hatch=hatch)
             left += s.kernels[how]
-        ax.barh(y, s.idle, 0.66, left=left, fc="none", ec=_IDLE[0], hatch=_IDLE[1])
+        ax.barh(y, s.idle, thick, left=left, fc="none", ec=_IDLE[0], hatch=_IDLE[1])
         ax.errorbar(
             s.ms, y, xerr=[[s.ms - s.low], [s.high - s.ms]], fmt="none", ecolor=INK, capsize=3
         )
@@ -109,17 +122,15 @@ def _panel(ax: Axes, steps: Sequence[Composed], labelled: bool) -> list[str]:
         row = tr("{step} {text}, {share:.0%} of the kernels covered.")
         said.append(row.format(step=title_of(s.rung), text=text, share=s.covered))
     names = [title_of(s.rung) for s in steps] + _published(ax, len(steps), most)
-    ax.set_yticks(range(len(names)), names if labelled else [""] * len(names))
-    ax.set_ylim(len(names) - 0.4, -0.6)
-    ax.set_xlim(0, most * 1.9)
-    ax.grid(axis="x", color=LIGHT, lw=0.8)
-    ax.tick_params(axis="y", length=0)
+    name_rows(ax, names if named else [""] * len(names), 0.6, 0.4, grid=True)
+    ax.set_xlim(0, most * (2.75 if on_phone() else 1.9))
     ax.set_xlabel(tr("ms a step, composed"))
     w = steps[0].work
     fits = forecast(w.config, (w.world_size,), batch=w.batch, seq_len=w.context)[0]
     room = "" if fits.fits else tr("; does not fit 64 GiB cards")
     size = trn("{n} token", "{n} tokens", w.batch).format(n=w.batch)
-    ax.set_title(tr("TP {world}, {size}{room}").format(world=w.world_size, size=size, room=room))
+    title = tr("TP {world}, {size}{room}").format(world=w.world_size, size=size, room=room)
+    ax.set_title(wrapped(fig, title, fontsize=LARGE, fontweight="bold") if on_phone() else title)
     of_all = tr("TP {world}, {n} tokens{room}:")
     return [of_all.format(world=w.world_size, n=w.batch, room=room), *said]
 
@@ -131,6 +142,13 @@ def _published(ax: Axes, first: int, most: float) -> list[str]:
         values = [known[i].value for i in ids]
         ax.plot(values, [y] * len(values), "D", mfc="none", mec=GREEN, ms=7)
         text = " ".join(f"{known[i].value:g} ms [{i}]" for i in ids)
-        ax.text(max(values) + most * 0.03, y, text, va="center", fontsize=SMALL, color=INK)
-    ax.axhline(first - 0.5, color=GREY, lw=0.8)
+        ax.text(
+            max(values) + most * (0.06 if on_phone() else 0.03),
+            y,
+            text,
+            va="center",
+            fontsize=SMALL,
+            color=INK,
+        )
+    ax.axhline(first - (0.78 if on_phone() else 0.5), color=GREY, lw=0.8)
     return list(map(told, _PUBLISHED))

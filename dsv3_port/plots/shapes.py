@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyArrowPatch, Rectangle
 
-from .colours import LIGHT, SMALL, ink_on
+from .colours import LIGHT, PAPER, SMALL, ink_on
 from .style import on_phone
 
 
@@ -82,3 +82,17 @@ def name_rows(
     ax.tick_params(axis="y", length=0)
     if grid:
         ax.grid(axis="x", color=LIGHT, lw=0.8)
+
+
+PHONE_BAR = 0.22  # how high a bar is in its row where lines of text stand above it
+
+
+def lines_above(ax: Axes, lines: Sequence[str], colours: Sequence[str] = ()) -> None:
+    """What each bar is and says, in lines above it: a phone's picture has no room beside bars."""
+    for y, text in enumerate(lines):
+        look: dict[str, Any] = {"color": colours[y]} if colours else {}
+        look |= {"va": "bottom", "fontsize": SMALL, "transform": ax.get_yaxis_transform()}
+        look["bbox"] = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.5}
+        ax.text(0, y - 0.16, text, **look)
+    ax.set_yticks([])
+    ax.set_ylim(len(lines) - 0.8, -1)

@@ -156,6 +156,16 @@ def key(fig: LabFigure, ncols: int, **more: Any) -> None:
     fig.legend(loc="outside upper center", ncols=1 if on_phone() else ncols, **more)
 
 
+def panel_key(ax: Axes, handles: Sequence[Any]) -> None:
+    """The legend in an empty corner of a panel; on a phone, where none is, between its title and its
+    bars."""
+    if on_phone():
+        ax.legend(handles=handles, loc="lower left", bbox_to_anchor=(-0.02, 1.0))
+        ax.set_title(ax.get_title("left"), pad=17 * len(handles) + 12)
+    else:
+        ax.legend(handles=handles, loc="lower right")
+
+
 def figure(
     rows: int = 1, columns: int = 1, size: tuple[float, float] = (9.0, 4.0), **grid: Any
 ) -> tuple[LabFigure, list[Axes]]:
@@ -172,6 +182,13 @@ def figure(
 # what stays together in a line: a word, or one Chinese character with the marks around it
 _HAN, _OPENS, _CLOSES = "\u2e80-\u2fff\u3005-\u9fff", "（「《“", "，。、；：！？）」》”"
 _PIECE = re.compile(f" ?[{_OPENS}]*(?:[{_HAN}]|[^ {_HAN}{_OPENS}{_CLOSES}]+)?[{_CLOSES}]*")
+_FOLDERS = re.compile("(?<=/)")
+
+
+def _pieces(text: str) -> list[str]:
+    """What `text` may be broken between; a path that fits no phone's line, behind its slashes too."""
+    found = _PIECE.findall(" ".join(text.split()))
+    return [p for piece in found for p in (_FOLDERS.split(piece) if len(piece) > 36 else [piece])]
 
 
 def wrapped(fig: LabFigure, text: str, room: float = 0.0, **style: Any) -> str:
@@ -183,7 +200,7 @@ def wrapped(fig: LabFigure, text: str, room: float = 0.0, **style: Any) -> str:
     ):  # whose characters are whole pixels wide, more at some sizes than at others
         room *= 0.95
     lines = [""]
-    for piece in _PIECE.findall(" ".join(text.split())):
+    for piece in _pieces(text):
         longer = f"{lines[-1]}{piece}".lstrip()
         drawn = Text(0, 0, longer, figure=fig, **style)
         if lines[-1] and drawn.get_window_extent(renderer).width > room:

@@ -21,6 +21,7 @@ FILES = [
     *DOCS,
 ]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+CHINESE = (ROOT / "README.zh-CN.md").read_text(encoding="utf-8")
 
 
 def test_tables_are_those_of_the_code():
@@ -36,19 +37,20 @@ def test_tables_are_those_of_the_code():
 def test_every_local_link_exists(file):
     text = (ROOT / file).read_text(encoding="utf-8")
     links = [m for m in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text) if "://" not in m]
+    links += re.findall(r' (?:src|srcset)="([^"]+)"', text)
     assert len(links) > 10 or not file.startswith("README")
     missing = [link for link in links if not (ROOT / file).parent.joinpath(link).exists()]
     assert not missing
 
 
 def test_readme_is_one_page_and_names_every_page():
-    assert len(TEXT.splitlines()) <= 150 and len(TEXT.split()) <= 1400
+    assert len(TEXT.splitlines()) <= 150
+    assert len(re.sub("<[^>]*>", "", TEXT).split()) <= 1400  # tags of its pictures apart
     assert all(f"({page})" in TEXT for page in DOCS)
 
 
 def test_the_chinese_readme_is_its_twin():
     """As many headings of each level, tables, links to the same places, the same code."""
-    other = (ROOT / "README.zh-CN.md").read_text(encoding="utf-8")
 
     def shape(text: str) -> tuple[list[str], list[str], list[str]]:
         prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
@@ -56,10 +58,33 @@ def test_the_chinese_readme_is_its_twin():
         links = [
             m.replace("zh-CN/", "") for m in re.findall(r"\]\(([^)]+)\)", text) if "README" not in m
         ]
+        links += [m.replace(".zh.", ".") for m in re.findall(r' (?:src|srcset)="([^"]+)"', text)]
         commands = re.findall(r"^(python3 \S+ \w+)", text, re.MULTILINE)
         return marks, sorted(links), commands
 
-    assert shape(TEXT) == shape(other)
+    assert shape(TEXT) == shape(CHINESE)
+
+
+def test_its_pictures_say_what_the_code_says(monkeypatch, tmp_path, capsys):
+    """In both languages, wide and for a phone; one that is old or gone is named."""
+    monkeypatch.syspath_prepend(str(ROOT / "ci" / "tools"))
+    import readme_pictures as tool
+
+    assert tool.main(["--check"]) == 0
+    for name in tool.PICTURES:
+        for language in ("en", "zh"):
+            wide, phone = tool.files(name, language)
+            assert tool.says(wide) == tool.says(phone) != ""
+            assert wide.name in (TEXT if language == "en" else CHINESE)
+            assert phone.name in (TEXT if language == "en" else CHINESE)
+    monkeypatch.setattr(tool, "FOLDER", tmp_path)
+    monkeypatch.setattr(tool, "PICTURES", {"ladder": lambda: None})
+    monkeypatch.setattr(tool, "drawn", lambda: [(tool.files("ladder", "zh"), Figure())])
+    assert tool.main(["--check"]) == 1 and "ladder.zh.png" in capsys.readouterr().err
+
+
+class Figure:
+    alt_text = "what the code says"
 
 
 def test_what_the_readme_says_a_graph_needs_is_what_blocks_one():
@@ -139,9 +164,8 @@ def test_every_command_in_the_readme_parses():
 
 
 def test_the_chinese_readme_has_the_same_example_and_is_chinese():
-    chinese = (ROOT / "README.zh-CN.md").read_text(encoding="utf-8")
     (example,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
-    assert example in chinese and sum("\u4e00" <= c <= "\u9fff" for c in chinese) > 600
+    assert example in CHINESE and sum("\u4e00" <= c <= "\u9fff" for c in CHINESE) > 600
 
 
 def test_every_variable_before_a_command_is_a_setting():

@@ -19,6 +19,7 @@ from dsv3_port.config import DeepseekV3Config
 from dsv3_port.forecast.checks import cited_checks
 from dsv3_port.forecast.planner import forecast
 from dsv3_port.forecast.roofline import forecast_ladder as forecasts
+from dsv3_port.hostnpu.ge import Graph
 from dsv3_port.messages import catalogue, using
 from dsv3_port.paths import repo_root
 from dsv3_port.plan import PortPlan
@@ -29,6 +30,7 @@ from dsv3_port.plots.curves import cost_curve, memory_curve
 from dsv3_port.plots.drafts import accepted_steps, draft_costs, draft_steps
 from dsv3_port.plots.faults import step_map, tool_map
 from dsv3_port.plots.forecast import forecast_checks, forecast_ladder, forecast_parts
+from dsv3_port.plots.ge_layer import layer_picture
 from dsv3_port.plots.graph_pieces import graph_pieces
 from dsv3_port.plots.graph_rungs import graph_rungs
 from dsv3_port.plots.group_boards import group_boards
@@ -55,6 +57,7 @@ from dsv3_port.plots.rows import hand_over, rows_over_time
 from dsv3_port.plots.shard_strips import shard_strips
 from dsv3_port.plots.sharding import shard_picture
 from dsv3_port.steps import STEPS
+from tests.ge.test_tables import node
 from tests.plots.test_drafts import TEXTS, times, work
 from tests.plots.test_int8 import ERRORS, cost
 from tests.plots.test_measured import curve_results, ladder_results
@@ -63,8 +66,7 @@ from tests.random_models import CONFIG
 
 # drawn in Chinese too, of records and graphs that a test would have to make
 MORE = {
-    *("blocks_over_time", "ge_census", "layer_picture", "prompt_curves", "step_split"),
-    "traffic_plot",
+    *("blocks_over_time", "ge_census", "prompt_curves", "step_split", "traffic_plot"),
 }
 HAN = re.compile(r"[\u4e00-\u9fff]")
 V3 = DeepseekV3Config.preset("v3-671b")
@@ -72,6 +74,24 @@ V3 = DeepseekV3Config.preset("v3-671b")
 
 def cards(*worlds: int):
     return forecast(V3, worlds, plan=PortPlan.full())
+
+
+def ge_graph() -> Graph:
+    """One decoder layer: attention, a gate, an MLP, two residual sums."""
+    drawn = [
+        *(node("ids", "Data", index=0), node("table", "Data", index=1), node("w", "Data", index=2)),
+        node("x", "GatherV2", [("table", 0), ("ids", 0)]),
+    ]
+    for name, kind, *before in (
+        *(("n1", "RmsNorm", "x"), ("q", "MatMul", "n1"), ("s", "SoftmaxV2", "q")),
+        *(("o", "MatMul", "s"), ("r1", "Add", "x", "o"), ("n2", "RmsNorm", "r1")),
+        *(("t", "TopKV2", "n2"), ("u", "MatMul", "n2"), ("act", "SwiGlu", "u")),
+        *(("m", "Mul", "act", "t"), ("d", "MatMul", "m"), ("r2", "Add", "r1", "d")),
+        *(("head", "MatMul", "r2"), ("out", "NetOutput", "head")),
+    ):
+        inputs = [(b, 0) for b in before] + ([("w", 0)] if kind == "MatMul" else [])
+        drawn.append(node(name, kind, inputs))
+    return Graph("decode", drawn)
 
 
 def ladder_of(*phases: str):
@@ -117,6 +137,7 @@ PICTURES = {
     "forecast_parts": lambda: forecast_parts(ladder_of("decode")),
     "graph_rungs": lambda: graph_rungs(recorded_rungs(repo_root() / "data" / "recorded", [])),
     "kv_b_split": lambda: kv_b_split(V3),
+    "layer_picture": lambda: layer_picture(ge_graph(), 0),
     "npu_forward": npu_forward,
     "npu_ladder": lambda: npu_ladder(V3, (8,), (1,)),
     **{f"npu_step, {s.id}": (lambda name=s.id: npu_step(name)) for s in STEPS},

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
-from PIL import Image
 
 from dsv3_port.config import DeepseekV3Config
 from dsv3_port.errors import PortError
@@ -15,7 +12,6 @@ from dsv3_port.plots.npu_forward import npu_forward, shares
 from dsv3_port.steps import STEPS
 
 V3 = DeepseekV3Config.preset("v3-671b")
-README_PICTURE = Path(__file__).parents[2] / "data" / "recorded" / "ladder-npu-composed.png"
 
 
 @pytest.fixture(scope="module")
@@ -41,13 +37,6 @@ def test_a_number_that_was_not_composed_is_refused(monkeypatch):
     monkeypatch.setattr(pictures, "traced", lambda s: [])
     with pytest.raises(PortError, match="nothing derived is called"):
         pictures.npu_ladder(V3, (32,), (1,))
-
-
-def test_the_picture_of_readme_is_what_the_code_draws():
-    """Draw it anew: dsv3_port.plots.style.save(npu_ladder(config, (32,), (1, 8)), the file)."""
-    with Image.open(README_PICTURE) as picture:
-        kept = picture.text["Description"]
-    assert kept == pictures.npu_ladder(V3, (32,), (1, 8)).alt_text
 
 
 def test_the_forward_kernel_by_kernel():
