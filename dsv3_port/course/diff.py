@@ -36,6 +36,9 @@ _BEFORE, _AFTER = (
 )  # Okabe-Ito vermillion and blue: no red against green
 _MONO = "font-family:var(--jp-code-font-family,monospace);font-size:12px;line-height:1.45"
 FOLD = 'data-fold="judge"'  # on a <details> that pages open
+# A phone's page has one column (templates/page): cells in the order of --o, what goes before what comes;
+# those that say nothing new are left out
+ONCE = "--again:1;"
 RULE = "1px solid rgba(128,128,128,.45)"
 
 
@@ -95,23 +98,25 @@ class Beside:
 
     def _repr_html_(self) -> str:
         left, right = _highlight(self.before.text), _highlight(self.after.text)
-        cells = []
+        cells, block, last = [], 0, "equal"
         for kind, i, j in self.pairs():
             changed = kind == "change"
-            cells.append(
-                _side(left, i, self.before.line, "−" if changed else "", _BEFORE if changed else "")
-            )
-            cells.append(
-                _side(right, j, self.after.line, "+" if changed else "", _AFTER if changed else "")
-            )
+            block += kind == "equal" or last == "equal"  # equal lines, or a change's lines together
+            last, again = kind, "" if changed else ONCE
+            tints = (_BEFORE, _AFTER) if changed else ("", "")
+            mine, theirs = f"--o:{2 * block};", again or f"--o:{2 * block + 1};"
+            mark = "−" if changed else ""
+            cells.append(_side(left, i, self.before.line, mark, tints[0], mine))
+            mark = "+" if changed else ""
+            cells.append(_side(right, j, self.after.line, mark, tints[1], theirs))
         heads = _head(f"{self.heads[0]}: {self.before.name}", self.before.place) + _head(
             f"{self.heads[1]}: {self.after.name}", self.after.place
         )
         label = html.escape(self.label, quote=True)
         shown = (
             f'<div role="figure" aria-label="{label}" tabindex="0" style="overflow-x:auto;border:{RULE};'
-            'border-radius:4px;margin:.5em 0"><div style="display:grid;min-width:44rem;grid-template-columns:'
-            f'minmax(0,1fr) minmax(0,1fr)">{heads}{"".join(cells)}</div></div>'
+            'border-radius:4px;margin:.5em 0"><div style="--beside:1;display:grid;min-width:44rem;'
+            f'grid-template-columns:minmax(0,1fr) minmax(0,1fr)">{heads}{"".join(cells)}</div></div>'
         )
         return (
             f"<details {FOLD}><summary>{label}</summary>{shown}</details>" if self.folded else shown
@@ -224,16 +229,18 @@ def _head(title: str, place: str) -> str:
     )
 
 
-def _side(lines: Sequence[str], index: int | None, first: int, mark: str, tint: str) -> str:
+def _side(
+    lines: Sequence[str], index: int | None, first: int, mark: str, tint: str, order: str
+) -> str:
     if index is None:
-        return '<div style="background:rgba(128,128,128,.08)"></div>'
-    return _cell(lines[index], first + index, mark, tint)
+        return f'<div style="{ONCE}background:rgba(128,128,128,.08)"></div>'
+    return _cell(lines[index], first + index, mark, tint, order)
 
 
-def _cell(line: str, number: int, mark: str, tint: str) -> str:
+def _cell(line: str, number: int, mark: str, tint: str, order: str = "") -> str:
     background = f"background:{tint};" if tint else ""
     return (
-        f'<div style="{background}{_MONO};display:flex"><span style="flex:none;width:3.2em;text-align:right;'
+        f'<div style="{order}{background}{_MONO};display:flex"><span style="flex:none;width:3.2em;text-align:right;'
         f'opacity:.6;user-select:none">{number}</span><span style="flex:none;width:1.3em;text-align:center;'
         f'user-select:none">{mark}</span><span style="white-space:pre-wrap;overflow-wrap:anywhere;min-width:0">'
         f"{line or ' '}</span></div>"

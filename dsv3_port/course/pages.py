@@ -34,6 +34,7 @@ from .sections import without_marks
 from .translations import LANGUAGES, code, translated, versions
 
 TEMPLATES = Path(__file__).with_name("templates")
+LONG = 40  # characters of a cell that a phone has no room for beside three others
 CONTENTS = "<!-- contents -->"  # where the page's template has room for them
 
 
@@ -46,14 +47,16 @@ def mathml(tex: str, display: str = "inline") -> str:
 
 
 def row_cards(table: str) -> str:
-    """A table of more than four columns, marked so that a phone shows each row as a card: every cell
-    names its column."""
+    """A table of more than four columns, or of four with a long text, marked so that a phone shows each
+    row as a card: every cell names its column."""
     head, _, body = table.partition("</thead>")
     names = [
         re.sub(r"<[^>]+>", "", name).strip()
         for name in re.findall(r"<th\b[^>]*>(.*?)</th>", head, re.DOTALL)
     ]
-    if len(names) <= 4 or not body:
+    texts = re.findall(r"<td\b[^>]*>(.*?)</td>", body, re.DOTALL)
+    few = 4 if max((len(re.sub(r"<[^>]+>", "", t)) for t in texts), default=0) <= LONG else 3
+    if len(names) <= few or not body:
         return table
     at = itertools.cycle(names)
     cells = re.sub(r"<td\b", lambda _: f'<td data-name="{next(at)}"', body)

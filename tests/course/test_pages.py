@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
@@ -85,6 +86,13 @@ def test_wide_tables_become_cards_on_phones(tmp_path):
     assert html.count('<table class="cards">') == 1
     named = re.findall(r'<td data-name="(.*?)"[^>]*>(.*?)</td>', html)
     assert named == list(zip("abcde" * 2, "1234567890", strict=True))
+
+
+@pytest.mark.parametrize(("longest", "cards"), [(40, 0), (41, 1)])
+def test_four_columns_become_cards_where_one_has_a_long_text(tmp_path, longest, cards):
+    table = f"| a | b | c | d |\n|---|---|---|---|\n| 1 | 2 | {'`x`' + 'y' * (longest - 1)} | 4 |"
+    html = page(tmp_path, new_markdown_cell(table))
+    assert html.count('<table class="cards">') == cards
 
 
 def test_imports_are_folded_and_other_code_is_not(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from html import unescape
 from html.parser import HTMLParser
 
 import pytest
@@ -50,6 +52,19 @@ def test_diff_shows_every_line_of_both_sides(step):
         range(len(shown.after.text.splitlines()))
     )
     assert str(shown).startswith("--- dsv3_port/") and shown._repr_markdown_().startswith("```diff")
+
+
+def test_on_a_phone_a_diff_is_one_column():
+    """As its styles order it: what goes before what comes, equal lines once, as `diff -u` has them."""
+    shown = diff("gmm_routing")
+    cells = re.findall(r'<div style="(--(?:o:(\d+)|again)[^"]*)">(.*?)</div>', shown._repr_html_())
+    kept = sorted((int(o), k, cell) for k, (_, o, cell) in enumerate(cells) if o)
+    parts = [re.sub("<[^>]+>", "\0", cell).split("\0") for *_, cell in kept]
+    lines = [unescape("".join(p)) for p in parts]
+    plain = [re.sub(r"^\d+", "", line).replace("−", "-", 1) for line in lines]
+    wanted = [x[1:] if x[0] == " " else x for x in str(shown).splitlines()[2:]]
+    assert [x.strip() for x in plain] == [x.strip() for x in wanted]
+    assert len(cells) > len(kept) > 60
 
 
 def test_diff_of_what_has_no_number_on_the_ladder():
