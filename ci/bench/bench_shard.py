@@ -8,6 +8,7 @@ split     `shard_checkpoint` to 8 ranks, FP8 blocks dequantised to bfloat16, flu
 read      the source's files from front to back, into one buffer
 write     as many bytes as the split writes, from one buffer, flushed: with read, the disk's bound
 kernel    dequantising alone on every core, in memory: the processor's bound
+split8, write8, kernel8: the same of the split to int8 (`--quant w8a8`), whose kernel also quantises
 ordinary  whole source shards in memory, one file a rank at the end, as most conversion scripts do
 cp, copy  a bfloat16 checkpoint copied by `cp` and flushed; and split to 8 ranks, which needs no arithmetic
 
@@ -31,7 +32,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from bench_shard_kinds import KINDS, RANKS
+from bench_shard_kinds import BYTES, BYTES8, KINDS, RANKS
+
+FP8_KINDS, EIGHT = ["read", "write", "kernel", "split"], ["write8", "kernel8", "split8"]
 
 # ---- a turn --------------------------------------------------------------------------------------
 
@@ -110,11 +113,11 @@ def prepare(work: Path, experts: int, fp8: bool) -> Path:
     source = random_codes_checkpoint(
         work / f"source-{experts}-{'fp8' if fp8 else 'bf16'}", config, fp8=fp8, shard_bytes=1 << 30
     )
-    total = RANKS * sum(
-        target_bytes(t, DTYPES["bf16"])
-        for t in targets(config, PortPlan.full(), TensorParallel(0, RANKS))
-    )
-    (source / "bytes.txt").write_text(str(total))
+    for name, quant in ((BYTES, "none"), (BYTES8, "w8a8")):
+        plan = PortPlan.full().replace(quant=quant)
+        wanted = targets(config, plan, TensorParallel(0, RANKS))
+        total = RANKS * sum(target_bytes(t, DTYPES["bf16"]) for t in wanted)
+        (source / name).write_text(str(total))
     return source
 
 
@@ -131,34 +134,41 @@ def fp8_values(source: Path) -> int:
 # ---- the report ----------------------------------------------------------------------------------
 
 
+def bounded(rows: list[dict[str, Any]], eight: str = "") -> dict[str, Any]:
+    """A split against this machine's bound. eight: "8" of the one to int8."""
+    split, write, kernel = (kind + eight for kind in ("split", "write", "kernel"))
+    bound = [
+        max(
+            seconds(t, "read") + seconds(t, write),
+            t["codes"] / (t[kernel]["bytes"] / seconds(t, kernel)),
+        )
+        for t in rows
+    ]
+    return {
+        "source_bytes": rows[0]["source_bytes"],
+        "seconds": spread([seconds(t, split) for t in rows]),
+        "bound_seconds": spread(bound),
+        "share_of_bound": spread([b / seconds(t, split) for b, t in zip(bound, rows, strict=True)]),
+        "bytes_a_second": spread([t[split]["bytes"] / seconds(t, split) for t in rows]),
+        "rss_anon": max(t[split]["rss_anon"] for t in rows),
+    }
+
+
+def seconds(row: dict[str, Any], kind: str) -> float:
+    return float(row[kind]["seconds"])
+
+
 def summary(turns: list[dict[str, Any]]) -> dict[str, Any]:
     """Medians and quartiles of ratios that are paired within a round."""
-
-    def seconds(row: dict[str, Any], kind: str) -> float:
-        return float(row[kind]["seconds"])
-
     fp8 = [t for t in turns if "split" in t and "read" in t]
-    out: dict[str, Any] = {"sizes": []}
+    out: dict[str, Any] = {"sizes": [], "int8": []}
     for source in dict.fromkeys(t["source_bytes"] for t in fp8):
         rows = [t for t in fp8 if t["source_bytes"] == source]
-        bound = [
-            max(
-                seconds(t, "read") + seconds(t, "write"),
-                t["codes"] / (t["kernel"]["bytes"] / seconds(t, "kernel")),
-            )
-            for t in rows
-        ]
-        out["sizes"].append(
-            {
-                "source_bytes": source,
-                "seconds": spread([seconds(t, "split") for t in rows]),
-                "bound_seconds": spread(bound),
-                "share_of_bound": spread(
-                    [b / seconds(t, "split") for b, t in zip(bound, rows, strict=True)]
-                ),
-                "rss_anon": max(t["split"]["rss_anon"] for t in rows),
-            }
-        )
+        out["sizes"].append(bounded(rows))
+        both = [t for t in rows if "split8" in t]
+        if both:
+            times = [seconds(t, "split8") / seconds(t, "split") for t in both]
+            out["int8"].append(bounded(both, "8") | {"times_bf16": spread(times)})
     pairs = [t for t in fp8 if "ordinary" in t]
     if pairs:
         out["ordinary"] = {
@@ -231,6 +241,9 @@ def main() -> int:
         help="size at which the ordinary way runs too; 0: never",
     )
     parser.add_argument(
+        "--int8-at", type=int, default=32, help="size that is split to int8 too; 0: never"
+    )
+    parser.add_argument(
         "--cp-at",
         type=int,
         default=16,
@@ -250,7 +263,11 @@ def main() -> int:
     args.work.mkdir(parents=True, exist_ok=True)
     turns = json.loads(args.out.read_text())["turns"] if args.out and args.out.is_file() else []
     plans = [
-        (n, True, ["read", "write", "kernel", "split"] + ["ordinary"] * (n == args.ordinary_at))
+        (
+            n,
+            True,
+            [*FP8_KINDS, *EIGHT * (n == args.int8_at), *["ordinary"] * (n == args.ordinary_at)],
+        )
         for n in (int(word) for word in args.experts.split(",") if word)
     ]
     plans += [(args.cp_at, False, ["cp", "split"])] if args.cp_at else []

@@ -1,5 +1,5 @@
 """What ci/bench/bench_shard.py measures: each kind runs in a child process and returns the bytes it
-moved."""
+moved. A name that ends in 8 is of the split to int8 (W8A8)."""
 
 from __future__ import annotations
 
@@ -12,13 +12,24 @@ from typing import Any
 
 RANKS = 8
 BUFFER = 8 << 20
+BYTES, BYTES8 = "bytes.txt", "bytes8.txt"  # what a split writes, beside the source
+
+
+def _split(source: Path, target: Path, quant: str) -> int:
+    from dsv3_port.plan import PortPlan
+    from dsv3_port.weights.sharding import shard_checkpoint
+
+    plan = PortPlan.full().replace(quant=quant)
+    report = shard_checkpoint(source, target, RANKS, plan=plan)
+    return report.bytes_read + report.bytes_per_rank * RANKS
 
 
 def split(source: Path, target: Path) -> int:
-    from dsv3_port.weights.sharding import shard_checkpoint
+    return _split(source, target, "none")
 
-    report = shard_checkpoint(source, target, RANKS)
-    return report.bytes_read + report.bytes_per_rank * RANKS
+
+def split8(source: Path, target: Path) -> int:
+    return _split(source, target, "w8a8")
 
 
 def read(source: Path, target: Path) -> int:
@@ -30,10 +41,9 @@ def read(source: Path, target: Path) -> int:
     return total
 
 
-def write(source: Path, target: Path) -> int:
-    """The bytes of a split (`bytes.txt`) in 8 files at once, by as many threads as cores, then
-    flushed."""
-    size = int((source / "bytes.txt").read_text()) // RANKS
+def _write(source: Path, target: Path, name: str) -> int:
+    """The bytes of a split in 8 files at once, by as many threads as cores, then flushed."""
+    size = int((source / name).read_text()) // RANKS
     buffer = os.urandom(BUFFER)
     target.mkdir()
 
@@ -48,19 +58,55 @@ def write(source: Path, target: Path) -> int:
     return size * RANKS
 
 
+def write(source: Path, target: Path) -> int:
+    return _write(source, target, BYTES)
+
+
+def write8(source: Path, target: Path) -> int:
+    return _write(source, target, BYTES8)
+
+
 def kernel(source: Path, target: Path) -> int:
+    """FP8 blocks to bfloat16, on every core, in memory."""
     import torch
 
-    from dsv3_port.weights.fp8 import FP8, dequantize_blocks, scale_shape
+    from dsv3_port.weights.fp8 import dequantize_blocks
+
+    def work(codes: Any, scale: Any) -> Callable[[], Any]:
+        out = torch.empty(codes.shape, dtype=torch.bfloat16)
+        return lambda: dequantize_blocks(codes, scale, torch.bfloat16, out, finite=True)
+
+    return _on_every_core(work)
+
+
+def kernel8(source: Path, target: Path) -> int:
+    """FP8 blocks to int8 codes and the scale of each row, likewise."""
+    import torch
+
+    from dsv3_port.weights.fp8 import dequantized_bands
+    from dsv3_port.weights.int8 import quantize_bands
+
+    def work(codes: Any, scale: Any) -> Callable[[], Any]:
+        out = torch.empty(codes.shape, dtype=torch.int8)
+        return lambda: quantize_bands(dequantized_bands(codes, scale, finite=True), out)
+
+    return _on_every_core(work)
+
+
+def _on_every_core(make: Callable[[Any, Any], Callable[[], Any]]) -> int:
+    """`make(codes, scale)` once a core, what it returns 60 times; the values that went through."""
+    import torch
+
+    from dsv3_port.weights.fp8 import FP8, scale_shape
 
     torch.set_num_threads(1)
     shape, turns, cores = (1024, 7168), 60, os.cpu_count() or 1
 
     def work(seed: int) -> None:
         codes = torch.randint(0, 127, shape, dtype=torch.uint8).view(FP8)
-        scale, out = torch.rand(scale_shape(*shape)), torch.empty(shape, dtype=torch.bfloat16)
+        once = make(codes, torch.rand(scale_shape(*shape)) + 1e-3)
         for _ in range(turns):
-            dequantize_blocks(codes, scale, torch.bfloat16, out)
+            once()
 
     with ThreadPoolExecutor(cores) as pool:
         list(pool.map(work, range(cores)))
@@ -113,7 +159,7 @@ def cp(source: Path, target: Path) -> int:
 
 
 KINDS: dict[str, Callable[[Path, Path], int]] = {
-    f.__name__: f for f in (split, read, write, kernel, ordinary, cp)
+    f.__name__: f for f in (split, split8, read, write, write8, kernel, kernel8, ordinary, cp)
 }
 
 

@@ -20,7 +20,8 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 OPS = "tests/ops/test_attention_forms.py tests/ops/test_rules.py tests/ops/test_attention.py"
-QUANT = "tests/ops/test_quantised.py"
+QUANT, GROUPED = "tests/ops/test_quantised.py", "tests/ops/test_rules.py"
+PAGED, PROLOG = "tests/ops/test_paged_ops.py", "tests/ops/test_mla_prolog.py"
 INSIDE = "tests/hostnpu/inside/"
 NORMS, EXAMPLES = "tests/ops/test_rounding.py", "tests/ops/test_examples.py"
 BEYOND = f"{INSIDE}check_beyond_cpu.py"
@@ -86,7 +87,80 @@ MUTATIONS = (
         QUANT,
     ),
     M("ops/quantise.py", "(2 if axis == -2 else 1)", "1", QUANT),
-    M("ops/quant_matmul.py", "x1.double() @ x2.double()", "x1.float() @ x2.float()", QUANT),
+    M("ops/wide.py", "NARROW = 1024", "NARROW = 1 << 20", QUANT),
+    M(
+        "ops/quantise.py",
+        "torch.where(scale > 0, x / scale, 0).round()",
+        "(x / scale).trunc()",
+        QUANT,
+    ),
+    M(
+        "ops/quantise.py",
+        "x.abs().amax(dim, keepdim=True) / most",
+        "x.amax(dim, True) / most",
+        QUANT,
+    ),
+    M("ops/quantise.py", "word = (bits & 0xFFFFE000)", "word = bits", QUANT),
+    M("ops/quantise.py", "0xFFF + ((bits >> 13) & 1)", "0x1000", QUANT),
+    M("ops/quant_matmul.py", "y = y + word_to_offset(scale)", "pass", QUANT),
+    M("ops/quant_matmul.py", "y * pertoken_scale[:, None]", "y", QUANT),
+    M(
+        "ops/quant_fusions.py",
+        "torch.full_like(most, 127).div(most)",
+        "127 / most",
+        QUANT,
+    ),
+    M("ops/quant_fusions.py", "(x if bias is None else x + bias.reshape(-1))", "x", QUANT),
+    M(
+        "ops/quant_fusions.py",
+        "counts.cumsum(0), row, right=True",
+        "counts, row, right=True",
+        QUANT,
+    ),
+    M("ops/grouped_forms.py", "y = y * tokens.float().view(-1, 1)", "pass", GROUPED),
+    M("ops/grouped_forms.py", "integers and bias.dtype != torch.int32", "False", GROUPED),
+    M("ops/kv_cache_modes.py", "32 if cache.dtype == torch.int8 else 16", "16", GROUPED),
+    M(
+        "ops/kv_cache_modes.py",
+        "(value * wide(scale)).round()",
+        "(value * wide(scale)).trunc()",
+        PAGED,
+    ),
+    M("ops/kv_cache_modes.py", "kept = where >= 0", "kept = where >= -1", PAGED),
+    M("ops/mla_prolog.py", "return x @ weight", "return wide(x) @ wide(weight)", PROLOG),
+    M(
+        "ops/mla_prolog.py",
+        "exact_product(x, weight).float() * of_x",
+        "exact_product(x, weight).float()",
+        PROLOG,
+    ),
+    M("ops/mla_prolog.py", "symmetric(normed * smooth)", "symmetric(normed)", PROLOG),
+    M(
+        "ops/mla_prolog.py",
+        "(wide(query_rope) * factor / of_query)",
+        "(wide(query_rope) / of_query)",
+        PROLOG,
+    ),
+    M("ops/mla_prolog.py", "rotated(kr, cos, sin)", "rotated(kr, sin, cos)", PROLOG),
+    M("ops/mla_prolog.py", "rmsnorm_epsilon_ckv) * kc_scale", "rmsnorm_epsilon_ckv)", PROLOG),
+    M(
+        "hostnpu/formats.py",
+        '("weight_dq", "weight_uq_qr", "weight_dkv_kr")',
+        '("weight_dq", "weight_uq_qr")',
+        f"{INSIDE}check_prolog.py::test_its_three_matrices_are_in_fractal_nz",
+    ),
+    M(
+        "hostnpu/ge_int8.py",
+        "quant_mode=_QUANT_MODES[quant_mode]",
+        "quant_mode=0",
+        f"{INSIDE}check_int8.py::test_graphs_are_the_eager_model_bit_for_bit[ge-bfloat16]",
+    ),
+    M(
+        "hostnpu/ge_paged.py",
+        "[query, query_rope, kv_cache, kr_cache, *rest]",
+        "[query, query_rope, *rest, kv_cache, kr_cache]",
+        f"{INSIDE}check_prolog.py::test_graphs_are_the_eager_model_bit_for_bit[ge-none]",
+    ),
     M(
         "ops/quant_fusions.py",
         "if left else (second, first)",

@@ -140,5 +140,6 @@ def _mlp(x: Tensor, first: tuple[Tensor, Any], second: tuple[Tensor, Any]) -> Te
     left, right = _scaled(*_token(x), *first).chunk(2, -1)
     y = F.silu(left) * right
     most = y.abs().amax(-1, keepdim=True)
-    codes = torch.where(most > 0, y * (127 / most), 0).round().clamp(-128, 127).long()
+    factor = torch.full_like(most, 127).div(most)  # one rounding, which 127 / most is not
+    codes = torch.where(most > 0, y * factor, 0).round().clamp(-128, 127).long()
     return _product(codes, most / 127, *second, x.dtype)

@@ -206,7 +206,9 @@ def npu_dequant_swiglu_quant(
     if quant_mode == 1:
         y = y if quant_scale is None else y * of_group(quant_scale)
         most = y.abs().amax(-1)
-        q, scale = torch.where(most[:, None] > 0, y * (127 / most)[:, None], 0), most / 127
+        # one rounding: Python's 127 / most is a reciprocal and then a product
+        factor = torch.full_like(most, 127).div(most)
+        q, scale = torch.where(most[:, None] > 0, y * factor[:, None], 0), most / 127
     else:
         y = y if quant_scale is None else y / of_group(quant_scale)
         q = y if quant_offset is None else y + of_group(quant_offset)

@@ -9,6 +9,7 @@ checkpoint's own README_WEIGHTS.md.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -74,11 +75,21 @@ def dequantize_blocks(
     finite: bool = False,
 ) -> Tensor:
     """[rows, cols] e4m3 and its scales -> [rows, cols] in `dtype`: float32 product, one rounding at
-    the end.
+    the end. `out`, if given, takes the values; finite and PortError are those of `dequantized_bands`.
+    """
+    bands = dequantized_bands(weight, scale_inv, finite)
+    out = torch.empty(weight.shape, dtype=dtype) if out is None else out
+    for rows, values in zip(out.split(BLOCK), bands, strict=True):
+        rows.copy_(values)
+    return out
 
-    `out`, if given, takes the values; `finite` says that no code is NaN, where the caller has
-    looked. Raises PortError where the scale grid does not belong to the
-    shape, or a scale is not a normal number above 0.
+
+def dequantized_bands(weight: Tensor, scale_inv: Tensor, finite: bool = False) -> Iterator[Tensor]:
+    """[rows, cols] e4m3 and its scales -> the float32 values of 128 rows after the other. They stay
+    in the processor's cache: each band lies where the one before it lay.
+
+    `finite` says that no code is NaN, where the caller has looked. Raises PortError, at once, where
+    the scale grid does not belong to the shape, or a scale is not a normal number above 0.
     """
     rows, cols = weight.shape
     want = scale_shape(rows, cols)
@@ -93,22 +104,21 @@ def dequantize_blocks(
         raise PortError(
             "weight_scale_inv holds a negative, infinite or NaN value, 0 or a subnormal number"
         )
-    out = torch.empty(rows, cols, dtype=dtype) if out is None else out
     by_column = scale.repeat_interleave(BLOCK, 1)[:, :cols]  # [scale rows, cols]
-    codes = weight.view(torch.uint8)
-    half = torch.empty(min(BLOCK, rows), cols, dtype=torch.int16)
-    values = torch.empty(min(BLOCK, rows), cols)
-    for block, factors in enumerate(
-        by_column
-    ):  # 128 rows at a time: the float32 values stay in the cache
-        part = codes[block * BLOCK : (block + 1) * BLOCK]
+    return _bands(weight.view(torch.uint8), by_column, high < _SHIFTED_LIMIT, finite)
+
+
+def _bands(codes: Tensor, by_column: Tensor, room: bool, finite: bool) -> Iterator[Tensor]:
+    """room: the scales leave room for `by_shifts`."""
+    shape = min(BLOCK, len(codes)), codes.shape[1]
+    half, values = torch.empty(shape, dtype=torch.int16), torch.empty(shape)
+    for part, factors in zip(codes.split(BLOCK), by_column, strict=True):
         count = len(part)
-        if high < _SHIFTED_LIMIT and (finite or int(part.bitwise_and(_NAN).max()) != _NAN):
+        if room and (finite or int(part.bitwise_and(_NAN).max()) != _NAN):
             by_shifts(part, factors, half[:count], values[:count])
         else:
             by_table(part, factors, values[:count])
-        out[block * BLOCK : block * BLOCK + count] = values[:count]
-    return out
+        yield values[:count]
 
 
 def by_table(codes: Tensor, factors: Tensor, values: Tensor) -> None:

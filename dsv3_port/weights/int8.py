@@ -52,15 +52,24 @@ def kept(name: str) -> str | None:
 def quantize_rows(values: Tensor) -> tuple[Tensor, Tensor]:
     """float32 [N, K] -> int8 codes [N, K] and float32 scale [N, 1]. A row of zeros, or of numbers so
     small that their scale is none, is zeros with scale 1. Values must be finite."""
-    codes = torch.empty(values.shape, dtype=torch.int8)
-    scale = torch.empty(values.shape[0], 1)
-    for rows, out, factor in zip(
-        values.split(_BAND), codes.split(_BAND), scale.split(_BAND), strict=True
-    ):
+    return quantize_bands(values.split(_BAND), torch.empty(values.shape, dtype=torch.int8))
+
+
+def quantize_bands(bands: Iterable[Tensor], codes: Tensor) -> tuple[Tensor, Tensor]:
+    """The same of rows that come in bands, into `codes` [N, K]: values that were made a moment ago are
+    still in the processor's cache."""
+    scale, at = torch.empty(codes.shape[0], 1), 0
+    work = torch.empty(0)
+    for rows in bands:
+        out, factor = codes[at : at + len(rows)], scale[at : at + len(rows)]
+        at += len(rows)
         low, high = rows.aminmax(dim=1, keepdim=True)
         torch.div(torch.maximum(high, -low), MOST, out=factor)
         factor.masked_fill_(factor < _SMALLEST, 1.0)
-        out.copy_((rows / factor).round_().clamp_(-MOST, MOST))
+        # not beyond +-MOST: a normal factor is max / 127 to 2^-24, and where it is 1, nothing is near 1
+        work = work if work.shape == rows.shape else torch.empty_like(rows)
+        out.copy_(torch.div(rows, factor, out=work).round_())
+    assert at == len(codes)
     return codes, scale
 
 

@@ -56,13 +56,9 @@ def test_written_rows_are_the_definition_in_float64(
     index, held = torch.tensor(SLOTS["some"]), [c.to(dtype) for c in caches()]
     kept = [c.clone() for c in held]
     getattr(ops, name)(kv, gamma, cos, sin, index, *held, cache_mode=mode, epsilon=1e-5)
-    latent, rope = kv.double().split((512, 64), -1)
-    latent = latent / (latent.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * gamma.double()
-    a, b = rope[..., 0::2], rope[..., 1::2]
-    rope = torch.cat((a, b), -1) * cos.double() + torch.cat((-b, a), -1) * sin.double()
     eps = torch.finfo(dtype).eps
     relative, absolute = (eps / 2, 1e-5) if dtype == torch.bfloat16 else (8 * eps, 8 * eps)
-    for cache, before, new in zip(held, kept, (rope, latent), strict=True):
+    for cache, before, new in zip(held, kept, rows_in_float64(kv, gamma, cos, sin), strict=True):
         for row, slot in enumerate(index.tolist()):
             wanted = new.flatten(0, 2)[row]
             if slot >= 0:
@@ -72,12 +68,58 @@ def test_written_rows_are_the_definition_in_float64(
             assert torch.equal(at_slot(cache, slot, mode), at_slot(before, slot, mode))
 
 
+@pytest.mark.parametrize("mode", ["PA", "PA_NZ"])
+@pytest.mark.parametrize("name", ["npu_kv_rmsnorm_rope_cache", "npu_kv_rmsnorm_rope_cache_v2"])
+def test_int8_rows_are_the_definition_in_float64(mode: str, name: str) -> None:
+    """With a scale for each channel, of which the vendor has no test: the rows in float64 times the scale,
+    rounded once and clipped; what is handed out beside the caches is not quantised."""
+    kv, gamma, cos, sin = (x.bfloat16() for x in given(3))
+    index, generator = torch.tensor(SLOTS["some"]), torch.Generator().manual_seed(5)
+    scales = [torch.rand(n, generator=generator) * 60 + 20 for n in (64, 512)]
+    held = [(c * 40).round().clamp(-128, 127).to(torch.int8) for c in caches()]
+    kept = [c.clone() for c in held]
+    found = getattr(ops, name)(
+        *(kv, gamma, cos, sin, index, *held),
+        k_rope_scale=scales[0],
+        c_kv_scale=scales[1],
+        cache_mode=mode,
+        is_output_kv=True,
+        epsilon=1e-5,
+    )
+    new = rows_in_float64(kv, gamma, cos, sin)
+    clipped = 0
+    for cache, before, rows, scale, out in zip(held, kept, new, scales, found[-2:], strict=True):
+        assert out.dtype == torch.bfloat16
+        torch.testing.assert_close(out.double(), rows, rtol=2**-8, atol=1e-5)
+        for row, slot in enumerate(index.tolist()):
+            wanted = rows.flatten(0, 2)[row] * scale.double()
+            clipped += int((wanted.abs() > 128).sum())
+            if slot >= 0:
+                off = at_slot(cache, slot, mode).double() - wanted.clamp(-128, 127)
+                assert float(off.abs().max()) <= 0.5 + 1e-3
+        for slot in set(range(3 * 16)) - set(index.tolist()):
+            assert torch.equal(at_slot(cache, slot, mode), at_slot(before, slot, mode))
+    assert clipped
+
+
+def rows_in_float64(
+    kv: Tensor, gamma: Tensor, cos: Tensor, sin: Tensor, eps: float = 1e-5
+) -> tuple[Tensor, Tensor]:
+    """The rotated 64 channels and the normalised latent, from the formula."""
+    latent, rope = kv.double().split((512, 64), -1)
+    latent = latent / (latent.pow(2).mean(-1, keepdim=True) + eps).sqrt() * gamma.double()
+    a, b = rope[..., 0::2], rope[..., 1::2]
+    rope = torch.cat((a, b), -1) * cos.double() + torch.cat((-b, a), -1) * sin.double()
+    return rope, latent
+
+
 def at_slot(cache: Tensor, slot: int, mode: str) -> Tensor:
     """The row of a slot in a cache [blocks, 16, 1, width], which PA_NZ fills as [blocks, 1,
-    width / 16, 16, 16]."""
+    width / 16, 16, 16], and int8 as [blocks, 1, width / 32, 16, 32]."""
     if mode == "PA":
         return cache.flatten(0, 2)[slot]
-    return cache.view(3, 1, -1, 16, 16)[slot // 16, 0, :, slot % 16].flatten()
+    part = 32 if cache.dtype == torch.int8 else 16
+    return cache.view(3, 1, -1, 16, part)[slot // 16, 0, :, slot % 16].flatten()
 
 
 @pytest.mark.parametrize("mode", ["PA", "PA_NZ"])

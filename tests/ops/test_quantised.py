@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -132,6 +133,13 @@ def test_the_word_of_a_scale() -> None:
     assert torch.equal(word_to_scale(word), back)
 
 
+def test_a_word_that_is_rounded_is_rounded_to_even() -> None:
+    """round_mode 1: the 13 bits that go are a half exactly, above an even and above an odd bit."""
+    bits = torch.tensor([0x3F801000, 0x3F803000, 0x3F802FFF, 0x3F801001], dtype=I32)
+    word = ops.npu_trans_quant_param(bits.view(torch.float32), None, 1)
+    assert [int(n) & 0xFFFFFFFF for n in word] == [0x3F800000, 0x3F804000, 0x3F802000, 0x3F802000]
+
+
 @pytest.mark.parametrize("output", [None, 5, 15, 3])
 @pytest.mark.parametrize("bias", [None, "int32", "float"])
 def test_quant_matmul(output: int | None, bias: str | None) -> None:
@@ -251,6 +259,25 @@ def test_groups_of_swiglu_rows_have_their_own_scales() -> None:
         y = torch.nn.functional.silu(y[:64]) * y[64:] * smooth[group].double()
         torch.testing.assert_close(scale[row].double(), y.abs().max() / 127, rtol=1e-5, atol=0)
         assert ((q[row] - y / (y.abs().max() / 127)).abs() <= 0.5 + 1e-3).all()
+
+
+def test_codes_of_a_swiglu_are_a_product_with_127_over_the_largest() -> None:
+    """silu of 50 and more is the number itself, so y is known exactly, and every other code is a tie:
+    y * (127 / max), y / (max / 127) and y * (1 / max * 127) go different ways. The bias comes first."""
+    f32, rows = np.float32, 400
+    gate = np.arange(50, 50 + rows)[:, None].repeat(64, 1)
+    up = np.random.default_rng(0).integers(-254, 255, (rows, 64))
+    up[:, 7] = 254
+    bias = torch.arange(128, dtype=I32)
+    x = torch.from_numpy(np.concatenate((gate, up), 1)).int() - bias
+    given: dict[str, Any] = {"weight_scale": torch.ones(128), "bias": bias, "activate_left": True}
+    codes, scale = ops.npu_dequant_swiglu_quant(x, **given, quant_mode=1)
+    y = (gate * up).astype(f32)
+    most = np.abs(y).max(1, keepdims=True)
+    assert np.array_equal(scale.numpy()[:, None], most / f32(127))
+    assert np.array_equal(codes.numpy(), np.rint(y * (f32(127) / most)))
+    for other in (y / (most / f32(127)), y * (f32(1) / most * f32(127))):
+        assert (np.rint(other) != codes.numpy()).any()
 
 
 @pytest.mark.parametrize("mode", [1, 2])

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsv3_port import PortError, load_model
+from dsv3_port import PortError, PortPlan, load_model
 from dsv3_port.weights.fp8 import FP8
 from dsv3_port.weights.sharding import read_manifest, shard_checkpoint
 from dsv3_port.weights.values import ValueCheck
@@ -98,6 +98,8 @@ def test_what_a_narrower_dtype_cannot_hold(tmp_path):
     poke(m, SCALE, struct.pack("<f", 1e37), 4)
     with pytest.raises(PortError, match="up_proj.weight has values that are infinite in bfloat16"):
         shard_checkpoint(m, tmp_path / "wide", 1)
+    with pytest.raises(PortError, match="up_proj.weight has values that are infinite in float32"):
+        shard_checkpoint(m, tmp_path / "int8", 1, plan=PortPlan.full().replace(quant="w8a8"))
 
 
 def test_scales_beside_a_weight_that_has_none(tmp_path):

@@ -13,6 +13,7 @@ import os
 import threading
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -20,8 +21,8 @@ from torch import Tensor
 
 from ...errors import PortError
 from ..content import hasher
-from ..fp8 import BLOCK, FP8_MAX, dequantize_blocks
-from ..int8 import dequantize_rows, parts_of, quantize_rows
+from ..fp8 import BLOCK, FP8_MAX, dequantize_blocks, dequantized_bands
+from ..int8 import dequantize_rows, parts_of, quantize_bands
 from ..layout import same
 from ..pieces import Part
 from ..values import ValueCheck, check_offsets
@@ -92,14 +93,35 @@ class Reader:
         if source.scale is None:
             passing.fits(out.copy_(stored), stored.dtype)
             return out
-        scale = self.rows(source.scale, first // BLOCK, -(-count // BLOCK), "scale")
-        passing.scales(scale, first // BLOCK)
-        try:
+        scale = self.block_scale(passing, first, count)
+        with _named(source):
             dequantize_blocks(stored, scale, dtype, out, finite)
-        except PortError as error:
-            raise PortError(f"{source.file}: {source.name}: {error}") from error
         passing.fits(out, stored.dtype, float(scale.max()) * FP8_MAX)
         return out
+
+    def bands(self, passing: Passing, first: int, count: int) -> Iterator[Tensor]:
+        """The same in float32, 128 rows after the other: what is made of a band finds it in the
+        processor's cache. It may lie where the one before it lay."""
+        source = passing.source
+        stored = self.rows(source, first, count)
+        finite = passing.tile(stored, first)
+        if source.scale is None:
+            yield from (rows.float() for rows in stored.split(BLOCK))
+            return
+        scale = self.block_scale(passing, first, count)
+        with _named(source):
+            bands = dequantized_bands(stored, scale, finite)
+        highest = float(scale.max()) * FP8_MAX
+        for values in bands:
+            passing.fits(values, stored.dtype, highest)
+            yield values
+
+    def block_scale(self, passing: Passing, first: int, count: int) -> Tensor:
+        """Of FP8 blocks."""
+        assert passing.source.scale is not None
+        scale = self.rows(passing.source.scale, first // BLOCK, -(-count // BLOCK), "scale")
+        passing.scales(scale, first // BLOCK)
+        return scale
 
     def row_scale(self, passing: Passing, first: int, count: int) -> Tensor:
         """Of int8 rows: their scale [count, 1]; their offsets, where there are any, were zero."""
@@ -122,7 +144,9 @@ class Reader:
         if not any(b.piece.part for b in source.blocks):
             return {"": self.values(passing, first, count, dtype)}
         if source.dtype != torch.int8:
-            return parts_of(*quantize_rows(self.values(passing, first, count, torch.float32)))
+            shape = (count, *source.shape[1:])
+            codes = self.buffer("codes", math.prod(shape)).view(torch.int8).view(shape)
+            return parts_of(*quantize_bands(self.bands(passing, first, count), codes))
         stored = self.rows(source, first, count)
         passing.tile(stored, first)
         return parts_of(stored, self.row_scale(passing, first, count))
@@ -225,6 +249,15 @@ def split_source(
     contents.add(source, content)  # that it is another checkpoint comes before what is wrong in it
     passing.end()
     return Written(content, {r: b"".join(h[r].digest() for h in hashes) for r in writers})
+
+
+@contextmanager
+def _named(source: Source) -> Iterator[None]:
+    """An error within it names file and tensor."""
+    try:
+        yield
+    except PortError as error:
+        raise PortError(f"{source.file}: {source.name}: {error}") from error
 
 
 def _whole(block: Block) -> bool:
