@@ -49,6 +49,16 @@ def test_numbers_by_hand() -> None:
     assert found.experts["model.layers.1.mlp.gate"] == 0 < found.experts["model.layers.2.mlp.gate"]
 
 
+def test_position_by_position_it_is_the_same() -> None:
+    """Cached steps of the candidate, every stage and expert of them."""
+    reference, paged = random_model(ALL), random_model(ALL.plus("paged_cache"))
+    whole, steps = (quality(reference, paged, [IDS], cached=c) for c in (False, True))
+    assert steps.tokens == whole.tokens and steps.same_top1 == 1 and steps.logit_rms < 1e-5
+    assert set(steps.stages) == set(whole.stages) and max(steps.stages.values()) < 1e-5
+    assert steps.experts == whole.experts and not any(steps.experts.values())
+    assert steps.perplexity[1] == pytest.approx(whole.perplexity[1], rel=1e-5)
+
+
 def test_refusals() -> None:
     with pytest.raises(PortError, match="every position's logits"):
         quality(random_model(PortPlan.full()), random_model(ALL), [IDS])
