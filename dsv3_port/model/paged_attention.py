@@ -140,6 +140,7 @@ class PagedAttention(LowRankAttention):
         """Queries over the latents [B, S, N, 512] and their rotary parts [B, S, N, 64] -> [B,
         S, H]. scales: of int8 queries [B, S, N] and of int8 latents [1]."""
         assert inputs.paged is not None
+        of_int8 = {} if scales is None else {"scales": scales}
         out = ops.paged_attention(
             query,
             query_rope,
@@ -149,7 +150,7 @@ class PagedAttention(LowRankAttention):
             inputs.paged.lengths,
             inputs.mask,
             self.scale,
-            scales,
+            **of_int8,
         )  # [N, B, S, 512]
         heads_out = ops.npu_transpose_batchmatmul(
             out.flatten(1, 2)[..., : self.config.kv_lora_rank],

@@ -121,11 +121,12 @@ def test_each_integer_is_its_definitions_to_the_last_bit(small) -> None:
         assert torch.equal(now[10].flatten(0, 2)[index], plain[1].flatten(0, 2)[index])
 
 
-def over_the_cache(args: tuple[Any, ...], row: int, at: int) -> tuple[Tensor, Tensor, Tensor]:
+def over_the_cache(given: dict[str, Any], row: int, at: int) -> tuple[Tensor, Tensor, Tensor]:
     """Of query `at` of a sequence, in float64: the dequantised query [N, 576], keys [L, 576] and values
     [L, 512] that it may see."""
-    query, query_rope, blocks, rope_blocks, table, lengths, causal, _, of = args
-    of_query, of_cache = of[0][row, at].double()[:, None], of[1].double()
+    query, query_rope, blocks, rope_blocks, table, lengths, causal, _ = given["args"]
+    of_query, of_cache = (s.double() for s in given["scales"])
+    of_query = of_query[row, at][:, None]
     length = lengths[row] if causal is None else lengths[row] - query.shape[1] + at + 1
     latent, rope = (
         b[table[row].long()].flatten(0, 1)[:length].double() for b in (blocks, rope_blocks)
@@ -153,6 +154,7 @@ def test_the_attention_is_that_of_float64_over_the_dequantised_cache(
     set_kv_scales(model, scales)
     with seen("paged_attention") as calls:
         generate(model, tokenizer, PROMPTS[:2], 6)
+    worst = 0.0
     of_two = [c[0]["args"][0].shape[1] == 2 for c in calls]
     assert any(of_two) == verify and calls
     for given, out in calls[:: max(1, len(calls) // 9)]:
@@ -161,10 +163,12 @@ def test_the_attention_is_that_of_float64_over_the_dequantised_cache(
             at = (args[0].shape[1] - 1) * row  # the token of row 0, of row 1 its draft
             if not args[5][row]:
                 continue
-            q, k, v = over_the_cache(args, row, at)
+            q, k, v = over_the_cache(given, row, at)
             want = (q @ k.T * args[7]).softmax(-1) @ v
             found = out[:, row, at].double()
-            assert float((found - want).abs().max() / want.abs().max()) <= 2e-6
+            worst = max(worst, float((found - want).abs().max() / want.abs().max()))
+    print(f"worst difference {worst:.1e}")
+    assert 0 < worst <= 2e-6
 
 
 def test_what_the_rounding_costs_is_within_its_bound(floats) -> None:
@@ -181,7 +185,7 @@ def test_what_the_rounding_costs_is_within_its_bound(floats) -> None:
         found.append(calls[:: model.config.num_hidden_layers])
     assert len(found[0]) == 25
     shares = [
-        _share_of_the_bound(a["args"], out, b["args"], out8)
+        _share_of_the_bound(a["args"], out, b, out8)
         for (a, out), (b, out8) in zip(*found, strict=True)
     ]
     print(f"largest share of the bound {max(shares):.2f}")
@@ -189,12 +193,12 @@ def test_what_the_rounding_costs_is_within_its_bound(floats) -> None:
 
 
 def _share_of_the_bound(a: Any, out: Tensor, b: Any, out8: Tensor) -> float:
-    query, query_rope, blocks, rope_blocks, table, lengths, _, scale, _ = a
+    query, query_rope, blocks, rope_blocks, table, lengths, _, scale = a
     rows = table[0].long()
     c, r = (x[rows].flatten(0, 1)[: lengths[0]].double() for x in (blocks, rope_blocks))
     q8, k8, c8 = over_the_cache(b, 0, 0)
     q = query[0, 0].double()
-    s, kv_scale = b[8][0][0, 0].double(), float(b[8][1])
+    s, kv_scale = b["scales"][0][0, 0].double(), float(b["scales"][1])
     exact = (q @ c.T + query_rope[0, 0].double() @ r.T) * scale
     gaps = (q8 @ k8.T * scale - exact).abs()
     bounds = (c8.abs().sum(-1)[None] * s[:, None] + kv_scale * q.abs().sum(-1, keepdim=True)) * (
@@ -365,13 +369,15 @@ def of_prolog(change: Callable[[dict[str, Any]], dict[str, Any]]) -> tuple[str, 
 
 
 def of_attention(change: Callable[[list[Any]], None]) -> tuple[str, Any]:
-    """A change of paged_attention's arguments: query, query_rope, key, key_rope, …, scales."""
+    """A change of paged_attention's arguments: query, query_rope, key, key_rope, …, and its scales."""
 
     def form(right: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any) -> Any:
-            values = list(args)
+        def call(*args: Any, scales: Any = None) -> Any:
+            if scales is None:
+                return right(*args)
+            values = [*args, scales]
             change(values)
-            return right(*values)
+            return right(*values[:-1], scales=values[-1])
 
         return call
 
