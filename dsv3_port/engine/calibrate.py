@@ -26,7 +26,9 @@ MOST = 127
 
 
 @torch.no_grad()
-def calibrate(model: DeepseekV3, prompts: Sequence[Any], tokenizer: Any = None) -> dict[str, float]:
+def calibrate(
+    model: DeepseekV3, prompts: Sequence[Any] | Tensor, tokenizer: Any = None
+) -> dict[str, float]:
     """`model.layers.0.self_attn` -> scale, the MTP layer's behind the last. prompts: rows of token ids; or
     texts, with a tokenizer. Each is run alone and eagerly, without padding and without a cache, so the
     model's own cache may be of any form."""
@@ -44,11 +46,11 @@ def calibrate(model: DeepseekV3, prompts: Sequence[Any], tokenizer: Any = None) 
     return scales
 
 
-def _rows(model: DeepseekV3, prompts: Sequence[Any], tokenizer: Any) -> list[list[int]]:
+def _rows(model: DeepseekV3, prompts: Sequence[Any] | Tensor, tokenizer: Any) -> list[list[int]]:
     if not len(prompts):
         raise PortError("calibration needs a text: no prompt was given")
     if tokenizer is not None:
-        rows = encode(tokenizer, prompts)
+        rows = encode(tokenizer, list(prompts))
     elif isinstance(prompts[0], str):
         raise PortError("calibrate: prompts of text need a tokenizer, as its third argument")
     else:

@@ -66,7 +66,7 @@ class C8Attention(PrologAttention):
         scales = of_query.view(query.shape[:3]), self.kv_scale
         return self.over_blocks(query, query_rope, inputs, buffers, scales)
 
-    def store_scales(self) -> dict[str, Tensor]:
+    def store_scales(self) -> dict[str, Any]:
         return {"c_kv_scale": self.quant_scales}
 
     def gathered(

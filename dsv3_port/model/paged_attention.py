@@ -10,6 +10,8 @@ filled with zeros.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -73,7 +75,7 @@ class PagedAttention(LowRankAttention):
         k_rope, latent = cache.gathered(layer, step)
         return k_rope, latent
 
-    def store_scales(self) -> dict[str, Tensor]:
+    def store_scales(self) -> dict[str, Any]:
         """What the cache's update multiplies by as it writes: nothing, where rows are stored
         as they are."""
         return {}
