@@ -109,11 +109,13 @@ MEMBERS = {
     "count.syncs": "host_syncs",
     "count.tape": "Tape replayed taped",
     "count.traffic": "count_traffic handed_bytes sent_bytes",
+    "engine.calibrate": "calibrate",
     "engine.device": "rank_device",
     "engine.launch": "run_ranks",
     "engine.loading": "with_plan",
     "engine.sampler": "Sampling",
     "engine.tokenizer": "encode pad_left",
+    "model.c8": "set_kv_scales",
     "model.paged_cache": "Paging",
     "steps": "title_of",
 }

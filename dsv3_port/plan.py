@@ -22,7 +22,9 @@ class PortPlan:
     sort and count in torch), `quant` (no step: every step leaves the numbers as they were, and this one
     rounds them), `weight_format` (of quant: the order in which its int8 matrices lie on an NPU), `mla_prolog`
     (of paged_cache: one operator with narrow limits in place of what its cached steps do before their
-    scores), `group_mask_value` (the old sample and Hugging Face's first code used 0.0, DeepSeek's own -inf).
+    scores), `kv_cache_dtype` (of mla_prolog and quant: latent rows are cached as int8, by one scale a layer
+    that calibration finds), `group_mask_value` (the old sample and Hugging Face's first code used 0.0,
+    DeepSeek's own -inf).
     """
 
     tensor_parallel: bool = False
@@ -41,6 +43,9 @@ class PortPlan:
     lm_head: Literal["all", "last"] = "all"
     mtp: bool = False  # of Part II: the layer that drafts tokens is built, and its weights are read
     mla_prolog: bool = False  # of Part II: cached steps begin with one operator
+    kv_cache_dtype: Literal["model", "int8"] = (
+        "model"  # of Part II: of the latent part of a paged row
+    )
     graph: Literal["eager", "ge", "aclgraph"] = "eager"  # an execution mode, see engine/graph.py
 
     def __post_init__(self) -> None:
@@ -63,6 +68,23 @@ class PortPlan:
         if self.weight_format == "nz" and self.quant == "none":
             raise PortError(
                 "PortPlan.weight_format 'nz' is for int8 matrices: it needs quant 'w8a8' (`--plan …+w8a8+nz`)"
+            )
+        if self.kv_cache_dtype == "int8":
+            self._require_int8_writer()
+
+    def _require_int8_writer(self) -> None:
+        """PortError where nothing in the plan writes or reads int8 latent rows."""
+        needed = {"cache": "paged", "quant": "w8a8", "mla_prolog": True}
+        for name, value in needed.items():
+            if getattr(self, name) != value:
+                raise PortError(
+                    "PortPlan.kv_cache_dtype 'int8' is what npu_mla_prolog_v3 writes with int8 matrices: it "
+                    f"needs {name} {value!r} (`--plan production+w8a8+mla_prolog+c8`)"
+                )
+        if self.prefill_attention == "absorbed":
+            raise PortError(
+                "PortPlan.prefill_attention 'absorbed' has 16-bit queries, and "
+                "npu_fused_infer_attention_score_v2 takes int8 ones over an int8 cache: 'expanded' or 'plain'"
             )
 
     @classmethod

@@ -67,6 +67,7 @@ def test_steps_and_the_choices_of_a_plan_agree():
         "npu_routing_kernel",
         "quant",
         "mla_prolog",
+        "kv_cache_dtype",
         "weight_format",
         "group_mask_value",
     }

@@ -3,7 +3,8 @@ prints it, `--write` keeps it in data/recorded/w8a8.json, from which `ci/tools/r
 table of docs/production.md.
 
 Eight batches of 4 x 512 tokens of data/train_tiny, seed 2, as training measured the model on. The
-forms: the published FP8 weights in float32; their int8 weights with inputs as they are; W8A8.
+forms: the published FP8 weights in float32; their int8 weights with inputs as they are; W8A8; W8A8 whose
+every position is a step over a paged cache, of float32 and of int8 (C8), with scales from 4 x 512 other tokens.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "data" / "train_tin
 
 from dsv3_port import PortPlan, load_model, load_tokenizer
 from dsv3_port.check.quality import Quality, quality
+from dsv3_port.engine.calibrate import calibrate
+from dsv3_port.engine.loading import with_plan
+from dsv3_port.model.c8 import set_kv_scales
 from dsv3_port.weights.sharding import rank_folder, shard_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,12 +34,18 @@ RECORD = ROOT / "data" / "recorded" / "w8a8.json"
 HELD_OUT_SEED, BATCH, LENGTH, BATCHES = 2, 4, 512, 8
 FLOAT = PortPlan.full().minus("last_token_head")
 FORMS = {"int8 weights": FLOAT, "W8A8": FLOAT.replace(quant="w8a8")}
+STEPS = FLOAT.plus("paged_cache").replace(quant="w8a8", mla_prolog=True)
+CACHED = {
+    "W8A8, token by token": STEPS,
+    "W8A8, int8 cache": STEPS.replace(kv_cache_dtype="int8"),
+}
+CALIBRATION_SEED = 3
 
 
-def held_out(count: int = BATCHES) -> list[torch.Tensor]:
+def held_out(count: int = BATCHES, seed: int = HELD_OUT_SEED) -> list[torch.Tensor]:
     from text import batches
 
-    return list(islice(batches(load_tokenizer(TINY), HELD_OUT_SEED, BATCH, LENGTH), count))
+    return list(islice(batches(load_tokenizer(TINY), seed, BATCH, LENGTH), count))
 
 
 def measured(count: int = BATCHES) -> dict[str, Quality]:
@@ -45,10 +55,18 @@ def measured(count: int = BATCHES) -> dict[str, Quality]:
     with TemporaryDirectory() as folder:
         shard_checkpoint(TINY, folder, 1, plan=whole)
         made = Path(folder) / rank_folder(0, 1)  # a checkpoint of its own
-        return {
+        found = {
             name: quality(reference, load_model(made, plan, "cpu", "float32"), text)
             for name, plan in FORMS.items()
         }
+        base = load_model(made, STEPS, "cpu", "float32")
+    scales = calibrate(base, held_out(1, CALIBRATION_SEED)[0])
+    for name, plan in CACHED.items():
+        model = with_plan(base, plan)
+        if plan.kv_cache_dtype == "int8":
+            set_kv_scales(model, scales)
+        found[name] = quality(reference, model, [torch.cat(text)], cached=True)
+    return found
 
 
 def main(argv: list[str]) -> int:

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -39,9 +40,15 @@ class Quality:
         return asdict(self)
 
 
-def quality(reference: DeepseekV3, candidate: DeepseekV3, batches: Iterable[Tensor]) -> Quality:
+def quality(
+    reference: DeepseekV3,
+    candidate: DeepseekV3,
+    batches: Iterable[Tensor],
+    cached: bool = False,
+) -> Quality:
     """batches: ids [B, S] of whole rows of text. Both models run eagerly, without a cache, and need
-    the logits of every position (`PortPlan.lm_head` 'all')."""
+    the logits of every position (`PortPlan.lm_head` 'all'). cached: the candidate computes every position
+    as a step over its cache, as an int8 cache must be asked."""
     sums = _Sums()
     for model in (reference, candidate):
         if model.plan.lm_head != "all":
@@ -49,13 +56,30 @@ def quality(reference: DeepseekV3, candidate: DeepseekV3, batches: Iterable[Tens
     for ids in batches:
         if ids.shape[1] < 2:  # no next token
             continue
-        (a, seen_a), (b, seen_b) = (
-            record_stages(model, partial(model, ids.to(model.device)))
-            for model in (reference, candidate)
+        a, seen_a = record_stages(reference, partial(reference, ids.to(reference.device)))
+        ids = ids.to(candidate.device)
+        b, seen_b = (
+            _stepwise(candidate, ids)
+            if cached
+            else record_stages(candidate, partial(candidate, ids))
         )
         a, b = (logits[:, :-1].double().cpu() for logits in (a, b))
         sums.add(ids, a, b, seen_a, seen_b)
     return sums.result()
+
+
+def _stepwise(model: DeepseekV3, ids: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Logits [B, S, V] and every stage, one position at a time over the model's cache."""
+    batch, cache = ids.shape[0], model.new_cache(*ids.shape)
+    found = [
+        record_stages(model, partial(model, token.contiguous(), cache=cache))
+        for token in ids.split(1, 1)
+    ]
+    stages = {
+        name: torch.cat([seen[name].view(batch, 1, -1) for _, seen in found], 1)
+        for name in found[0][1]
+    }
+    return torch.cat([logits for logits, _ in found], 1), stages
 
 
 def recorded_quality() -> dict[str, Quality]:
@@ -114,12 +138,13 @@ class _Sums:
         self.largest[1] = max(self.largest[1], float(a.abs().max()))
         self._square("logits", a, b)
         for name, value in left.items():
+            other = right[name].view_as(value)
             if name.endswith(EXPERTS):
                 held = self.others.setdefault(name, [0, 0])
-                held[0] += int((value != right[name]).any(-1).sum())
+                held[0] += int((value != other).any(-1).sum())
                 held[1] += value[..., 0].numel()
             elif name != "lm_head":
-                self._square(name, value.double(), right[name].double())
+                self._square(name, value.double(), other.double())
 
     def _square(self, name: str, a: Tensor, b: Tensor) -> None:
         held = self.squares.setdefault(name, [0.0, 0.0])

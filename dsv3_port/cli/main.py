@@ -32,6 +32,7 @@ COMMANDS = {
     "hostnpu": "the real torch_npu on a machine without NPU and CANN: install it, or say what there is",
     "plan": "memory per card, from config.json alone; times by a forecast or by measured kernels; or the steps",
     "shard": "split a published checkpoint into one folder per rank",
+    "calibrate": "the scales of an int8 cache (+c8), from a text",
     "infer": "continue prompts; every setting is a flag and an environment variable",
     "serve": "continue a file of prompts in slots (continuous batching); a library loop, no server",
     "settings": "what can be set for `infer`: variables, flags, values, defaults",

@@ -23,6 +23,7 @@ from ..model.paged_cache import Paging
 from ..parallel import SINGLE, TensorParallel
 from ..plan import PortPlan
 from ..steps import step
+from ..weights.kv_scales import read_kv_scales
 from ..weights.layout import targets
 from ..weights.sharding.manifest import check_fits, is_sharded, read_manifest
 from . import decoding, speculative
@@ -86,8 +87,7 @@ def run_job(job: Job, work: Callable[..., Any] | None = None) -> Any:
     rank. work(parallel, job, card): what each rank does, a function of a module; `run_rank` by itself.
 
     Raises PortError before any rank starts or any weight is read where folder, ranks and plan do
-    not fit, and when a
-    rank fails: with its number, machine and cause.
+    not fit, and when a rank fails: with its number, machine and cause.
     """
     job, work = check_job(job), work or run_rank
     s = job.settings
@@ -142,6 +142,8 @@ def check_job(job: Job) -> Job:
             DeepseekV3Config.from_pretrained(folder), plan, TensorParallel(0, s.world_size)
         ):
             pass  # raises where a size does not divide
+    if plan.kv_cache_dtype == "int8":
+        read_kv_scales(folder)  # raises
     if s.is_rank and s.world_size > 1 and not s.master_port:
         raise PortError(
             "MASTER_PORT is not set: ranks that are started one by one need the port on which they meet"
@@ -183,9 +185,8 @@ def load_rank(
         generation=job.generation,
     )
     model.paging = Paging(s.block_size)
-    parallel.all_reduce(
-        torch.zeros(1, device=model.device)
-    )  # a rank that cannot load is known before rank 0 speaks
+    # a rank that cannot load is known before rank 0 speaks
+    parallel.all_reduce(torch.zeros(1, device=model.device))
     inputs_agree(parallel, _inputs(job) | more)
     return tokenizer, model
 
@@ -239,8 +240,7 @@ def _run_batch(
     model: DeepseekV3, tokenizer: Any, job: Job, at: int, caches: Caches | None
 ) -> list[Generation]:
     """The batch that starts with prompt `at`. One prompt's text is handed out as it comes, that of
-    several when they
-    are done: a terminal has one cursor."""
+    several when they are done: a terminal has one cursor."""
     s = job.settings
     batch = list(job.prompts[at : at + s.batch_size])
     count = len(batch)

@@ -9,12 +9,14 @@ import torch
 
 from ..config import DeepseekV3Config
 from ..errors import PortError
+from ..model.c8 import set_kv_scales, share_kv_scales
 from ..model.decoder import DeepseekV3, build
 from ..model.weight_format import cast_weights
 from ..ops.providers import provider
 from ..parallel import SINGLE, TensorParallel
 from ..plan import PortPlan
 from ..weights.checkpoint import Checkpoint
+from ..weights.kv_scales import read_kv_scales
 from ..weights.layout import targets
 from ..weights.load import Cut, Pack, load_weights
 from .device import pick_device, pick_dtype
@@ -41,7 +43,8 @@ def load_model(
     plan.graph other than eager compiles the step. `gmm` names who multiplies the experts on an NPU
     (ops/providers.py); None: the setting GMM_PROVIDER. `cut` and `pack` (weights/load.py) cut and
     merge a published checkpoint in place of the layout. `generation` replaces what the folder's
-    generation_config.json says of the tokens that end a text (model.config.eos_token_ids).
+    generation_config.json says of the tokens that end a text (model.config.eos_token_ids). The scales
+    of an int8 cache are read from the folder's kv_cache_scales.safetensors (engine/calibrate.py).
     """
     from ..weights.sharding import is_sharded, load_shard
 
@@ -51,6 +54,7 @@ def load_model(
     name = gmm or environment("GMM_PROVIDER") or "auto"
     multiply = provider(name if where.type == "npu" else "auto")
     chosen = pick_dtype(dtype, torch.float32 if where.type == "cpu" else torch.bfloat16)
+    scales = read_kv_scales(path) if plan.kv_cache_dtype == "int8" else None
     if is_sharded(path):
         if cut is not None or pack is not None:
             raise PortError(f"{path}: already cut; `cut` and `pack` need a published checkpoint")
@@ -62,6 +66,8 @@ def load_model(
     generation.check_vocabulary(model.config.vocab_size)
     if generation.eos_token_ids:
         model.config = model.config.replace(eos_token_id=generation.eos_token_ids)
+    if scales is not None:
+        set_kv_scales(model, scales)
     return compile_steps(cast_weights(model), plan.graph)
 
 
@@ -70,7 +76,8 @@ def with_plan(model: DeepseekV3, plan: PortPlan, **sizes: Any) -> DeepseekV3:
     them out otherwise.
 
     sizes: of the config, where no weight depends on them. Only cache, rope, norm, lm_head,
-    group_mask and the options of attention and routing change no weight.
+    group_mask and the options of attention and routing change no weight. The scales of an int8 cache go
+    with it, where the model has them.
     """
     config = model.config.replace(**sizes)
     if plan.weight_format != model.plan.weight_format:
@@ -90,5 +97,6 @@ def with_plan(model: DeepseekV3, plan: PortPlan, **sizes: Any) -> DeepseekV3:
         )
     twin = build(config, plan, model.parallel, model.device, model.dtype, model.gmm)
     twin.load_state_dict(model.state_dict(), assign=True)
+    share_kv_scales(model, twin)
     twin.paging = model.paging
     return twin

@@ -121,13 +121,16 @@ def kv_bytes_per_token(
     """Cache bytes of one position in all layers on one rank.
 
     The latent row R + Dr is shared by all heads, so that every rank keeps it whole; expanded keys
-    and values are cut.
+    and values are cut. kv_cache_dtype 'int8': R of one byte, Dr as they are, and one scale a layer in
+    all, which is not counted.
     """
     width = max(
         2, _value_bytes(dtype)
     )  # an 8-bit cache is a form of its own, not implied by 8-bit weights
     if plan.attention == "low_rank":
-        row = config.kv_lora_rank + config.qk_rope_head_dim
+        latent = 1 if plan.kv_cache_dtype == "int8" else width
+        row_bytes = config.kv_lora_rank * latent + config.qk_rope_head_dim * width
+        return config.num_hidden_layers * row_bytes
     else:
         heads = TensorParallel(0, world_size).share(
             config.num_attention_heads, "num_attention_heads"
@@ -181,7 +184,7 @@ def _forecast(
         latent, expanded = (
             positions * kv_bytes_per_token(config, either, dtype, world)
             for form in ("low_rank", "expanded")
-            for either in [plan.replace(attention=form, cache="fixed")]  # a paged one has one form
+            for either in [plan if plan.attention == form else PortPlan(attention=form)]
         )
     except PortError as error:
         divide = world_sizes(config)

@@ -74,7 +74,19 @@ _FIRST = (
 _LAST = (
     "key_rope_antiquant_scale? dequant_scale_query? learnable_sink? q_start_idx? kv_start_idx?"
 ).split()
-_TABLE = _FIRST.index("block_table?")
+# those that are known here, by PyTorch's names: of an int8 query over an int8 cache (absorbed MLA), or of a
+# cache alone. PyTorch's scales of key and value are GE's "antiquant" ones, and the other ones are older
+_KNOWN = {
+    "block_table?": "block_table",
+    "query_rope?": "query_rope",
+    "key_rope?": "key_rope",
+    "dequant_scale_query?": "dequant_scale_query",
+    "key_antiquant_scale?": "dequant_scale_key",
+    "key_antiquant_offset?": "dequant_offset_key",
+    "value_antiquant_scale?": "dequant_scale_value",
+    "value_antiquant_offset?": "dequant_offset_value",
+}
+_OTHERS = (*_FIRST, "query_rope?", "key_rope?", *_LAST)
 
 
 @operator(
@@ -83,17 +95,13 @@ _TABLE = _FIRST.index("block_table?")
         (
             *("query", "key*", "value*", "pse_shift?", "atten_mask?"),
             *("actual_seq_lengths?", "actual_seq_lengths_kv?"),
-            *(*_FIRST, "query_rope?", "key_rope?", *_LAST),
+            *_OTHERS,
         )
     ),
-    {
-        "antiquant_mode": 0,
-        "key_antiquant_mode": 0,
-        "value_antiquant_mode": 0,
-        "query_quant_mode": 0,
-        "pse_type": 0,
-        "out_dtype": 0,
-    },
+    {"antiquant_mode": 0, "pse_type": 0, "out_dtype": 0},
+    key_antiquant_mode=0,
+    value_antiquant_mode=0,
+    query_quant_mode=0,
     num_heads=...,
     scale=1.0,
     pre_tokens=2147483647,
@@ -117,28 +125,31 @@ def fused_infer_attention_score(
     num_heads: int,
     scale: float,
     softmax_lse_flag: bool,
+    key_antiquant_mode: int,
+    value_antiquant_mode: int,
     **attributes: Any,
 ) -> Results:
-    """Without scales, sinks and shared prefixes. Lengths are read when the graph runs."""
-    first, (query_rope, key_rope), last = others[:17], others[17:19], others[19:]
-    used = [x for i, x in enumerate((*first, *last)) if i != _TABLE and x is not None]
-    if used or len(key) != 1 or len(value) != 1:
-        raise GraphError("scales, sinks, shared prefixes and lists of keys are not known here")
+    """Without sinks, shared prefixes and scales of the result. Lengths are read when the graph runs."""
+    given = dict(zip(_OTHERS, others, strict=True))
+    if any(x is not None for name, x in given.items() if name not in _KNOWN):
+        raise GraphError("sinks, shared prefixes and scales of the result are not known here")
+    if len(key) != 1 or len(value) != 1:
+        raise GraphError("lists of keys are not known here")
     return list(
         checked("npu_fused_infer_attention_score_v2")(
             query,
             key[0],
             value[0],
-            query_rope=query_rope,
-            key_rope=key_rope,
             pse_shift=pse_shift,
             atten_mask=atten_mask,
             actual_seq_qlen=None if q_lengths is None else ints(q_lengths),
             actual_seq_kvlen=None if kv_lengths is None else ints(kv_lengths),
-            block_table=first[_TABLE],
             num_query_heads=num_heads,
             softmax_scale=scale,
             return_softmax_lse=softmax_lse_flag,
+            key_quant_mode=key_antiquant_mode,
+            value_quant_mode=value_antiquant_mode,
+            **{torch_name: given[name] for name, torch_name in _KNOWN.items()},
             **attributes,
         )
     )

@@ -115,7 +115,8 @@ def _attention_outputs(
     if query_rope is None:
         width = to_bnsd(value, source, num_key_value_heads or num_query_heads).shape[-1]
     lse = (*wide.shape[:3], 1) if return_softmax_lse else (0,)
-    out = wide.new_empty(*wide.shape[:3], width)
+    kind = query_rope if query_rope is not None else query  # an int8 query has no int8 result
+    out = wide.new_empty(*wide.shape[:3], width, dtype=kind.dtype)
     return from_bnsd(out, target), torch.empty(lse, dtype=torch.float32)
 
 

@@ -119,6 +119,19 @@ def attend(
     return scores.softmax(-1).to(q.dtype) @ v
 
 
+def attentions(model: nn.Module) -> dict[str, LatentProjections]:
+    """Every attention of a model by its published name: the MTP layer's is that of the
+    layer behind the last."""
+    modules = model.named_modules()
+    found = [(name, m) for name, m in modules if isinstance(m, LatentProjections)]
+    layers = sum(not name.startswith("mtp.") for name, _ in found)
+    behind = f"model.layers.{layers}."
+    return {
+        behind + name.removeprefix("mtp.") if name.startswith("mtp.") else name: m
+        for name, m in found
+    }
+
+
 class ExpandedAttention(LatentProjections):
     """Upstream: every head's keys and values are expanded from the latent row and
     cached in full."""

@@ -9,7 +9,7 @@ Dn+Dr] and values [B, N, L, Dv], LowRankAttention one latent row [B, 1, L, R+Dr]
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -18,6 +18,14 @@ from .. import ops
 from ..errors import PortError
 
 Write = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def _random(
+    shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator
+) -> Tensor:
+    """As a normalised row has them; of int8 the codes of such values."""
+    values = torch.randn(shape, generator=generator)
+    return values.to(dtype) if dtype.is_floating_point else (values * 32).to(dtype)
 
 
 def write_at_slot(buffer: Tensor, new: Tensor, slot: Tensor) -> Tensor:
@@ -42,15 +50,20 @@ class Cache:
         batch: int,
         max_length: int,
         device: torch.device | str,
-        dtype: torch.dtype,
+        dtype: torch.dtype | Sequence[torch.dtype],
     ) -> None:
+        """dtype: of all stored tensors, or one for each of `widths`."""
         self.layers, self.widths, self.batch, self.max_length = (
             layers,
             widths,
             batch,
             max_length,
         )
-        self.device, self.dtype = torch.device(device), dtype
+        self.device = torch.device(device)
+        if isinstance(dtype, torch.dtype):
+            dtype = [dtype] * len(widths)
+        self.dtypes = list(dtype)
+        self.dtype = self.dtypes[0]
         self.length = 0
         self.behind = [0] * batch  # positions that a row has less than `length`
         self.slot = torch.zeros(batch, dtype=torch.int64, device=device)
@@ -110,8 +123,9 @@ class Cache:
     def nbytes_for(self, batch: int, length: int) -> int:
         """Bytes that a cache of this form holds for `batch` sequences of `length`
         positions."""
-        row = sum(heads * width for heads, width in self.widths) * self.layers
-        return self.positions_for(batch, length) * row * self.dtype.itemsize
+        stored = zip(self.widths, self.dtypes, strict=True)
+        row = sum(heads * width * dtype.itemsize for (heads, width), dtype in stored)
+        return self.positions_for(batch, length) * row * self.layers
 
     def positions_for(self, batch: int, length: int) -> int:
         return batch * length
@@ -123,12 +137,10 @@ class Cache:
         generator = torch.Generator().manual_seed(seed)
         for layer in range(self.layers):
             values = [
-                torch.randn(self.batch, heads, length, width, generator=generator).to(
-                    self.device, self.dtype
-                )
-                for heads, width in self.widths
+                _random((self.batch, heads, length, width), dtype, generator)
+                for (heads, width), dtype in zip(self.widths, self.dtypes, strict=True)
             ]
-            self.update(layer, *values)
+            self.update(layer, *(v.to(self.device) for v in values))
         self.slot.fill_(length)
         self.length = length
 

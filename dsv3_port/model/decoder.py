@@ -68,11 +68,8 @@ class DeepseekV3(nn.Module):
         self.model = Decoder(ctx)
         self.lm_head = ParallelLMHead(ctx)
         self.mtp = MultiTokenPrediction(ctx) if ctx.plan.mtp else None
-        self.rotary_emb = (
-            RotaryEmbedding(ctx.config, ctx.device)
-            if ctx.plan.rope == "per_step"
-            else None
-        )
+        per_step = ctx.plan.rope == "per_step"
+        self.rotary_emb = RotaryEmbedding(ctx.config, ctx.device) if per_step else None
         self.keep = LM_HEAD[ctx.plan.lm_head]
         self.write: Write = write_at_slot  # of the fixed caches that `new_cache` makes
         self.slots: Slots = slot_mapping  # of the paged ones
@@ -119,7 +116,9 @@ class DeepseekV3(nn.Module):
         extra = (self.paging,) if issubclass(form, PagedCache) else ()
         layers = c.num_hidden_layers + (self.mtp is not None)
         sizes = layers, self.model.cache_widths, batch_size, max_length
-        cache = form(*sizes, self.device, self.dtype, *extra)
+        int8 = self.plan.kv_cache_dtype == "int8"
+        dtype: Any = (self.dtype, torch.int8) if int8 else self.dtype
+        cache = form(*sizes, self.device, dtype, *extra)
         cache.write = self.write
         if isinstance(cache, PagedCache):
             cache.slots = self.slots
@@ -216,7 +215,7 @@ class DeepseekV3(nn.Module):
         return self.lm_head(self.keep(hidden))
 
     def verify_step(
-        self, input_ids: Tensor, pad: Tensor, cache: Cache, first: bool
+        self, input_ids: Tensor, pad: Tensor, cache: Cache | None, first: bool
     ) -> tuple[Tensor, Tensor]:
         """As `forward_step`, where tokens are drafted: the logits (of both positions of a
         verify step), and what `draft_step` needs, the states behind the final norm
@@ -226,7 +225,12 @@ class DeepseekV3(nn.Module):
         return self.lm_head(hidden if inputs.verify else self.keep(hidden)), hidden
 
     def draft_step(
-        self, next_ids: Tensor, pad: Tensor, cache: Cache, first: bool, hidden: Tensor
+        self,
+        next_ids: Tensor,
+        pad: Tensor,
+        cache: Cache | None,
+        first: bool,
+        hidden: Tensor,
     ) -> Tensor:
         """The positions of `verify_step`, hidden [B, S, H], with each one's next token [B,
         S] -> logits of the token after it, by the MTP layer."""
@@ -234,23 +238,20 @@ class DeepseekV3(nn.Module):
         assert self.mtp is not None
         embedded = self.model.embed_tokens(next_ids)
         state = self.mtp.draft(embedded, hidden, inputs, cache)
-        cache.slot.add_(next_ids.shape[1])
+        if cache is not None:
+            cache.slot.add_(next_ids.shape[1])
         return self.lm_head(state if inputs.verify else self.keep(state))
 
     def _step_inputs(
         self, input_ids: Tensor, pad: Tensor, cache: Cache | None, first: bool
     ) -> StepInputs:
-        batch, new = input_ids.shape
-        device = input_ids.device
+        (batch, new), device = input_ids.shape, input_ids.device
         query = torch.arange(new, device=device).expand(batch, new)
         keys = new
         if cache is not None and not first:
             query = query + cache.slot.unsqueeze(1)
-            keys = (
-                cache.max_length
-                if isinstance(cache, FixedCache)
-                else cache.buffers[-1][0].shape[2] + new
-            )
+            fixed = isinstance(cache, FixedCache)
+            keys = cache.max_length if fixed else cache.buffers[-1][0].shape[2] + new
         inputs = StepInputs((query - pad.unsqueeze(1)).clamp(min=0), None, pad, first)
         inputs.verify = self.mtp is not None and not first and new == VERIFIED
         if self.rotary_emb is not None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from .attention import StepInputs
+from .c8 import make_attention
 from .cache import Cache
 from .context import BuildContext
 from .experts import MoE
-from .mla_prolog import make_attention
 from .mlp import make_mlp
 from .norm import make_norm
 

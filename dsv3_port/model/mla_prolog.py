@@ -11,6 +11,7 @@ model gets wider copies, as paged_attention.py explains.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +19,11 @@ from torch.nn import functional as F
 
 from .. import ops
 from ..errors import PortError
-from .attention import ExpandedAttention, LowRankAttention, StepInputs
+from .attention import StepInputs, attentions
 from .cache import Cache
 from .context import BuildContext
 from .linear import Linear
-from .paged_attention import LATENT, ROTARY, PagedAttention, make_paged_attention
+from .paged_attention import LATENT, ROTARY, PagedAttention
 from .paged_cache import PagedCache
 
 
@@ -56,14 +57,32 @@ class PrologAttention(PagedAttention):
         if cache is None or not (hidden.shape[1] == 1 or inputs.verify):
             return super().forward(hidden, inputs, cache, layer)
         assert isinstance(cache, PagedCache)
-        query, query_rope = self.prolog(hidden, inputs, cache.buffers[layer])
-        return self.over_blocks(query, query_rope, inputs, cache.buffers[layer])
+        return self.cached(hidden, inputs, cache.buffers[layer])
+
+    def cached(
+        self, hidden: Tensor, inputs: StepInputs, buffers: list[Tensor]
+    ) -> Tensor:
+        """A cached step: hidden [B, S, H] -> [B, S, H]."""
+        query, query_rope = self.prolog(hidden, inputs, buffers)
+        return self.over_blocks(query, query_rope, inputs, buffers)
 
     def prolog(
         self, hidden: Tensor, inputs: StepInputs, buffers: list[Tensor]
     ) -> tuple[Tensor, Tensor]:
         """hidden [B, S, H] -> queries over the latents [B, S, N, 512] and their rotary parts
         [B, S, N, 64]; the new rows are written at their slots."""
+        query, query_rope, _ = self.launch(hidden, inputs, buffers)
+        return query, query_rope
+
+    def launch(
+        self,
+        hidden: Tensor,
+        inputs: StepInputs,
+        buffers: list[Tensor],
+        **quantised: Any,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`prolog`, and the scale of an int8 query [B S, N, 1]; quantised: arguments of the
+        operator for the cache and the query."""
         assert inputs.paged is not None
         cos, sin = (
             self.widened(x).flatten(0, 2).contiguous()
@@ -74,7 +93,7 @@ class PrologAttention(PagedAttention):
             tokens, scale = ops.npu_dynamic_quant(tokens)
             of_tokens = scale[:, None]
         k_cache, ckv_cache = buffers
-        query, query_rope, *_ = ops.npu_mla_prolog_v3(
+        query, query_rope, of_query, *_ = ops.npu_mla_prolog_v3(
             tokens,
             self.dq,
             self.uq_qr,
@@ -95,17 +114,18 @@ class PrologAttention(PagedAttention):
             rmsnorm_epsilon_ckv=self.kv_a_layernorm.eps,
             cache_mode="PA_BSND",
             weight_quant_mode=0 if of_tokens is None else 2,
+            **quantised,
         )
         shape = hidden.shape[:2]
-        return query.unflatten(0, shape), query_rope.unflatten(0, shape)
+        return query.unflatten(0, shape), query_rope.unflatten(0, shape), of_query
 
     # ---- the operator's matrices -----------------------------------------------------
 
     @torch.no_grad()
-    def lay_out(self) -> None:
-        """Make them, unless they are made of these very parameters."""
-        sources = [*self.parameters(recurse=False), *self._projections_parameters()]
-        if self.made_of == _marks(sources):
+    def lay_out(self, name: str = "") -> None:
+        """Make them, unless they are made of these very parameters; `name`: of this
+        attention, for errors."""
+        if self.made_of == self.marks():
             return
         c = self.config
         turns = c.rope_interleave and c.qk_rope_head_dim == ROTARY
@@ -124,14 +144,15 @@ class PrologAttention(PagedAttention):
         w_k, gamma = self.kv_b_proj_w_k, self.kv_a_layernorm.weight
         self.uk = F.pad(w_k, (0, fill)) if fill else w_k.data
         self.gamma = F.pad(gamma, (0, fill)) if fill else gamma.data
-        self.made_of = _marks(
-            [*self.parameters(recurse=False), *self._projections_parameters()]
-        )
+        self.made_of = self.marks()
 
-    def _projections_parameters(self) -> list[nn.Parameter]:
-        layers = self.q_a_proj, self.q_b_proj, self.kv_a_proj_with_mqa
-        found = [p for layer in layers for p in layer.parameters()]
-        return [*found, self.kv_a_layernorm.weight]
+    def marks(self) -> list[tuple[int, int]]:
+        """Of what they are made of: other values have others, and the same ones in other
+        memory."""
+        kept = self.kv_a_proj_with_mqa, self.kv_a_layernorm
+        layers = self.q_a_proj, self.q_b_proj, *kept
+        held = [p for layer in layers for p in layer.parameters()]
+        return [(p.data_ptr(), p._version) for p in (self.kv_b_proj_w_k, *held)]
 
     def queries_widened(self, rows: Tensor) -> Tensor:
         """Outputs of q_b_proj [N (Dn + Dr), *] -> [N (Dn + 64), *], rotary channels in pairs."""
@@ -157,11 +178,6 @@ class PrologAttention(PagedAttention):
         return torch.cat((rotary, rotary.new_zeros(fill)), dim)
 
 
-def _marks(parameters: list[nn.Parameter]) -> list[tuple[int, int]]:
-    """Tells other values, and the same ones in other memory."""
-    return [(p.data_ptr(), p._version) for p in parameters]
-
-
 def _in_out(layer: Linear, widen: Callable[[Tensor], Tensor] | None) -> Tensor:
     """The operator's matrix [in, out] of a layer, in FRACTAL_NZ on an NPU. Where nothing is
     widened it has the parameter's memory: the parameter becomes a view of it, and the layer
@@ -179,9 +195,9 @@ def _in_out(layer: Linear, widen: Callable[[Tensor], Tensor] | None) -> Tensor:
 
 def lay_out(model: nn.Module) -> None:
     """What the operator wants of every attention's weights, when they are there."""
-    for module in model.modules():
+    for name, module in attentions(model).items():
         if isinstance(module, PrologAttention):
-            module.lay_out()
+            module.lay_out(name)
 
 
 def require_prolog(rank: int | None, device: str, dtype: torch.dtype) -> None:
@@ -196,8 +212,3 @@ def require_prolog(rank: int | None, device: str, dtype: torch.dtype) -> None:
             f"mla_prolog: npu_mla_prolog_v3 computes in bfloat16, not {str(dtype).removeprefix('torch.')}: "
             "choose bfloat16, or leave +mla_prolog (PortPlan.mla_prolog) out"
         )
-
-
-def make_attention(ctx: BuildContext) -> ExpandedAttention | LowRankAttention:
-    """The attention of the plan."""
-    return PrologAttention(ctx) if ctx.plan.mla_prolog else make_paged_attention(ctx)

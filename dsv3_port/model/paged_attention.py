@@ -10,6 +10,8 @@ filled with zeros.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -61,9 +63,22 @@ class PagedAttention(LowRankAttention):
         if few or self.prefill == "absorbed":
             return self.fused(q_nope, q_rope, inputs, cache.buffers[layer])
         if not inputs.first:
-            k_rope, latent = cache.gathered(layer, inputs.paged)
+            k_rope, latent = self.gathered(cache, layer, inputs.paged)
         rows = (latent[..., : self.config.kv_lora_rank], self.narrowed(k_rope))
         return self.output(self.over_rows(q_nope, q_rope, torch.cat(rows, -1), inputs))
+
+    def gathered(
+        self, cache: PagedCache, layer: int, step: PagedStep
+    ) -> tuple[Tensor, Tensor]:
+        """All rows of the sequences, new ones with them: k_rope [B, 1, L, 64], latent [B, 1,
+        L, 512]."""
+        k_rope, latent = cache.gathered(layer, step)
+        return k_rope, latent
+
+    def store_scales(self) -> dict[str, Any]:
+        """What the cache's update multiplies by as it writes: nothing, where rows are stored
+        as they are."""
+        return {}
 
     def write(
         self,
@@ -94,6 +109,7 @@ class PagedAttention(LowRankAttention):
                 epsilon=norm.eps,
                 cache_mode="PA",
                 is_output_kv=True,
+                **self.store_scales(),
             )
         )
         return k_rope, latent
@@ -121,10 +137,12 @@ class PagedAttention(LowRankAttention):
         query_rope: Tensor,
         inputs: StepInputs,
         buffers: list[Tensor],
+        scales: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """Queries over the latents [B, S, N, 512] and their rotary parts [B, S, N, 64] -> [B,
-        S, H]."""
+        S, H]. scales: of int8 queries [B, S, N] and of int8 latents [1]."""
         assert inputs.paged is not None
+        of_int8 = {} if scales is None else {"scales": scales}
         out = ops.paged_attention(
             query,
             query_rope,
@@ -134,6 +152,7 @@ class PagedAttention(LowRankAttention):
             inputs.paged.lengths,
             inputs.mask,
             self.scale,
+            **of_int8,
         )  # [N, B, S, 512]
         heads_out = ops.npu_transpose_batchmatmul(
             out.flatten(1, 2)[..., : self.config.kv_lora_rank],

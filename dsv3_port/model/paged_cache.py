@@ -84,7 +84,7 @@ class PagedCache(Cache):
         batch: int,
         max_length: int,
         device: torch.device | str,
-        dtype: torch.dtype,
+        dtype: torch.dtype | Sequence[torch.dtype],
         paging: Paging | None = None,
     ) -> None:
         self.paging = paging or Paging()
@@ -118,8 +118,8 @@ class PagedCache(Cache):
             shape = (self.blocks + 1, self.block_size)
             self.buffers = [
                 [
-                    torch.zeros(*shape, *width, device=self.device, dtype=self.dtype)
-                    for width in self.widths
+                    torch.zeros(*shape, *width, device=self.device, dtype=dtype)
+                    for width, dtype in zip(self.widths, self.dtypes, strict=True)
                 ]
                 for _ in range(self.layers)
             ]
@@ -272,10 +272,11 @@ class PagedCache(Cache):
     def release(self, blocks: Sequence[int]) -> None:
         """Blocks are free for others; what was in them is poisoned, if `paging` says so."""
         self.free += reversed(blocks)
-        if blocks and self.paging.poison is not None:
-            for buffers in self.buffers:
-                for buffer in buffers:
-                    buffer[list(blocks)] = self.paging.poison
+        poison = self.paging.poison
+        if blocks and poison is not None:
+            for buffer in (b for layer in self.buffers for b in layer):
+                whole = not buffer.is_floating_point()  # int8 has no NaN
+                buffer[list(blocks)] = 127 if whole else poison
 
     def _show(self) -> None:
         """The table as the device sees it, where it always was."""

@@ -10,6 +10,8 @@ block of zeros.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from ..errors import PortError
@@ -31,7 +33,7 @@ class RowCache(PagedCache):
         batch: int,
         max_length: int,
         device: torch.device | str,
-        dtype: torch.dtype,
+        dtype: torch.dtype | Sequence[torch.dtype],
         paging: Paging | None = None,
     ) -> None:
         self.rows: list[PagedCache] = []

@@ -281,7 +281,8 @@ def _weighted(call: Call, score: Tensor, values: Tensor) -> Tensor:
     if scales is None:
         return score.softmax(-1) @ values
     if scales.probability is None:
-        return score.softmax(-1) @ values * number(scales.value)
+        # int8 values are float32 here; what is measured in float64 stays so
+        return score.softmax(-1) @ values.to(score.dtype) * number(scales.value)
     weights = (score - score.amax(-1, keepdim=True)).exp()
     stored = (weights * scales.probability).round().clamp(-128, 127)
     total = exact_product(stored, values).float()

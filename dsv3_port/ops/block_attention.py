@@ -29,6 +29,7 @@ def paged_attention(
     lengths: Sequence[int] | Tensor,
     causal: Tensor | None,
     scale: float,
+    scales: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """npu_fused_infer_attention_score_v2 as absorbed MLA calls it: query [B, S, N, 512], query_rope
     [B, S, N, 64], blocks key [blocks, block, 512] (the values too) and key_rope [blocks, block, 64],
@@ -39,6 +40,9 @@ def paged_attention(
     (torchair.ops.npu_fused_infer_attention_score_v2, which exists only while torchair compiles) and
     inductor's. causal: None for one query; else the compressed mask of sparse_mode 3, and queries
     before the first key give 0.
+
+    scales: of an int8 query [B, S, N] and of int8 blocks [1], float32; query_rope then comes divided by
+    both, as npu_mla_prolog_v3 hands it out, and the rotary blocks stay 16-bit.
     """
     given: dict[str, Any] = {
         "query_rope": query_rope,
@@ -53,6 +57,10 @@ def paged_attention(
         "sparse_mode": 0 if causal is None else 3,
         "inner_precise": 0 if causal is None else 2,  # 2: rows that see nothing are 0
     }
+    if scales is not None:
+        given["dequant_scale_query"], of_blocks = scales
+        given |= {"dequant_scale_key": of_blocks, "dequant_scale_value": of_blocks}
+        given["query_quant_mode"] = 3  # a scale a row and head
     if not isinstance(lengths, Tensor):
         op = fused_attention_v2.npu_fused_infer_attention_score_v2
         return op(query, key, key, actual_seq_kvlen=lengths, **given)[0]
@@ -70,4 +78,6 @@ def write_slots(rows: Sequence[Tensor], blocks: Sequence[Tensor], index: Tensor)
     """rows, two of [T, heads, width], into blocks, two of [blocks, block, heads, width], at slots
     index [T]; a slot below 0 writes nothing. In place."""
     (key, value), (key_cache, value_cache) = rows, blocks
+    if value.dtype != key.dtype:  # the operator takes one dtype, and moves bytes
+        value, value_cache = value.view(key.dtype), value_cache.view(key.dtype)
     npu_scatter_pa_kv_cache(key, value, key_cache, value_cache, index, cache_mode="Norm")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .attention_call import INT_MAX, SAME, CacheScales, Call, ProductScales
 from .attention_core import check, run
-from .checks import bad, dtype_of, one_of
+from .checks import bad, dtype_of, floating, for_device, one_of, same_dtype
 from .table import operator
 from .wide import unsupported
 
@@ -96,6 +96,7 @@ def _cache_scales(
 def _product_scales(
     query: Tensor,
     query_rope: Tensor | None = None,
+    key_rope: Tensor | None = None,
     dequant_scale_query: Tensor | None = None,
     dequant_scale_key: Tensor | None = None,
     dequant_offset_key: Tensor | None = None,
@@ -109,7 +110,11 @@ def _product_scales(
     """An int8 query: absorbed MLA, one scale for each query row and head, one each for the caches."""
     if query_rope is None:
         raise bad(OP, "query", query.dtype, "float16 or bfloat16 without rope inputs")
-    dtype_of(OP, "query_rope", query_rope, torch.bfloat16)
+    if for_device(query_rope):
+        dtype_of(OP, "query_rope", query_rope, torch.bfloat16)
+    floating(OP, "query_rope", query_rope)
+    if key_rope is not None:
+        same_dtype(OP, "key_rope", key_rope, "query_rope", query_rope)
     scales = (dequant_scale_query, dequant_scale_key, dequant_scale_value)
     of_query, of_key, of_value = scales
     if of_query is None or of_key is None or of_value is None:

@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from dsv3_port import PortError, PortPlan, load_model
 from dsv3_port.check.quality import quality
+from dsv3_port.engine.calibrate import calibrate
+from dsv3_port.engine.loading import with_plan
+from dsv3_port.model.c8 import set_kv_scales
 from tests.random_models import random_model
 
 ROOT = Path(__file__).parents[2]
@@ -49,6 +54,16 @@ def test_numbers_by_hand() -> None:
     assert found.experts["model.layers.1.mlp.gate"] == 0 < found.experts["model.layers.2.mlp.gate"]
 
 
+def test_position_by_position_it_is_the_same() -> None:
+    """Cached steps of the candidate, every stage and expert of them."""
+    reference, paged = random_model(ALL), random_model(ALL.plus("paged_cache"))
+    whole, steps = (quality(reference, paged, [IDS], cached=c) for c in (False, True))
+    assert steps.tokens == whole.tokens and steps.same_top1 == 1 and steps.logit_rms < 1e-5
+    assert set(steps.stages) == set(whole.stages) and max(steps.stages.values()) < 1e-5
+    assert steps.experts == whole.experts and not any(steps.experts.values())
+    assert steps.perplexity[1] == pytest.approx(whole.perplexity[1], rel=1e-5)
+
+
 def test_refusals() -> None:
     with pytest.raises(PortError, match="every position's logits"):
         quality(random_model(PortPlan.full()), random_model(ALL), [IDS])
@@ -56,23 +71,49 @@ def test_refusals() -> None:
         quality(random_model(ALL), random_model(ALL), [IDS[:, :1]])
 
 
-def test_the_kept_figures_are_this_codes(monkeypatch) -> None:
-    """data/recorded/w8a8.json, over its whole text, for W8A8; seconds on a CPU."""
+@pytest.fixture
+def w8a8(monkeypatch) -> Iterator[Any]:
+    """The tool that writes data/recorded/w8a8.json."""
     monkeypatch.syspath_prepend(str(ROOT / "ci" / "tools"))
     before = set(sys.modules)
     import w8a8
 
     try:
-        kept = json.loads(w8a8.RECORD.read_text())
-        text = w8a8.held_out()
-        reference = load_model(TINY, w8a8.FLOAT, "cpu", "float32")
-        found = quality(
-            reference, load_model(TINY, w8a8.FORMS["W8A8"], "cpu", "float32"), text
-        ).to_dict()
+        yield w8a8
     finally:
         for name in set(sys.modules) - before:
             if name in ("w8a8", "text", "grammar"):
                 del sys.modules[name]
+
+
+def test_the_kept_figures_of_a_cache_are_this_codes(w8a8) -> None:
+    """Of both caches, token by token over a piece of the text: about as far off as over the whole of it, and
+    the int8 one a little farther."""
+    kept = json.loads(w8a8.RECORD.read_text())
+    base = load_model(TINY, w8a8.STEPS, "cpu", "float32")
+    scales = calibrate(base, w8a8.held_out(1, w8a8.CALIBRATION_SEED)[0][:, :128])
+    reference, off = load_model(TINY, w8a8.FLOAT, "cpu", "float32"), []
+    text = [w8a8.held_out(1)[0][:, :48]]
+    for name, plan in w8a8.CACHED.items():
+        model = with_plan(base, plan)
+        if plan.kv_cache_dtype == "int8":
+            set_kv_scales(model, scales)
+        found = quality(reference, model, text, cached=True)
+        assert found.tokens == 4 * 47 and kept[name]["tokens"] == 8 * 4 * 511
+        off.append(found.logit_rms)
+        assert 0.5 < off[-1] / kept[name]["logit_rms"] < 1.3
+    print([f"{x:.2%}" for x in off])
+    assert off[0] < off[1] < 1.3 * off[0]
+
+
+def test_the_kept_figures_are_this_codes(w8a8) -> None:
+    """data/recorded/w8a8.json, over its whole text, for W8A8; seconds on a CPU."""
+    kept = json.loads(w8a8.RECORD.read_text())
+    text = w8a8.held_out()
+    reference = load_model(TINY, w8a8.FLOAT, "cpu", "float32")
+    found = quality(
+        reference, load_model(TINY, w8a8.FORMS["W8A8"], "cpu", "float32"), text
+    ).to_dict()
     want = kept["W8A8"]
     assert found["tokens"] == want["tokens"] == 8 * 4 * 511
     assert found["perplexity"] == pytest.approx(want["perplexity"], rel=1e-3)

@@ -194,6 +194,13 @@ def test_plan_words():
         assert parse_plan(words) == prolog.replace(quant="w8a8")
     with pytest.raises(PortError, match="mla_prolog writes into blocks"):
         parse_plan("full+mla_prolog")
+    c8 = prolog.replace(quant="w8a8", kv_cache_dtype="int8")
+    for words in ("production+w8a8+mla_prolog+c8", "production+mla_prolog+w8a8+c8"):
+        assert parse_plan(words) == c8
+    with pytest.raises(
+        PortError, match="'int8' is what npu_mla_prolog_v3 writes.*needs quant 'w8a8'"
+    ):
+        parse_plan("production+mla_prolog+c8")
     int8 = PortPlan.upto("9").replace(quant="w8a8")
     assert parse_plan("upto:9+w8a8") == int8
     assert parse_plan("upto:9+w8a8+nz") == int8.replace(weight_format="nz")

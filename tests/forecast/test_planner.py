@@ -80,6 +80,18 @@ def test_which_world_size_would_fit():
     assert smallest_world(V3, 1) is None and smallest_world(V3, 2000) == 1
 
 
+def test_an_int8_cache():
+    """640 bytes a position and layer in bfloat16, in place of 1152, with the weights of W8A8."""
+    plan = PortPlan.upto("9").replace(quant="w8a8", mla_prolog=True)
+    c8 = plan.replace(kv_cache_dtype="int8")
+    assert [kv_bytes_per_token(V3, p) for p in (plan, c8)] == [61 * 1152, 61 * 640]
+    (a,), (b,) = (forecast(V3, (16,), plan=p, batch=8, seq_len=4096) for p in (plan, c8))
+    assert a.weights_bytes == b.weights_bytes and a.kv_expanded_bytes == b.kv_expanded_bytes > 0
+    assert a.total_bytes - b.total_bytes == 8 * 4096 * 61 * 512
+    read = [decode_bytes(V3, p)["kv_cache"] for p in (plan, c8)]
+    assert read[1] * 1152 == read[0] * 640
+
+
 def test_forecast_follows_the_plan():
     (low,), (wide,) = (forecast(V3, (32,), plan=p, seq_len=100_000) for p in (FULL, UPSTREAM))
     assert low.weights_total == wide.weights_total

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dsv3_port import ops
 from dsv3_port.hostnpu import fusion_attention
-from dsv3_port.ops.checks import ContractError
+from dsv3_port.ops.checks import ContractError, device_rules
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 I8, I32, BOOL = torch.int8, torch.int32, torch.bool
@@ -200,7 +200,8 @@ SECOND: list[tuple[dict[str, Any], str]] = [
     (qkv(1, 2, 5, 8) | {"dequant_scale_query": t(1)}, "None unless query is int8"),
     (stored(1) | {"dequant_scale_key": t(2, 64, dtype=F16)}, "dequant_scale_value is None"),
     (qkv(1, 2, 5, 8, dtype=I8), "query is int8; it must be float16 or bfloat16 without rope"),
-    (WHOLE | {"query_rope": t(2, 4, 1, 64)}, "query_rope is float32"),
+    (WHOLE | {"query_rope": t(2, 4, 1, 64)}, "key_rope is bfloat16; it must be float32"),
+    (WHOLE | {"query_rope": t(2, 4, 1, 64, dtype=I8)}, "query_rope is int8"),
     (WHOLE | {"dequant_scale_value": None}, "is given in part"),
     (WHOLE | {"dequant_offset_key": t(1)}, "dequant_offset_key is .* None with an int8 query"),
     (WHOLE | {"query_quant_mode": 0}, "query_quant_mode is 0"),
@@ -216,6 +217,18 @@ def test_the_second_form(row: tuple[dict[str, Any], str]) -> None:
     given, words = row
     with pytest.raises(ContractError, match=f"^npu_fused_infer_attention_score_v2: .*{words}"):
         second(given)
+
+
+def test_a_card_has_a_bfloat16_rotary_part_beside_an_int8_query() -> None:
+    """Off it the model's other dtypes are computed, float64 among them."""
+    for dtype in (torch.float32, torch.float64):
+        given = WHOLE | {n: WHOLE[n].to(dtype) for n in ("query_rope", "key_rope")}
+        assert second(given)[0].dtype == dtype
+        with (
+            device_rules(),
+            pytest.raises(ContractError, match=r"query_rope is float\d\d; it must be bf"),
+        ):
+            second(given)
 
 
 def test_the_right_calls_are_taken() -> None:

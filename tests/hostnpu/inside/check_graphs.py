@@ -33,7 +33,7 @@ FULL = PortPlan.full()
 LENGTH = 10
 NEEDED = ("experts", "cache")  # upstream's forms of these cannot be a graph
 # check_mtp.py, check_int8.py, check_nz.py and check_prolog.py have the graphs of these
-OWN = ("mtp", "quant", "weight_format", "mla_prolog")
+OWN = ("mtp", "quant", "weight_format", "mla_prolog", "kv_cache_dtype")
 FREE = tuple(field for field in CHOICES if field not in (*NEEDED, *OWN, "graph"))
 # Two sets of three rows out of five always share one, and none holds the other; with the row of no
 # set that is every pair of forms of any two fields.

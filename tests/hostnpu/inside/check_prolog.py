@@ -15,11 +15,14 @@ import torch_npu
 from torch import Tensor
 
 from dsv3_port import PortPlan, generate, load_tokenizer, ops
+from dsv3_port.engine.calibrate import calibrate
 from dsv3_port.engine.continuous import ContinuousBatch, Request, run_requests
 from dsv3_port.engine.graph import compile_steps, converted_graphs
+from dsv3_port.engine.loading import with_plan
 from dsv3_port.errors import PortError
 from dsv3_port.hostnpu import kernels, tape
 from dsv3_port.hostnpu.operators import CANN
+from dsv3_port.model.c8 import set_kv_scales
 from dsv3_port.model.decoder import DeepseekV3, build
 from dsv3_port.model.mla_prolog import PrologAttention
 from dsv3_port.model.paged_cache import Paging
@@ -32,6 +35,8 @@ from tests.random_models import SHORT, fill, random_sources
 
 PAGED = PortPlan.upto("9")
 PLAN = PAGED.replace(mla_prolog=True)
+INT8 = PLAN.replace(quant="w8a8")
+PLANS = {"none": PLAN, "w8a8": INT8, "c8": INT8.replace(kv_cache_dtype="int8")}
 MODES = ("captured", "ge", "npugraph_ex", "reduce-overhead")
 PROMPT, STEPS_MADE = 13, 8  # row 1 crosses into its second block at step 3, row 0 never does
 pytestmark = pytest.mark.filterwarnings("ignore::dsv3_port.ops.checks.CardLimit")
@@ -43,9 +48,19 @@ def fresh() -> None:
 
 
 def load(mode: str = "eager", plan: PortPlan = PLAN, device: str = "npu") -> DeepseekV3:
-    model = short.load(plan, device, "bfloat16")
+    model = short.load(plan.replace(kv_cache_dtype="model"), device, "bfloat16")
+    if plan.kv_cache_dtype == "int8":
+        model = with_plan(model, plan)
+        set_kv_scales(model, kv_scales())
     model.paging = Paging(16, poison=math.nan)
     return compile_steps(model, mode)
+
+
+@functools.cache
+def kv_scales() -> dict[str, float]:
+    """Of both layers, and of the MTP layer behind them."""
+    plan = PortPlan.production().replace(quant="w8a8")
+    return calibrate(short.load(plan, "cpu"), [list(range(3, 60))])
 
 
 def run(model: DeepseekV3) -> tuple[list[Tensor], Any]:
@@ -61,10 +76,11 @@ def run(model: DeepseekV3) -> tuple[list[Tensor], Any]:
 
 
 @functools.cache
-def ran(mode: str, quant: str) -> tuple[list[Tensor], Any, list[Counter[str]]]:
+def ran(mode: str, quant: str) -> tuple[list[Tensor], Any, list[Any]]:
+    """Logits, the cache, and the GE graphs: of the prompt, and of a cached step."""
     with converted_graphs() as graphs:
-        logits, cache = run(load(mode, PLAN.replace(quant=quant)))  # type: ignore[arg-type]
-    return logits, cache, [Counter(op.type for op in graph.op) for graph in graphs]
+        logits, cache = run(load(mode, PLANS[quant]))
+    return logits, cache, list(graphs)
 
 
 def test_eager_is_the_single_operators_bit_for_bit() -> None:
@@ -76,8 +92,11 @@ def test_eager_is_the_single_operators_bit_for_bit() -> None:
         assert float((a - c).abs().max() / c.abs().max()) <= TOLERANCE["bfloat16"]
 
 
-@pytest.mark.parametrize("quant", ["none", "w8a8"])
-@pytest.mark.parametrize("mode", MODES)
+# (2, 0, 0) and (2, 1, 1) go through npugraph_ex and reduce-overhead alike: the latter stands for both
+@pytest.mark.parametrize(
+    ("mode", "quant"),
+    [(m, q) for m in MODES for q in PLANS if q != "w8a8" or m in ("captured", "ge")],
+)
 def test_graphs_are_the_eager_model_bit_for_bit(mode: str, quant: str) -> None:
     """Over a block's boundary: catches writes that a graph loses, slots that were frozen in it."""
     want, got = ran("eager", quant), ran(mode, quant)
@@ -94,15 +113,46 @@ def test_graphs_are_the_eager_model_bit_for_bit(mode: str, quant: str) -> None:
                 assert torch.equal(*rows)
 
 
-@pytest.mark.parametrize("quant", ["none", "w8a8"])
+@pytest.mark.parametrize("quant", PLANS)
 def test_the_ge_graph_of_a_cached_step(quant: str) -> None:
     """One MlaPrologV3 a layer, and none of what it stands for."""
-    _, cache, (prompt, step) = ran("ge", quant)
+    _, cache, graphs = ran("ge", quant)
+    prompt, step = (Counter(op.type for op in graph.op) for graph in graphs)
     layers = len(cache.buffers)
     assert step["MlaPrologV3"] == layers and not prompt["MlaPrologV3"]
     assert prompt["KvRmsNormRopeCache"] == layers and not step["KvRmsNormRopeCache"]
     assert step["TransposeBatchMatMul"] == layers and not step["InterleaveRope"]
     assert step["FusedInferAttentionScore"] == layers
+
+
+def test_the_modes_that_a_ge_graph_of_an_int8_cache_has() -> None:
+    """The converters' own: PyTorch's scales of key and value are GE's antiquant ones."""
+    graphs = ran("ge", "c8")[2]
+    step = {op.type: op for op in graphs[1].op}
+
+    def mode(kind: str, name: str) -> int:
+        return int(step[kind].attr[name].i)
+
+    names = "weight_quant_mode", "kv_cache_quant_mode", "query_quant_mode"
+    assert [mode("MlaPrologV3", n) for n in names] == [2, 1, 1]
+    names = "query_quant_mode", "key_antiquant_mode", "value_antiquant_mode"
+    assert [mode("FusedInferAttentionScore", n) for n in names] == [3, 0, 0]
+
+    def fed(op: Any) -> set[str]:
+        return {d.name for d, edge in zip(op.input_desc, op.input, strict=True) if edge}
+
+    scales = {"dequant_scale_query", "key_antiquant_scale", "value_antiquant_scale"}
+    assert scales <= fed(step["FusedInferAttentionScore"])
+    prompt = next(op for op in graphs[0].op if op.type == "KvRmsNormRopeCache")
+    assert "c_kv_scale" in fed(prompt) and "k_rope_scale" not in fed(prompt)
+
+
+def test_an_int8_cache_on_a_cpu_and_here() -> None:
+    """Integers of both, within what bfloat16's order of additions moves."""
+    here, cpu = (run(load(plan=PLANS["c8"], device=d)) for d in ("npu", "cpu"))
+    for a, b in zip(here[0], cpu[0], strict=True):
+        assert float((a - b).abs().max() / b.abs().max()) <= TOLERANCE["bfloat16"]
+    assert {b.dtype for layer in here[1].buffers for b in layer} == {torch.bfloat16, torch.int8}
 
 
 def test_one_capture_for_all_cached_steps() -> None:
@@ -167,9 +217,11 @@ def test_text(mode: str) -> None:
     assert got == want
 
 
-@pytest.mark.parametrize("mode", ["captured", "ge"])
-def test_with_drafts(mode: str) -> None:
+@pytest.mark.parametrize(("mode", "kind"), [("captured", "bfloat16"), ("ge", "c8")])
+def test_with_drafts(mode: str, kind: str) -> None:
     tokenizer, plan = load_tokenizer(TINY), PortPlan.production().replace(mla_prolog=True)
+    if kind == "c8":
+        plan = plan.replace(quant="w8a8", kv_cache_dtype="int8")
     want = generate(load(plan=plan), tokenizer, ["Once upon a time"], 12, pad_to=16)[0]
     found = generate(load(mode, plan), tokenizer, ["Once upon a time"], 12, pad_to=16)[0]
     assert found.token_ids == want.token_ids and found.accepted == want.accepted
