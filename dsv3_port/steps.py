@@ -7,8 +7,8 @@ assembles the named forms.
 PRODUCTION is Part II: what production ports do behind the full port. Its steps go on from a ported
 form (`upstream` is that form), and nothing of Part I reads them: `PortPlan.full()` has none on.
 
-SERVING (the loop around the model) and ROUNDING (an option of every plan: no step changes the numbers) are
-Part II too, and have no number on the ladder.
+SERVING (the loop around the model), ROUNDING (an option of every plan: no step changes the numbers) and FUSED
+(operators with narrow limits: an option of some plans) are Part II too, and have no number on the ladder.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Step:
     number: str = ""
     title: str
     notebook: str
-    field: str = ""  # of PortPlan; "" in SERVING and ROUNDING
+    field: str = ""  # of PortPlan; "" beside the ladder
     upstream: Any = None
     ported: Any = None
     before: str
@@ -249,7 +249,20 @@ ROUNDING: tuple[Step, ...] = (
         saves="half the bytes of a bfloat16 matrix",
     ),
 )
-SECOND = (*PRODUCTION, *SERVING, *ROUNDING)  # Part II
+
+
+FUSED: tuple[Step, ...] = (
+    Step(
+        id="mla_prolog",
+        title="mla_prolog: one launch before the scores",
+        notebook="16_one_launch",
+        before="model.paged_attention:PagedAttention.write",
+        after="model.mla_prolog:PrologAttention.prolog",
+        stays_equal="logits and greedy tokens",
+        saves="launches: one a layer stands for the small operators before a cached step's scores",
+    ),
+)
+SECOND = (*PRODUCTION, *SERVING, *ROUNDING, *FUSED)  # Part II
 
 
 def step(step_id: str) -> Step:
