@@ -234,7 +234,7 @@ def int8_cache(rows: Mapping[str, tuple[int, int]], costs: Mapping[str, Quality]
     names = (tr("latent"), tr("rotary part"))
     for y, parts in enumerate(rows.values()):
         bar = [(n, c, str(n)) for n, c in zip(parts, (BLUE, ORANGE), strict=True)]
-        end = stack(bars, y, bar, 0.5, names if y == 0 else ())
+        end = stack(bars, y, bar, 0.5)
         bars.text(end + 0.01 * widest, y, str(sum(parts)), va="center", fontweight="bold")
     name_rows(bars, [told(name) for name in rows])
     bars.set_xlim(0, 1.12 * widest)
@@ -242,7 +242,8 @@ def int8_cache(rows: Mapping[str, tuple[int, int]], costs: Mapping[str, Quality]
     bars.set_title(tr("bytes of a token in one layer's cache, DeepSeek-V3"))
     lines = stream_errors(stream, costs)
     wrap_titles(fig, (bars, stream))
-    key(fig, 2)
+    looks = zip((BLUE, ORANGE), names, strict=True)
+    key(fig, 2, handles=[Patch(facecolor=colour, label=name) for colour, name in looks])
     alt = tr(
         "Bytes of a token and layer: {bytes}. Error of the stream behind each layer, per cent: {lines}."
     ).format(
