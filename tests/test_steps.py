@@ -113,4 +113,4 @@ def test_progress_map_marks_the_notebook():
     here = [line for line in progress_map("15_int8").splitlines() if "▶" in line]
     assert len(here) == 1 and here[0].startswith("|  | **▶ W8A8")
     here = [line for line in progress_map("16_one_launch").splitlines() if "▶" in line]
-    assert len(here) == 1 and here[0].startswith("|  | **▶ mla_prolog")
+    assert len(here) == 1 and here[0].startswith("|  | **▶ One launch")

@@ -2,41 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ...messages import tr
 from ...model.decoder import DeepseekV3
 from ...model.mla_prolog import PrologAttention
 from ...model.paged_cache import Paging
 from ...plan import PortPlan
-from ..toys import Toy
+from ..prolog_toy import PROLOG
 from . import Function, Slot, Wrong, changed
 
-EPS = 1e-3  # of the toy: not the operator's default, so that forgetting it shows
-
 STUB = '''
-def mla_prolog(token_x, w_dq, w_uq_qr, w_uk, w_dkv_kr, gamma_cq, gamma_ckv, sin, cos,
-               kv_cache, kr_cache, slots, eps):
-    """token_x [T, H], w_dq [H, Rq], w_uq_qr [Rq, N (D + Dr)] with D before Dr, w_uk [N, D, R],
-    w_dkv_kr [H, R + Dr], gamma_cq [Rq], gamma_ckv [R]; sin, cos [T, Dr]: angles, in two halves.
-    Writes kv_cache [blocks, block, 1, R] and kr_cache [blocks, block, 1, Dr] in place: token t at
-    row slots[t], counted over all blocks; below 0 nowhere. Norms with eps; a turn takes pairs and
-    leaves halves -> query [T, N, R], query_rope [T, N, Dr]"""
+def mla_prolog(token_x, matrices, gammas, sin, cos, caches, slots, eps):
+    """token_x [T, H]; matrices w_dq [H, Rq], w_uq_qr [Rq, N (D + Dr)], w_uk [N, D, R], w_dkv_kr
+    [H, R + Dr]; gammas [Rq] and [R]; sin, cos [T, Dr]; caches [blocks, block, 1, R] and [.., Dr],
+    written in place at rows slots [T] of all blocks -> query [T, N, R], query_rope [T, N, Dr]"""
     ...
 '''
 
 TURN = "torch.cat((a, b), -1) * cos + torch.cat((-b, a), -1) * sin"
 PAIRS = "a, b = x[..., ::2], x[..., 1::2]"
-OF_Q = "norm(token_x @ w_dq, gamma_cq)"
-OF_KV = "norm(latent, gamma_ckv)"
+OF_Q = "norm(token_x @ w_dq, gammas[0])"
+OF_KV = "norm(latent, gammas[1])"
 HEADS = "heads = (cq @ w_uq_qr).unflatten(-1, (n, -1))"
 QUERY, QUERY_ROPE = 'torch.einsum("tnd,ndr->tnr", heads[..., :d], w_uk)', "heads[..., d:]"
 ROW = "latent, key = (token_x @ w_dkv_kr).tensor_split([r], -1)"
+CACHES = f"zip(caches, ({OF_KV}, turn(key, sin, cos)))"
 WRITE = "cache.view(-1, cache.shape[-1])[slots[kept]] = rows[kept]"
 KEPT, ALL = "kept = slots >= 0", "kept = torch.ones_like(slots, dtype=torch.bool)"
 SOLUTION = STUB.replace(
@@ -47,83 +40,18 @@ SOLUTION = STUB.replace(
     def turn(x, sin, cos):
         {PAIRS}     # pairs in, halves out
         return {TURN}
+    w_dq, w_uq_qr, w_uk, w_dkv_kr = matrices
     n, d, r = w_uk.shape
     cq = {OF_Q}
     {HEADS}
     query = {QUERY}
     {ROW}
     {KEPT}
-    for cache, rows in ((kv_cache, {OF_KV}), (kr_cache, turn(key, sin, cos))):
+    for cache, rows in {CACHES}:
         {WRITE}
     return query, turn({QUERY_ROPE}, sin[:, None], cos[:, None])
 """,
 )
-
-
-def inputs(generator: torch.Generator, sizes: Mapping[str, int]) -> dict[str, Any]:
-    """Small tokens, so that eps counts; caches hold rows of before; one token has no slot, and the slots
-    are in no order."""
-    t, h, n, d = (sizes[k] for k in ("T", "H", "N", "D"))
-    q, r, rope, blocks, block = (sizes[k] for k in ("Rq", "R", "Dr", "blocks", "block"))
-
-    def some(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator)
-
-    angle = 9 * torch.rand(t, rope // 2, generator=generator)
-    sin, cos = (torch.cat((f(angle),) * 2, -1) for f in (torch.sin, torch.cos))
-    slots = 1 + torch.randperm(blocks * block - 2, generator=generator)[:t]  # neither end
-    slots[t // 2] = -1
-    return {
-        "token_x": 0.1 * some(t, h),
-        "w_dq": some(h, q) / h**0.5,
-        "w_uq_qr": some(q, n * (d + rope)) / q**0.5,
-        "w_uk": some(n, d, r) / d**0.5,
-        "w_dkv_kr": some(h, r + rope) / h**0.5,
-        "gamma_cq": 1 + 0.3 * some(q),
-        "gamma_ckv": 1 + 0.3 * some(r),
-        "sin": sin,
-        "cos": cos,
-        "kv_cache": some(blocks, block, 1, r),
-        "kr_cache": some(blocks, block, 1, rope),
-        "slots": slots,
-        "eps": EPS,
-    }
-
-
-class Prolog(Toy):
-    """Both queries and both caches in one row, with the queries' shapes behind them."""
-
-    def outcome(self, function: Function, seed: int) -> tuple[Any, list[str]]:
-        def whole(*given: Any) -> Any:
-            found, caches = function(*given), given[9:11]
-            if not _two(found):
-                return found
-            shapes = torch.tensor([n / 100 for part in found for n in (*part.shape, 0)])
-            return torch.cat([part.flatten() for part in (*found, *caches, shapes)])
-
-        return super().outcome(whole, seed)
-
-    def first_place(self, got: tuple[Any, list[str]], want: tuple[Any, list[str]]) -> str:
-        n, t, r, rope = (self.sizes[k] for k in ("N", "T", "R", "Dr"))
-        if got[1]:
-            return super().first_place(got, want)
-        if not isinstance(got[0], Tensor) or got[0].shape != want[0].shape:
-            said = tr(
-                "mla_prolog returns two tensors, query [T, N, R] and query_rope [T, N, Dr], here {query} and "
-                "{rope}; yours returned something else"
-            )
-            return said.format(query=[t, n, r], rope=[t, n, rope])
-        rows = self.sizes["blocks"] * self.sizes["block"]
-        parts = got[0].split([t * n * r, t * n * rope, rows * r, rows * rope, 8])
-        due = want[0].split([len(p) for p in parts])
-        names = "query", "query_rope", "kv_cache", "kr_cache", tr("the results' shapes")
-        off = [name for name, a, b in zip(names, parts, due, strict=True) if not self.equal(a, b)]
-        return tr("other numbers than due: {names}").format(names=", ".join(off))
-
-
-def _two(found: Any) -> bool:
-    pair = isinstance(found, (tuple, list)) and len(found) == 2
-    return pair and all(isinstance(part, Tensor) and part.dim() == 3 for part in found)
 
 
 def attentions(twin: DeepseekV3) -> list[PrologAttention]:
@@ -132,7 +60,11 @@ def attentions(twin: DeepseekV3) -> list[PrologAttention]:
 
 def as_operator(function: Function, *tensors: Tensor, **given: Any) -> tuple[Tensor, ...]:
     """Called as npu_mla_prolog_v3 is; its further results are those of no quantisation."""
-    query, query_rope = function(*tensors, given["cache_index"], given["rmsnorm_epsilon_cq"])
+    (token_x, *matrices), gammas, angles, caches = (
+        tensors[a:b] for a, b in ((0, 5), (5, 7), (7, 9), (9, 11))
+    )
+    slots, eps = given["cache_index"], given["rmsnorm_epsilon_cq"]
+    query, query_rope = function(token_x, matrices, gammas, *angles, caches, slots, eps)
     return query, query_rope, query.new_zeros(1)
 
 
@@ -236,7 +168,7 @@ SLOTS = (
             ),
             "the queries' norm left out": Wrong(
                 changed(SOLUTION, (OF_Q, "token_x @ w_dq")),
-                "Between the two matrices of the queries stands a norm, with gamma_cq. Without it the scores "
+                "Between the two matrices of the queries stands a norm, with the first gamma. Without it the scores "
                 "grow with the token.",
             ),
             "the latent's norm left out": Wrong(
@@ -250,7 +182,7 @@ SLOTS = (
                     (
                         OF_KV,
                         "latent * (torch.cat((latent, key), -1).square().mean(-1, keepdim=True) + eps)\n"
-                        "                        .rsqrt() * gamma_ckv",
+                        "                        .rsqrt() * gammas[1]",
                     ),
                 ),
                 "The mean square is that of the R latent channels alone. The rotary ones are in the same "
@@ -276,15 +208,9 @@ SLOTS = (
                 "the heads in turn.",
             ),
             "the caches exchanged": Wrong(
-                changed(
-                    SOLUTION,
-                    (
-                        f"((kv_cache, {OF_KV}), (kr_cache, turn(key, sin, cos)))",
-                        f"((kr_cache, {OF_KV}), (kv_cache, turn(key, sin, cos)))",
-                    ),
-                ),
-                "kv_cache takes the latents, R wide, kr_cache the turned keys, Dr wide. Yours go each to the "
-                "other one.",
+                changed(SOLUTION, (CACHES, CACHES.replace("zip(caches", "zip(caches[::-1]"))),
+                "The first cache takes the latents, R wide, the second the turned keys, Dr wide. Yours go each "
+                "to the other one.",
             ),
             "written nowhere": Wrong(
                 changed(SOLUTION, (WRITE, WRITE.replace("cache.view", "cache.clone().view"))),
@@ -319,12 +245,7 @@ SLOTS = (
         },
         plan=PortPlan.upto("paged_cache").replace(mla_prolog=True),
         needs={"cache": "paged", "mla_prolog": True},
-        toy=Prolog(
-            {"T": 5, "H": 23, "Rq": 11, "N": 3, "D": 7, "R": 13, "Dr": 6, "blocks": 3, "block": 4},
-            inputs,
-            ("T", "N", "R"),
-            writes=("kv_cache", "kr_cache"),
-        ),
+        toy=PROLOG,
         attach=attach,
         calls=lambda twin, cached: len(attentions(twin)) * cached,
     ),
