@@ -7,8 +7,8 @@ assembles the named forms.
 PRODUCTION is Part II: what production ports do behind the full port. Its steps go on from a ported
 form (`upstream` is that form), and nothing of Part I reads them: `PortPlan.full()` has none on.
 
-SERVING (the loop around the model) and ROUNDING (an option of every plan: no step changes the numbers) are
-Part II too, and have no number on the ladder.
+SERVING (the loop around the model), ROUNDING (an option of every plan: no step changes the numbers) and FUSED
+(operators with narrow limits: an option of some plans) are Part II too, and have no number on the ladder.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Step:
     number: str = ""
     title: str
     notebook: str
-    field: str = ""  # of PortPlan; "" in SERVING and ROUNDING
+    field: str = ""  # of PortPlan; "" beside the ladder
     upstream: Any = None
     ported: Any = None
     before: str
@@ -206,8 +206,7 @@ PRODUCTION: tuple[Step, ...] = (
         before="model.attention:LowRankAttention.forward",
         after="model.paged_attention:PagedAttention.forward",
         stays_equal="logits and greedy tokens",
-        saves="cache memory: blocks of what a sequence has; one operator for norm, rotation and cache write, "
-        "one for the attention",
+        saves="cache memory: blocks of what a sequence has; one operator writes rows, one attends",
     ),
     Step(
         id="mtp",
@@ -220,7 +219,7 @@ PRODUCTION: tuple[Step, ...] = (
         before="engine.decoding:decode",
         after="engine.speculative:decode",
         stays_equal="greedy tokens, and the distribution of drawn ones",
-        saves="decode steps: one whose draft is accepted gives two tokens; one layer more is computed and kept",
+        saves="decode steps: an accepted draft is a second token",
     ),
 )
 
@@ -232,8 +231,8 @@ SERVING: tuple[Step, ...] = (
         notebook="14_slots",
         before="engine.decoding:decode",
         after="engine.continuous:run_requests",
-        stays_equal="each request's tokens: those of the request alone, in any order of arrival",
-        saves="decode steps: a row whose text has ended takes the next request; one captured step serves all",
+        stays_equal="each request's tokens, in any order of arrival",
+        saves="decode steps: a row that is done takes the next request",
     ),
 )
 
@@ -246,10 +245,23 @@ ROUNDING: tuple[Step, ...] = (
         before="model.mlp:MergedMLP",
         after="model.mlp:Int8MLP",
         stays_equal="its own definition, bit for bit",
-        saves="half the bytes of a bfloat16 matrix",
+        saves="half of bfloat16's bytes",
     ),
 )
-SECOND = (*PRODUCTION, *SERVING, *ROUNDING)  # Part II
+
+
+FUSED: tuple[Step, ...] = (
+    Step(
+        id="mla_prolog",
+        title="One launch before the scores",
+        notebook="16_one_launch",
+        before="model.paged_attention:PagedAttention.forward",
+        after="model.mla_prolog:PrologAttention.launch",
+        stays_equal="logits and greedy tokens",
+        saves="launches: twelve in each layer become one",
+    ),
+)
+SECOND = (*PRODUCTION, *SERVING, *ROUNDING, *FUSED)  # Part II
 
 
 def step(step_id: str) -> Step:

@@ -12,7 +12,7 @@ from dsv3_port import STEPS, PortError, PortPlan
 from dsv3_port.course.show import progress_map
 from dsv3_port.model.forms import FORMS
 from dsv3_port.plan import CHOICES
-from dsv3_port.steps import PRODUCTION, ROUNDING, SECOND, SERVING, change, step
+from dsv3_port.steps import FUSED, PRODUCTION, ROUNDING, SECOND, SERVING, change, step
 
 ROOT = Path(__file__).parents[1]
 
@@ -38,7 +38,7 @@ def test_every_name_of_part_two_exists(s):
 
 
 def test_what_is_beside_the_ladder_is_no_step():
-    for s in (*SERVING, *ROUNDING):
+    for s in (*SERVING, *ROUNDING, *FUSED):
         assert (s.number, s.field) == ("", "") and change(s.id) is s
         with pytest.raises(PortError, match=f"unknown step '{s.id}'"):
             PortPlan.with_steps(s.id)
@@ -112,3 +112,5 @@ def test_progress_map_marks_the_notebook():
     assert len(here) == 1 and here[0].startswith("|  | **▶ Continuous batching")
     here = [line for line in progress_map("15_int8").splitlines() if "▶" in line]
     assert len(here) == 1 and here[0].startswith("|  | **▶ W8A8")
+    here = [line for line in progress_map("16_one_launch").splitlines() if "▶" in line]
+    assert len(here) == 1 and here[0].startswith("|  | **▶ One launch")

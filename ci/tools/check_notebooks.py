@@ -94,6 +94,7 @@ BUDGET = {
     "13": (950, 90),
     "14": (950, 90),
     "15": (950, 90),
+    "16": (950, 90),
 }
 SLOT_CELLS, SLOT_LINES = 26, 12  # of such a notebook, and of a cell behind its set-up
 MORE = {"exercise", "solution"}  # at the end, folded, and not counted

@@ -130,6 +130,8 @@ def calls(package: Path = ROOT / "dsv3_port") -> dict[str, list[Call]]:
 
 
 def _operator(called: ast.expr) -> str:
+    if isinstance(called, ast.BoolOp):  # what a model was given, or the operator
+        called = called.values[-1]
     if isinstance(called, ast.Name):
         return called.id if called.id.startswith("npu_") else ""
     if isinstance(called, ast.Attribute) and isinstance(called.value, ast.Name):

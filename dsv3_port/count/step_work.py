@@ -50,6 +50,12 @@ class StepWork:
     def flops(self) -> int:
         return sum(w.flops * w.times for w in self.work)
 
+    def layer(self, part: str) -> list[str]:
+        """Operators of one layer's part, in order; every layer has the same where the part is attention."""
+        names = [w.op for w in self.work if w.part == part]
+        kinds = len(one_of_each(self.config)[1]) - 1
+        return names[-(len(names) // kinds) :] if names else []
+
     @property
     def sent(self) -> int:
         """Bytes that this rank sends by ring algorithms."""

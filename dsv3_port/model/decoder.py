@@ -4,7 +4,7 @@ plan names.
 What a learner writes goes in by attributes of one model: `visible`, `write`, `slots`,
 `accept`, `admission`, `keep` and `run_step` here, `absorbed` and `turn` of an attention,
 `route` of the grouped experts, `group_mask` of a gate, `add_norm` of a fused norm, `int8_linear` of a linear
-layer. A twin that shares the weights keeps its own.
+layer, `mla_prolog` of an attention with that operator. A twin that shares the weights keeps its own.
 """
 
 from __future__ import annotations

@@ -49,6 +49,7 @@ class PrologAttention(PagedAttention):
         for name in ("dq", "uq_qr", "uk", "dkv_kr", "gamma", *scales):
             self.register_buffer(name, None, persistent=False)
         self.made_of: list[tuple[int, int]] = []
+        self.mla_prolog: Callable[..., Any] | None = None  # in place of the operator
 
     def forward(
         self, hidden: Tensor, inputs: StepInputs, cache: Cache | None, layer: int
@@ -93,7 +94,7 @@ class PrologAttention(PagedAttention):
             tokens, scale = ops.npu_dynamic_quant(tokens)
             of_tokens = scale[:, None]
         k_cache, ckv_cache = buffers
-        query, query_rope, of_query, *_ = ops.npu_mla_prolog_v3(
+        query, query_rope, of_query, *_ = (self.mla_prolog or ops.npu_mla_prolog_v3)(
             tokens,
             self.dq,
             self.uq_qr,

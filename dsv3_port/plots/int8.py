@@ -167,7 +167,7 @@ def int8_errors(errors: Sequence[MatrixError], costs: Mapping[str, Quality]) -> 
     bars.set_xlim(0)
     bars.set_xlabel(tr("error of the product, % of its size"))
     bars.set_title(tr("each product alone, on the float model's inputs"))
-    lines = _stream(stream, costs)
+    lines = stream_errors(stream, costs)
     wrap_titles(fig, (bars, stream))
     key(
         fig,
@@ -189,7 +189,8 @@ def int8_errors(errors: Sequence[MatrixError], costs: Mapping[str, Quality]) -> 
     return finish(fig, alt, note)
 
 
-def _stream(ax: Axes, costs: Mapping[str, Quality]) -> list[str]:
+def stream_errors(ax: Axes, costs: Mapping[str, Quality]) -> list[str]:
+    """A line for each form: how far the stream is off behind each layer. Returns what the lines say."""
     said, ticks, most = [], list[str](), 0.0
     looks = ((BLUE, "--", "s"), (INK, "-", "o"), (VERMILLION, ":", "^"))
     for (name, q), (colour, line, mark) in zip(costs.items(), looks, strict=False):

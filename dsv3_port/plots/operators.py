@@ -25,7 +25,7 @@ _KINDS = {  # first match decides
     N_(
         "copy, concatenate, cast"
     ): "aten.cat aten.clone aten.copy aten._to_copy aten.stack aten.fill aten.zeros aten.ones "
-    "aten.arange aten.full aten.scalar_tensor",
+    "aten.arange aten.full aten.scalar_tensor aten.constant_pad_nd",
     N_(
         "reduction, softmax"
     ): "aten.mean aten.sum aten._softmax aten.amax aten.max aten.any aten._scaled_dot_product",
@@ -42,6 +42,18 @@ _GE_KINDS = {  # operator types of a GE graph
     "OnesLike TensorMove",
     "reduction, softmax": "ReduceSum ReduceMean SoftmaxV2 ReduceMax",
 }
+
+
+def kind_of(op: str) -> str:
+    """The kind that `op_census` counts an operator as."""
+    return _kind(op, _KINDS, str.startswith)
+
+
+def _kind(
+    op: str, table: Mapping[str, str], belongs: Callable[[str, tuple[str, ...]], bool]
+) -> str:
+    found = (kind for kind, names in table.items() if belongs(op, tuple(names.split())))
+    return next(found, ELEMENTWISE)
 
 
 @two_widths
@@ -83,11 +95,7 @@ def _census(
     grouped = {name: dict.fromkeys(kinds, 0) for name in counts_by_variant}
     for name, counts in counts_by_variant.items():
         for op, count in counts.items():
-            kind = next(
-                (k for k, names in table.items() if belongs(op, tuple(names.split()))),
-                ELEMENTWISE,
-            )
-            grouped[name][kind] += count
+            grouped[name][_kind(op, table, belongs)] += count
     fig, (ax,) = figure(size=(9.5, 1.7 + 0.5 * len(grouped)))
     totals = {name: sum(parts.values()) for name, parts in grouped.items()}
     widest = max(max(totals.values()), 1)

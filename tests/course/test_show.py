@@ -128,6 +128,8 @@ def test_progress_marks_done_here_and_next():
     assert "✓ 9 Paged" in text and "▶ Continuous batching" in text
     text = Reader(progress("15_int8")._repr_html_()).text
     assert "✓ Continuous batching" in text and "▶ W8A8" in text
+    text = Reader(progress("16_one_launch")._repr_html_()).text
+    assert "✓ W8A8" in text and "▶ One launch" in text
     assert "✓" not in progress("00_start_here")._repr_html_()
 
 

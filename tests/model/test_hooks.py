@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dsv3_port import PortError, PortPlan, load_model
+from dsv3_port import PortError, PortPlan, load_model, ops
 from dsv3_port.bench.models import with_plan
 from dsv3_port.count.operators import count_ops
 from dsv3_port.engine.graph import compile_steps
@@ -99,6 +99,23 @@ def test_a_product_of_int8_is_a_twins_own() -> None:
     at = twin.model.layers[-1].self_attn.o_proj
     at.int8_linear = both(at.int8_linear)
     assert not torch.allclose(run(twin), want, rtol=1e-3) and torch.equal(run(model), want)
+    assert torch.equal(run(with_plan(twin, plan)), want)
+
+
+def test_what_stands_for_npu_mla_prolog_is_a_twins_own() -> None:
+    plan = PortPlan.upto("9").replace(mla_prolog=True)
+    model = load_model(TINY, plan, "cpu", "float32")
+    want = run(model)
+    twin = with_plan(model, plan)
+
+    def smaller(*tensors: Tensor, **more: Any) -> list[Tensor]:
+        query, *others = ops.npu_mla_prolog_v3(*tensors, **more)
+        return [0.5 * query, *others]
+
+    twin.model.layers[-1].self_attn.mla_prolog = smaller
+    got = run(twin)
+    assert not torch.allclose(got, want, rtol=1e-3) and torch.equal(run(model), want)
+    assert torch.equal(got[:, :1], want[:, :1])  # prompts keep their own operators
     assert torch.equal(run(with_plan(twin, plan)), want)
 
 

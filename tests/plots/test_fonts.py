@@ -44,6 +44,7 @@ from dsv3_port.plots.model_map import model_picture
 from dsv3_port.plots.npu_forward import npu_forward
 from dsv3_port.plots.npu_ladder import npu_ladder
 from dsv3_port.plots.npu_step import npu_step
+from dsv3_port.plots.one_launch import int8_cache, launches_picture, nz_picture
 from dsv3_port.plots.operators import op_census
 from dsv3_port.plots.pages import page_strips
 from dsv3_port.plots.parameters import parameter_picture
@@ -61,6 +62,7 @@ from tests.ge.test_tables import node
 from tests.plots.test_drafts import TEXTS, times, work
 from tests.plots.test_int8 import ERRORS, cost
 from tests.plots.test_measured import curve_results, ladder_results
+from tests.plots.test_one_launch import steps
 from tests.plots.test_rows import SLOTS, STATIC
 from tests.random_models import CONFIG
 
@@ -121,6 +123,9 @@ PICTURES = {
     "page_strips": page_strips,
     "scales_outside": scales_outside,
     "int8_errors": lambda: int8_errors(ERRORS, {"W8A8": cost(0.02)}),
+    "nz_picture": nz_picture,
+    "launches_picture": lambda: launches_picture(*steps()),
+    "int8_cache": lambda: int8_cache({"int8 cache": (512, 128)}, {"int8 cache": cost(0.02)}),
     "absorb_picture": lambda: absorb_picture(V3),
     "model_picture": lambda: model_picture(V3),
     "shard_picture": lambda: shard_picture(CONFIG, None, 4),
