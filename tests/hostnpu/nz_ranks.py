@@ -16,7 +16,7 @@ from dsv3_port.ops import storage_format
 from dsv3_port.parallel import TensorParallel
 
 TINY = Path(__file__).parents[2] / "data" / "tiny-dsv3"
-MODES = ("eager", "captured", "ge")
+MODES = ("eager", "captured", "ge", "npugraph_ex")
 
 
 def run(model: DeepseekV3) -> list[list[float]]:
@@ -28,17 +28,21 @@ def run(model: DeepseekV3) -> list[list[float]]:
     return [x.flatten().tolist() for x in logits]
 
 
-def logits(mode: str, kind: str, parallel: TensorParallel) -> list[list[float]]:
+def logits(
+    mode: str, kind: str, parallel: TensorParallel, folder: str | Path = TINY
+) -> list[list[float]]:
     torch._dynamo.reset()
     plan = PortPlan.full().replace(quant="w8a8", weight_format=kind)
-    model = first_layers(load_model(TINY, plan, "npu", "bfloat16", parallel), 2)
+    model = first_layers(load_model(folder, plan, "npu", "bfloat16", parallel), 2)
     lying = {storage_format(getattr(m, name)) for m, name, _ in matrices(model)}
     assert (lying == {29}) == (kind == "nz"), lying
     return run(compile_steps(model, mode))
 
 
-def formats(parallel: TensorParallel) -> dict[str, bool]:
-    """Mode -> whether this rank's logits with matrices in FRACTAL_NZ are the bits of ND, eager."""
+def formats(parallel: TensorParallel, folders: dict[str, str]) -> dict[str, bool]:
+    """Mode, or format of a folder that was split to int8 -> whether this rank's logits with matrices in
+    FRACTAL_NZ are the bits of ND straight from FP8, eager."""
     os.environ["DSV3_GE_ENGINE"] = "interpret"
     want = logits("eager", "nd", parallel)
-    return {mode: logits(mode, "nz", parallel) == want for mode in MODES}
+    found = {mode: logits(mode, "nz", parallel) == want for mode in MODES}
+    return found | {n: logits("eager", "nz", parallel, f) == want for n, f in folders.items()}

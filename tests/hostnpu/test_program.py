@@ -136,6 +136,7 @@ def test_a_file_that_does_not_import_is_no_broken_test(tmp_path: Path) -> None:
         report, "test_npu_sum.py", {"test_npu_sum.py::test_npu_*": "so it is"}
     )
     assert found.outcome == "failed" and "einops" in found.reason
+    assert vendor_tests.wanted_packages([found]) == ["einops"]
 
 
 @needs_torch_npu
