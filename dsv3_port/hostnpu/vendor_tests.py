@@ -32,12 +32,18 @@ from .vendor_child import HIDDEN, LIFT, LIMIT
 
 BROKEN = Path(__file__).with_name("vendor_broken.json")
 PACKAGES = ("pytest", "expecttest")  # torch_npu.testing imports the second
+OPTIONAL = ("einops", "scipy", "ml_dtypes", "en_dtypes")  # some files import one of them
+MISSING = re.compile(r"No module named '(\w+)'")
 # such a file starts children, which never enable anything
 SEVERAL_CARDS = ("skipIfUnsupportMultiNPU", "multiprocessing")
 OUTCOMES = ("passed", "refused", "broken", "failed", "skipped", "left out")
 LINE = re.compile(r"([\w ]+\.py):(\d+): ")
 # by us, or by torch_npu for what it launches past PyTorch's dispatcher
-REFUSALS = ("the host stand-in has no kernel", "not in libopapi.so")
+REFUSALS = (
+    "the host stand-in has no kernel",
+    "do not support internal format",
+    "not in libopapi.so",
+)
 
 
 @dataclass(frozen=True)
@@ -186,6 +192,12 @@ def table(found: list[Result]) -> str:
     return tabulate(rows, headers=["file", *OUTCOMES], tablefmt="simple")
 
 
+def wanted_packages(found: list[Result]) -> list[str]:
+    """Of OPTIONAL, those whose absence failed a file or a test."""
+    named = {name for r in found if r.outcome == "failed" for name in MISSING.findall(r.reason)}
+    return [name for name in OPTIONAL if name in named]
+
+
 def run(
     checkout: Path,
     *,
@@ -216,5 +228,7 @@ def run(
     for r in found:
         if r.outcome in ("failed", "broken"):
             print(f"{r.outcome}: {r.file}::{r.test}: {r.reason}")
+    if wanted := wanted_packages(found):
+        print(f"some files import {', '.join(wanted)}: pip install {' '.join(wanted)}")
     print(f"each test with its reason: {into}")
     return int(any(r.outcome == "failed" for r in found))
