@@ -63,11 +63,11 @@ def quantize_bands(bands: Iterable[Tensor], codes: Tensor) -> tuple[Tensor, Tens
     for rows in bands:
         out, factor = codes[at : at + len(rows)], scale[at : at + len(rows)]
         at += len(rows)
-        low, high = rows.aminmax(dim=1, keepdim=True)
-        torch.div(torch.maximum(high, -low), MOST, out=factor)
-        factor.masked_fill_(factor < _SMALLEST, 1.0)
-        # not beyond +-MOST: a normal factor is max / 127 to 2^-24, and where it is 1, nothing is near 1
         work = work if work.shape == rows.shape else torch.empty_like(rows)
+        # not aminmax: along a dimension that takes one number after the other
+        largest = torch.abs(rows, out=work).amax(1, keepdim=True)
+        torch.div(largest, MOST, out=factor).masked_fill_(factor < _SMALLEST, 1.0)
+        # not beyond +-MOST: a normal factor is max / 127 to 2^-24, and where it is 1, nothing is near 1
         out.copy_(torch.div(rows, factor, out=work).round_())
     assert at == len(codes)
     return codes, scale
