@@ -136,7 +136,7 @@ def generated() -> Iterator[Found]:
     yield from (("tables of pages", word) for word in ("model", "toy", "count"))
     # values of f-strings in notebooks, and names of their models that are one word
     words = [*("the finished code", "replayed", "ill"), "float"]
-    words += ["W8A8, finished code", "W8A8, your code"]
+    words += ["full port", "W8A8, finished code", "W8A8, your code"]
     yield from (("code of notebooks", word) for word in words)
     yield from (("tables of pages", text) for text in table_words.PATTERNS)
 

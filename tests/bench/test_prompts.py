@@ -13,6 +13,8 @@ from dsv3_port.bench import parts_prompts, prompt_table, speed_tables
 from dsv3_port.bench.cases import FULL, Case
 from dsv3_port.bench.prompt_table import CHUNKED, SCORES
 from dsv3_port.errors import PortError
+from dsv3_port.messages import using
+from dsv3_port.plots.fonts import chinese_font
 from dsv3_port.plots.prompts import prompt_curves
 from dsv3_port.weights.synthetic import synthetic_checkpoint
 from tests.random_models import CONFIG
@@ -81,4 +83,6 @@ def test_it_is_kept_tabled_and_drawn(made: Case, tmp_path: Path) -> None:
         made, records=[dataclasses.replace(r, busy=False) for r in made.records]
     )
     fig = prompt_curves(quiet)
-    assert "by chunks" in fig.alt_text and fig.png()
+    assert "by chunks" in fig.alt_text and fig.png() and fig.narrow and fig.narrow().png()
+    with using("zh"):
+        assert ("分段" if chinese_font() else "by chunks") in prompt_curves(quiet).alt_text
