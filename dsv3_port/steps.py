@@ -21,8 +21,7 @@ from .errors import PortError
 from .messages import told, tr
 
 # Largest |difference| of logits over their largest magnitude, by dtype; 0 where the step is exact.
-# float32: another order of the same additions. bfloat16: a rounding step of 2^-8 met in every
-#     layer.
+# float32: another order of the same additions. bfloat16: a rounding of 2^-8 in every layer.
 TOLERANCE = {"float64": 1e-12, "float32": 1e-5, "bfloat16": 5e-2, "float16": 1e-2}
 EXACT = {"float64": 0.0, "float32": 0.0, "bfloat16": 0.0, "float16": 0.0}
 
@@ -70,7 +69,7 @@ STEPS: tuple[Step, ...] = (
         ported="low_rank",
         before="model.attention:ExpandedAttention",
         after="model.attention:LowRankAttention",
-        stays_equal="logits; the cache holds R + Dr numbers a token and layer instead of N (Dn + Dr + Dv)",
+        stays_equal="logits; the cache holds R + Dr numbers a token and layer",
         saves="KV-cache bytes read by every decode step",
     ),
     Step(
@@ -84,7 +83,7 @@ STEPS: tuple[Step, ...] = (
         before="model.experts:ExpertLoop",
         after="model.experts:GroupedExperts",
         stays_equal="expert indices and logits",
-        saves="launches: a fixed number a layer instead of several for each expert; no host sync",
+        saves="launches: as many for any number of experts; no host sync",
     ),
     Step(
         id="one_hot_gate",
@@ -111,7 +110,7 @@ STEPS: tuple[Step, ...] = (
         before="model.mlp:SplitMLP",
         after="model.mlp:MergedMLP",
         stays_equal="logits",
-        saves="one matmul and one SwiGLU operator instead of two matmuls, a SiLU and a product",
+        saves="one matmul and one SwiGLU operator instead of four",
     ),
     Step(
         id="fixed_kv_cache",
@@ -193,7 +192,6 @@ STEPS: tuple[Step, ...] = (
     ),
 )
 
-
 PRODUCTION: tuple[Step, ...] = (
     Step(
         id="paged_cache",
@@ -223,7 +221,6 @@ PRODUCTION: tuple[Step, ...] = (
     ),
 )
 
-
 SERVING: tuple[Step, ...] = (
     Step(
         id="slots",
@@ -235,7 +232,6 @@ SERVING: tuple[Step, ...] = (
         saves="decode steps: a row that is done takes the next request",
     ),
 )
-
 
 ROUNDING: tuple[Step, ...] = (
     Step(
@@ -249,7 +245,6 @@ ROUNDING: tuple[Step, ...] = (
     ),
 )
 
-
 FUSED: tuple[Step, ...] = (
     Step(
         id="mla_prolog",
@@ -262,6 +257,7 @@ FUSED: tuple[Step, ...] = (
     ),
 )
 SECOND = (*PRODUCTION, *SERVING, *ROUNDING, *FUSED)  # Part II
+_BY_ID = {s.id: s for s in (*STEPS, *SECOND)}
 
 
 def step(step_id: str) -> Step:
@@ -271,15 +267,6 @@ def step(step_id: str) -> Step:
         if step_id in (s.id, s.number):
             return s
     raise PortError(f"unknown step {step_id!r}; the steps are " + ", ".join(s.id for s in known))
-
-
-def steps_around(notebook: str) -> tuple[Step, ...]:
-    """Part I's steps; in a notebook of Part II with Part II's behind them."""
-    second = notebook and notebook in {s.notebook for s in SECOND}
-    return (*STEPS, *SECOND) if second else STEPS
-
-
-_BY_ID = {s.id: s for s in (*STEPS, *SECOND)}
 
 
 def change(step_id: str) -> Step:

@@ -17,7 +17,7 @@ from tabulate import tabulate
 
 from ..bench.machine import device_info
 from ..messages import N_, told, tr, trn
-from ..steps import steps_around
+from ..steps import SECOND, STEPS, Step
 from .diff import RULE
 
 
@@ -60,6 +60,12 @@ def progress(here: str = "") -> Shown:
         "</div>",
         progress_map(here),
     )
+
+
+def steps_around(notebook: str) -> tuple[Step, ...]:
+    """Part I's steps; in a notebook of Part II with Part II's behind them."""
+    second = notebook and notebook in {s.notebook for s in SECOND}
+    return (*STEPS, *SECOND) if second else STEPS
 
 
 def progress_map(here: str = "") -> str:
