@@ -38,6 +38,10 @@ SETTLED = 0.05  # a lesson's noise floor up to which its rounds may end early
 LONGEST = 3  # times its rounds, of a lesson that does not settle
 
 
+class BusyMachine(UserWarning):
+    """Other processes used the machine while something was timed."""
+
+
 @dataclass
 class _Manner:
     """How this process measures. stays_busy: the last run was busy at its end, so waiting does not
@@ -148,6 +152,7 @@ def measure(
         )
         warnings.warn(
             said.format(share=share, what=label or tr("the measurement")),
+            BusyMachine,
             stacklevel=2,
         )
     common: dict[str, Any] = {"run": secrets.token_hex(6), "label": label}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ..bench.measure import in_a_lesson
+from ..bench.measure import BusyMachine, in_a_lesson
 from ..bench.records import Results, load, save
 from ..config import DeepseekV3Config
 from ..engine.device import pick_device
@@ -77,6 +77,22 @@ class Session:
         return banner(self.device)._repr_html_() or ""
 
 
+_usual = warnings.formatwarning
+
+
+def _formatted(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    line: str | None = None,
+) -> str:
+    """A busy machine in one sentence, without a path of it and a line of code that no reader wrote."""
+    if issubclass(category, BusyMachine):
+        return f"{message}\n"
+    return _usual(message, category, filename, lineno, line)
+
+
 def start(
     profile: str = "tiny", device: str = "auto", results_dir: str | Path = "results", seed: int = 0
 ) -> Session:
@@ -88,6 +104,7 @@ def start(
     warnings.filterwarnings(
         "ignore", message="IProgress not found"
     )  # transformers' bars are text without ipywidgets
+    warnings.formatwarning = _formatted
     torch.manual_seed(seed)
     folder = root / results_dir  # an absolute results_dir stays itself
     folder.mkdir(parents=True, exist_ok=True)
