@@ -28,8 +28,7 @@ MODELS = (
     "check_model.py",
     "check_npu_graphs.py",
 )
-PAGED = ("check_mtp.py", "check_paged.py", "check_slots.py")
-PROLOG = ("check_prolog.py",)
+PAGED = ("check_mtp.py", "check_paged.py", "check_prolog.py", "check_slots.py")
 W8A8 = ("check_int8.py", "check_nz.py")  # what the first has run in a mode, the second looks at too
 GRAPHS = ("check_graphs.py",)  # as long as the rest together: another worker can take it
 
@@ -63,7 +62,6 @@ def test_every_file_is_run() -> None:
         *OPERATORS,
         *MODELS,
         *PAGED,
-        *PROLOG,
         *W8A8,
         *GRAPHS,
     }
@@ -82,11 +80,6 @@ def test_models() -> None:
 @needs_torch_npu
 def test_paged() -> None:
     check(*PAGED)
-
-
-@needs_torch_npu
-def test_prolog() -> None:
-    check(*PROLOG)
 
 
 @needs_torch_npu
