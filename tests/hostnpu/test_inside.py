@@ -28,10 +28,8 @@ MODELS = (
     "check_model.py",
     "check_npu_graphs.py",
 )
-PAGED = ("check_mtp.py", "check_paged.py", "check_slots.py")
-INT8 = ("check_int8.py",)
-PROLOG = ("check_prolog.py",)
-NZ = ("check_nz.py",)
+PAGED = ("check_mtp.py", "check_paged.py", "check_prolog.py", "check_slots.py")
+W8A8 = ("check_int8.py", "check_nz.py")  # what the first has run in a mode, the second looks at too
 GRAPHS = ("check_graphs.py",)  # as long as the rest together: another worker can take it
 
 
@@ -64,9 +62,7 @@ def test_every_file_is_run() -> None:
         *OPERATORS,
         *MODELS,
         *PAGED,
-        *INT8,
-        *PROLOG,
-        *NZ,
+        *W8A8,
         *GRAPHS,
     }
 
@@ -87,18 +83,8 @@ def test_paged() -> None:
 
 
 @needs_torch_npu
-def test_int8() -> None:
-    check(*INT8)
-
-
-@needs_torch_npu
-def test_prolog() -> None:
-    check(*PROLOG)
-
-
-@needs_torch_npu
-def test_nz() -> None:
-    check(*NZ)
+def test_w8a8() -> None:
+    check(*W8A8)
 
 
 @needs_torch_npu
