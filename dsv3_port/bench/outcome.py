@@ -108,7 +108,7 @@ def outcome(results: Results, before: str, after: str, phase: str | None = None)
     a, b = results.pair(before, after, phase)
     ratio = ratio_of(a.samples, b.samples)
     run = [r for r in results if (r.run, r.phase) == (a.run, a.phase)]
-    floor, busy = max(floor_of(run), BETWEEN_STARTS.get(a.tier, 0.0)), busy_text([a, b])
+    floor, busy = max(floor_of(run), BETWEEN_STARTS.get(a.tier, 0.0)), busy_text(run)
     if busy:
         word = BUSY
     elif ratio.median > 1 + floor and ratio.low > 1 + floor:

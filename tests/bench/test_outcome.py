@@ -58,6 +58,13 @@ def test_a_notebook_asks_for_the_verdict_not_for_its_words():
     assert (busy.faster, busy.busy) == (False, True)
 
 
+def test_a_pair_without_the_twice_timed_variant_gives_the_reason_of_its_run():
+    results = run_of(3.0, again=1.3, busy=True, busy_share=0.01)
+    results.records.append(dataclasses.replace(results.records[1], name="c"))
+    for pair in (("a", "b"), ("b", "c")):
+        assert outcome(results, *pair).busy == "busy: the same code twice differs by 30%"
+
+
 def test_sentences_come_from_the_run_and_name_its_floor():
     results = Results(
         [
