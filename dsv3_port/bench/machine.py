@@ -132,12 +132,12 @@ class BusyWatch:
     def look(self, shortest: float = 0.1) -> None:
         """Add the share since the last look; the system's counters step by 10 ms, so short spans
         wait for the next."""
-        wall = time.perf_counter() - self.wall
-        if wall < shortest:
+        if time.perf_counter() - self.wall < shortest:
             return
-        busy, own = self.busy, self.own
+        busy, own, since = self.busy, self.own, self.wall
         self._mark()
         others = (self.busy - busy) - (self.own - own)
+        wall = self.wall - since  # that of the counters: the list of processes is in it
         self.shares.append((wall, min(1.0, max(0.0, others / (wall * self.cores)))))
 
     @property

@@ -186,6 +186,16 @@ def test_own_threads_do_not_count_as_others(monkeypatch):
         thread.join()
 
 
+def test_a_slow_list_of_processes_lengthens_the_span_that_it_is_in(monkeypatch):
+    monkeypatch.setattr(module.psutil, "cpu_times", _busy_times(0.5))
+    slow = types.SimpleNamespace(children=lambda recursive: time.sleep(0.4) or [])
+    monkeypatch.setattr(module.psutil, "Process", lambda: slow)
+    watch = module.BusyWatch()
+    time.sleep(0.1)
+    watch.look()
+    assert all(0.4 < share < 0.6 for _, share in watch.shares) and len(watch.shares) == 2
+
+
 def test_device_info_tells_real_npu_from_stand_in(monkeypatch):
     assert (
         device_info("cpu")["tier"] == "cpu"
