@@ -63,11 +63,15 @@ def torch_words(build: "Build", ci: "Path", folder: "Path") -> "list[str]":
     return ["-c", plain] + build.options + [build.requirement]
 
 
-def rest_words(build: "Build", ci: "Path", folder: "Path") -> "list[str]":
-    """What is installed beside torch, each package with its hashes."""
+def rest_words(build: "Build", ci: "Path", folder: "Path", parts: int = 2) -> "list[list[str]]":
+    """What is installed beside torch, each package with its hashes: the words of so many calls of
+    pip, which may run at once (every package and what it needs is pinned, so none asks for another's)."""
     lines = [text for text in requirement_lines(ci / PINS) if not text.startswith("torch==")]
     if needs_cuda_packages(build, pinned_torch(ci)):
         lines += requirement_lines(ci / CUDA_PINS)
-    file = folder / "rest.txt"
-    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return ["--require-hashes", "-r", str(file)]
+    words = []
+    for part in range(parts):
+        file = folder / f"rest-{part}.txt"
+        file.write_text("\n".join(lines[part::parts]) + "\n", encoding="utf-8")
+        words.append(["--no-deps", "--require-hashes", "-r", str(file)])
+    return words

@@ -19,6 +19,7 @@ import tempfile
 from pathlib import Path
 
 import locked
+import side_by_side
 import torch_build
 import venv_checks
 import venv_phase
@@ -201,18 +202,22 @@ def fill(log: "Path") -> None:
     version = make_venv(log)
     python = str(venv_python())
     build = choose_torch(python)
-    if not build.kept:
-        phase(
-            "torch", pip_install(python, *locked.torch_words(build, ROOT / "ci", log.parent)), log
-        )
-    rest = locked.rest_words(build, ROOT / "ci", log.parent)
-    phase("the other packages", pip_install(python, *rest), log)
+    # pip works on one core, most of the time unpacking: all of them at once
+    calls = [] if build.kept else [locked.torch_words(build, ROOT / "ci", log.parent)]
+    calls += locked.rest_words(build, ROOT / "ci", log.parent)
+    phase(
+        "the packages", side_by_side.joined([pip_install(python, *words) for words in calls]), log
+    )
     own = ("--no-deps", "--no-build-isolation", "-e", ".")  # setuptools is among the pins
     phase("dsv3-port itself", pip_install(python, *own), log)
     kernel = ["--sys-prefix", "--name", "python3", "--display-name", "Python 3 (ipykernel)"]
-    phase("registering the kernel", [python, "-m", "ipykernel", "install"] + kernel, log)
     wanted = "import torch, transformers, papermill, nbconvert, dsv3_port.course.session"
-    phase("first import", [python, "-c", wanted], log)
+    last = [
+        [python, "-c", wanted],
+        [python, "-m", "pip", "check"],
+        [python, "-m", "ipykernel", "install"] + kernel,
+    ]
+    phase("first import, kernel", side_by_side.joined(last), log)
     add_host_npu(python, log)
     new = stamp_file().with_name(stamp_file().name + ".new")
     new.write_text(json.dumps({"python": version, "key": setup_key(version)}), encoding="utf-8")
@@ -220,7 +225,9 @@ def fill(log: "Path") -> None:
 
 
 def pip_install(python: str, *words: str) -> "list[str]":
-    return [python, "-m", "pip", "install", "--no-input", "--disable-pip-version-check", *words]
+    """Without compiling: Python does that for what it imports, a tenth of what is there."""
+    options = ("--no-input", "--disable-pip-version-check", "--no-compile")
+    return [python, "-m", "pip", "install", *options, *words]
 
 
 def choose_torch(python: str) -> "torch_build.Build":

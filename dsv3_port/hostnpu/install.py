@@ -172,6 +172,7 @@ def _pip(version: str, folder: Path) -> None:
         "install",
         "--no-input",
         "--disable-pip-version-check",
+        "--no-compile",
         "--no-deps",
         "--only-binary",
         ":all:",

@@ -20,6 +20,7 @@ sys.path.insert(0, str(CI))
 import locked  # noqa: E402
 import run  # noqa: E402
 import setup_venv  # noqa: E402
+import side_by_side  # noqa: E402
 import torch_build  # noqa: E402
 import venv_checks  # noqa: E402
 from venv_phase import Terminated  # noqa: E402
@@ -73,18 +74,17 @@ def commands(repo, monkeypatch):
 def test_set_up_once_and_again_when_something_changed(repo, commands, capsys):
     assert not setup_venv.is_ready()
     setup_venv.setup()
-    later = ["torch", "the other packages", "dsv3-port itself", "registering the kernel"]
-    later += ["first import", "torch_npu, apart"]
+    later = ["the packages", "dsv3-port itself", "first import, kernel", "torch_npu, apart"]
     assert commands == ["making .venv", *later]
     assert setup_venv.is_ready()
     assert (repo / ".venv" / "setup.log").exists()
     assert "torch 2.13.0, the CUDA build: PyPI" in capsys.readouterr().out
     setup_venv.setup()
-    assert len(commands) == 7
+    assert len(commands) == 5
     assert capsys.readouterr().out == ""
     (repo / "ci" / "constraints.txt").write_text("torch==2.14.0\n")
     setup_venv.setup()
-    assert commands[7:] == later  # the venv is re-used
+    assert commands[5:] == later  # the venv is re-used
 
 
 def test_without_the_host_npu_the_set_up_is_complete_all_the_same(
@@ -235,7 +235,7 @@ def test_environment_of_children(repo):
 )
 def test_hints(repo, output, hint):
     lines = [*map(str, range(99)), output]
-    text = venv_checks.failure_text("the other packages", "\n".join(lines), setup_venv.log_file())
+    text = venv_checks.failure_text("the packages", "\n".join(lines), setup_venv.log_file())
     assert hint in text
     assert output in text
     assert "| 80\n" not in text
@@ -252,6 +252,27 @@ def test_a_phase_shows_its_seconds_and_the_tail_of_its_failure(repo, capsys):
     with pytest.raises(setup_venv.Problem) as problem:
         setup_venv.phase("worse", [sys.executable, "-c", "raise SystemExit('another')"], log)
     assert "no such thing" not in str(problem.value)  # the tail is of this phase only
+
+
+def test_commands_side_by_side_meet_and_the_one_that_failed_is_told_last(repo, tmp_path):
+    """Each waits for the other's file: one after the other they would never end."""
+    wait = (
+        "import sys, time\nopen(sys.argv[1], 'w').close()\nprint(sys.argv[1][-1])\n"
+        "while True:\n  try: open(sys.argv[2]); break\n  except OSError: time.sleep(.01)\n"
+        "sys.exit(int(sys.argv[3]))"
+    )
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+    both = [[sys.executable, "-c", wait, a, b, "0"], [sys.executable, "-c", wait, b, a, "0"]]
+    log = repo / "log"
+    setup_venv.phase("both", side_by_side.joined(both), log)
+    assert sorted(log.read_text().split()[-2:]) == ["a", "b"]
+    both[0][-1] = "7"
+    with pytest.raises(setup_venv.Problem) as problem:
+        setup_venv.phase("both", side_by_side.joined(both), log)
+    tail = str(problem.value).rstrip().splitlines()
+    assert any(line.endswith(f"{a} {b} 7") for line in tail) and tail[-1].split()[-1] == "a"
+    done = subprocess.run(side_by_side.joined(both), capture_output=True)
+    assert done.returncode == 7
 
 
 @pytest.mark.skipif(os.name == "nt", reason="process groups")
