@@ -29,6 +29,12 @@ if False:  # for type checkers only
     from typing import Iterator, Mapping  # noqa: UP035
 
 ROOT = Path(__file__).resolve().parents[1]
+# large, and in use everywhere: compiled by the set-up, which says too whether they can be imported
+FIRST_IMPORTS = (
+    "import torch._inductor.compile_fx",
+    "import transformers.models.deepseek_v3.modeling_deepseek_v3, dsv3_port.course.session",
+    "import matplotlib.pyplot, papermill, nbconvert, ipykernel.kernelapp, jupyterlab.labapp",
+)
 
 
 # ---- where things are ----------------------------------------------------------------------------
@@ -91,8 +97,9 @@ def is_ready() -> bool:
 
 def clean_environment(inherited: "Mapping[str, str]") -> "dict[str, str]":
     """What children see: the venv first, nothing that leads Python, pip or Jupyter elsewhere, no
-    model hub."""
+    model hub. Compiled files are kept: without them every import compiles anew."""
     drop = (
+        "PYTHONDONTWRITEBYTECODE",
         "PYTHONPATH",
         "PYTHONHOME",
         "PYTHONSTARTUP",
@@ -211,9 +218,8 @@ def fill(log: "Path") -> None:
     own = ("--no-deps", "--no-build-isolation", "-e", ".")  # setuptools is among the pins
     phase("dsv3-port itself", pip_install(python, *own), log)
     kernel = ["--sys-prefix", "--name", "python3", "--display-name", "Python 3 (ipykernel)"]
-    wanted = "import torch, transformers, papermill, nbconvert, dsv3_port.course.session"
     last = [
-        [python, "-c", wanted],
+        *([python, "-c", words] for words in FIRST_IMPORTS),
         [python, "-m", "pip", "check"],
         [python, "-m", "ipykernel", "install"] + kernel,
     ]

@@ -205,13 +205,15 @@ def test_environment_of_children(repo):
         {
             "PATH": "/bin",
             "PYTHONPATH": "x",
+            "PYTHONDONTWRITEBYTECODE": "1",
             "PYTHONHOME": "y",
             "PIP_TARGET": "z",
             "JUPYTER_PATH": "evil",
             "HOME": "/h",
         }
     )
-    assert not {"PYTHONPATH", "PYTHONHOME", "PIP_TARGET"} & set(env)
+    dropped = {"PYTHONPATH", "PYTHONHOME", "PIP_TARGET", "PYTHONDONTWRITEBYTECODE"}
+    assert not dropped & set(env)
     assert env["HOME"] == "/h"
     assert env["PATH"].split(os.pathsep) == [str(setup_venv.venv_python().parent), "/bin"]
     assert env["JUPYTER_PATH"] == str(repo / ".venv" / "share" / "jupyter")
