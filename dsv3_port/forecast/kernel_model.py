@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from ..count.step_work import Work
@@ -58,23 +58,30 @@ class KernelModel:
         self.least_flops = min(large, key=lambda k: k.gflop / k.median)
         short = _such(product, base, lambda k: k.mb < 4.5)
         self.slow_start = max(short, key=lambda k: k.median)
+        self._found: dict[Work, tuple[Estimate, str, str]] = {}
 
     def cost(self, w: Work) -> Costed:
+        """Kept by size: layers, rungs and steps ask for the same operators again and again."""
+        alike = replace(w, part="", times=1)
+        if alike not in self._found:
+            self._found[alike] = self._cost(alike)
+        return Costed(w, *self._found[alike])
+
+    def _cost(self, w: Work) -> tuple[Estimate, str, str]:
         call = Call(w.nbytes / 1e6, w.flops / 1e9, w.rows, w.weights / 1e6, w.experts)
         family = OPERATORS.get(w.op, ANY)
         if point := self._same(w, family, call):
             e = Estimate(point.median, point.low, point.high, "measured", (point.id,))
-            return Costed(w, e, family)
+            return e, family, ""
         if w.float32 and w.flops:
-            why = "no float32 product was measured"
-            return Costed(w, self.bounds(call), family, why)
+            return self.bounds(call), family, "no float32 product was measured"
         missing = self.fits[family].missing(call)
         if not missing:
             how = "by size" if family == ANY else "fitted"
-            return Costed(w, self._estimate(family, call, how), family)
+            return self._estimate(family, call, how), family, ""
         if not w.flops and family != ANY and not self.fits[ANY].missing(call):
-            return Costed(w, self._estimate(ANY, call, "by size"), ANY, missing)
-        return Costed(w, self.bounds(call), family, missing)
+            return self._estimate(ANY, call, "by size"), ANY, missing
+        return self.bounds(call), family, missing
 
     def _estimate(self, family: str, call: Call, how: str) -> Estimate:
         found = self.fits[family].estimate(call, how)
