@@ -134,17 +134,18 @@ def measure(
         raise PortError(f"measure: rounds must be 1 at least, not {rounds}")
     info = device_info(device)
     timed = [_Variant(name, call, prepare, str(device)) for name, call in variants.items()]
-    bar = _bar(len(timed) + (len(timed) + (len(timed) > 1)) * rounds, label, progress)
-    with torch.no_grad(), bar:
-        for v in timed:
-            v.warm_up(warmup, min_seconds)
-            bar.update()
+    with torch.no_grad():
+        with _bar(len(timed), label, progress) as bar:
+            for v in timed:
+                v.warm_up(warmup, min_seconds)
+                bar.update()
         for _ in range(1 if _manner.stays_busy else TRIES):
-            share = _sampled(timed, rounds, bar)
+            # a bar of its own for each: one that is reset shows at once, and is not wiped away
+            with _bar((len(timed) + (len(timed) > 1)) * rounds, label, progress) as bar:
+                share = _sampled(timed, rounds, bar)
             busy = share > BUSY_SHARE or _unsure(timed[0])
             if not busy:
                 break
-            bar.reset()
     _manner.stays_busy = busy
     if share > BUSY_SHARE:
         said = tr(

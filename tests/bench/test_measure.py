@@ -268,6 +268,14 @@ def test_a_run_that_cannot_tell_the_same_code_apart_is_repeated_and_marked(monke
     assert outcome(results, "a", "b").word == BUSY
 
 
+def test_a_repeated_run_that_is_short_leaves_no_bar_on_the_page(monkeypatch, capsys):
+    monkeypatch.setattr(module.psutil, "cpu_times", _busy_times(0.5))
+    monkeypatch.setattr(sys.modules[measure.__module__]._manner, "stays_busy", False)
+    with pytest.warns(UserWarning, match="other processes used"):
+        assert measure({"a": lambda: time.sleep(0.01)}, rounds=3, label="page").busy
+    assert capsys.readouterr().out == ""
+
+
 def test_a_lesson_does_not_wait_for_a_machine_that_stays_busy(monkeypatch):
     def rounds_at(share):
         monkeypatch.setattr(module.psutil, "cpu_times", _busy_times(share))
