@@ -29,17 +29,16 @@ class BuildContext:
 
     def require(self) -> None:
         """PortError where this world, device or dtype cannot have the plan."""
-        world, device = self.parallel.world_size, torch.device(self.device)
+        world = self.parallel.world_size
         if world > 1 and not self.plan.tensor_parallel:
             raise PortError(
                 f"world size {world} needs the step 'tensor_parallel' in the plan"
             )
         if self.int8:
-            require_int8(device.type, self.dtype, self.gmm)
+            require_int8(torch.device(self.device).type, self.dtype, self.gmm)
         if self.plan.decode_attention == "split":
-            c = self.config
-            widths = c.kv_lora_rank, c.qk_rope_head_dim
-            ops.require_split_attention(device, self.dtype, *widths)
+            widths = self.config.kv_lora_rank, self.config.qk_rope_head_dim
+            ops.require_split_attention(torch.device(self.device), self.dtype, *widths)
 
     def empty(self, *shape: int, dtype: torch.dtype | None = None) -> nn.Parameter:
         """A parameter without values; weights/load.py fills every one or raises."""
