@@ -24,6 +24,41 @@ JOINED_SPLITS, JOINED_WIDTH = 32, 64  # of one step of the second kernel: 8 KiB
 
 
 @triton.jit
+def own_share(
+    pad,
+    at,  # the position of the first query
+    length,
+    split,
+    S: tl.constexpr,
+    SPLITS: tl.constexpr,
+    LEAST: tl.constexpr,
+    KEYS: tl.constexpr,
+):
+    """The keys of this split: from the first number to the second, int32; none where they are equal."""
+    first = tl.minimum(pad, length).to(tl.int32)
+    end = tl.minimum(at + S, length).to(tl.int32)
+    share = tl.cdiv(tl.maximum(end - first, 0), SPLITS)
+    share = tl.cdiv(tl.maximum(share, LEAST), KEYS) * KEYS
+    begin = tl.minimum(first + split * share, tl.maximum(end, first))
+    return begin, tl.minimum(begin + share, tl.maximum(end, first))
+
+
+@triton.jit
+def add_keys(score, seen, latent, largest, total, result, PRECISION: tl.constexpr):
+    """The online softmax: scores [QUERIES, KEYS] and values [KEYS, LATENT] into the largest score, the
+    sum of the exponentials and the sum of the values so far."""
+    score = tl.where(seen, score, float("-inf"))
+    new = tl.maximum(largest, tl.max(score, 1))
+    base = tl.where(new == float("-inf"), 0.0, new)  # a query that has seen nothing yet
+    weight, kept = tl.exp2(score - base[:, None]), tl.exp2(largest - base)
+    total = total * kept + tl.sum(weight, 1)
+    result = tl.dot(
+        weight.to(latent.dtype), latent, result * kept[:, None], input_precision=PRECISION
+    )
+    return new, total, result
+
+
+@triton.jit
 def split_kernel(
     queries,  # [B, M, R + DR], row m is head m // S at position m % S
     rows,  # [B, L, R + DR], two strides
@@ -47,24 +82,15 @@ def split_kernel(
     KEYS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    split, block = tl.program_id(0), tl.program_id(1)
-    b = tl.program_id(2).to(tl.int64)
+    split, b = tl.program_id(0), tl.program_id(2).to(tl.int64)
     at = tl.load(slots + b)
-    first = tl.minimum(tl.load(pads + b), length).to(tl.int32)
-    end = tl.minimum(at + S, length).to(tl.int32)
-    share = tl.cdiv(tl.maximum(end - first, 0), SPLITS)
-    share = tl.cdiv(tl.maximum(share, LEAST), KEYS) * KEYS
-    begin = first + split * share
-    stop = tl.minimum(begin + share, end)
-
-    row = block * QUERIES + tl.arange(0, QUERIES)
-    low, high = tl.arange(0, LATENT), tl.arange(0, ROPE)
-    used = (row < count) & (begin < stop)
+    begin, stop = own_share(tl.load(pads + b), at, length, split, S, SPLITS, LEAST, KEYS)
+    row = tl.program_id(1) * QUERIES + tl.arange(0, QUERIES)
+    low, high = tl.arange(0, LATENT)[None, :], tl.arange(0, ROPE)[None, :]
+    used = ((row < count) & (begin < stop))[:, None]
     place = queries + (b * count + row)[:, None] * (R + DR)
-    q_low = tl.load(place + low[None, :], mask=used[:, None] & (low < R)[None, :], other=0.0)
-    q_high = tl.load(
-        place + R + high[None, :], mask=used[:, None] & (high < DR)[None, :], other=0.0
-    )
+    q_low = tl.load(place + low, mask=used & (low < R), other=0.0)
+    q_high = tl.load(place + R + high, mask=used & (high < DR), other=0.0)
     last = (at + row % S).to(tl.int32)  # the key that a query sees last
 
     largest = tl.full([QUERIES], float("-inf"), tl.float32)
@@ -74,37 +100,22 @@ def split_kernel(
         key = here + tl.arange(0, KEYS)
         there = rows + b * rows_b + key[:, None].to(tl.int64) * rows_l
         filled = (key < stop)[:, None]
-        latent = tl.load(there + low[None, :], mask=filled & (low < R)[None, :], other=0.0)
-        rope = tl.load(there + R + high[None, :], mask=filled & (high < DR)[None, :], other=0.0)
+        latent = tl.load(there + low, mask=filled & (low < R), other=0.0)
+        rope = tl.load(there + R + high, mask=filled & (high < DR), other=0.0)
         score = tl.dot(q_low, tl.trans(latent), input_precision=PRECISION)
-        score = tl.dot(q_high, tl.trans(rope), score, input_precision=PRECISION)
+        score = tl.dot(q_high, tl.trans(rope), score, input_precision=PRECISION) * scale
         seen = (key < stop)[None, :] & (key[None, :] <= last[:, None])
-        score = tl.where(seen, score * scale, float("-inf"))
-        new = tl.maximum(largest, tl.max(score, 1))
-        base = tl.where(new == float("-inf"), 0.0, new)  # a query that has seen nothing yet
-        weight, kept = tl.exp2(score - base[:, None]), tl.exp2(largest - base)
-        total = total * kept + tl.sum(weight, 1)
-        result = tl.dot(
-            weight.to(latent.dtype), latent, result * kept[:, None], input_precision=PRECISION
-        )
-        largest = new
+        largest, total, result = add_keys(score, seen, latent, largest, total, result, PRECISION)
 
-    seen_any = total > 0
-    result = result / tl.where(seen_any, total, 1.0)[:, None]
-    to = (b * count + row) * SPLITS + split
-    written = row < count
+    some = total > 0
+    result = result / tl.where(some, total, 1.0)[:, None]
+    to, written = (b * count + row) * SPLITS + split, row < count
     if SPLITS > 1:  # a lone split writes zeros for a query that sees nothing
-        tl.store(
-            weights + to,
-            tl.where(seen_any, largest + tl.log2(tl.where(seen_any, total, 1.0)), float("-inf")),
-            mask=written,
-        )
-        written = written & seen_any
-    tl.store(
-        partial + to[:, None] * R + low[None, :],
-        result.to(partial.dtype.element_ty),
-        mask=written[:, None] & (low < R)[None, :],
-    )
+        logarithm = largest + tl.log2(tl.where(some, total, 1.0))
+        tl.store(weights + to, tl.where(some, logarithm, float("-inf")), mask=written)
+        written = written & some
+    result = result.to(partial.dtype.element_ty)
+    tl.store(partial + to[:, None] * R + low, result, mask=written[:, None] & (low < R))
 
 
 @triton.jit
