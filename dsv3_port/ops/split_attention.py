@@ -21,15 +21,15 @@ from . import plain
 
 LEAST = 16  # rows of a product of tensor cores, so of each block
 # itemsize -> (queries, keys, warps, stages), from what has most in flight to what needs least shared
-# memory; more queries share one read of the cache. Compiled for compute capability 8.0 to 10.0 without
-# spilled registers; no GPU has run them
+# memory. More queries share one read of the cache; 32 keys let 4,096 of them keep 128 multiprocessors
+# busy. Compiled for compute capability 8.0 to 10.0 no register is spilled, but 32 bytes with 64 queries
+# on 8.0 and 8 in float32 on 9.0. No GPU has run them
 SHAPES = {
     2: (
         (64, 64, 8, 2),
         (64, 32, 8, 2),
         (32, 64, 8, 3),
         (32, 32, 8, 3),
-        (16, 64, 4, 3),
         (16, 32, 4, 4),
         (16, 32, 4, 3),
         (16, 16, 4, 2),
@@ -60,11 +60,12 @@ class Blocks:
     stages: int  # blocks of keys in flight, and the one that is computed
 
     def shared(self, itemsize: int, major: int) -> int:
-        """Bytes of shared memory: queries, keys in flight, weights. What Triton takes is compiled and
-        compared in tests/ops/test_triton_decode.py."""
+        """Bytes of shared memory: queries, keys in flight, weights, and what their sums pass through. What
+        Triton takes is compiled and compared in tests/ops/test_triton_decode.py."""
         flying = max(1, self.stages - 1) + self.asynchronous(major)
         rows = self.queries + self.keys * flying
-        return (rows * (self.latent + self.rope) + self.queries * self.keys) * itemsize
+        held = rows * (self.latent + self.rope) + self.queries * self.keys
+        return held * itemsize + 4 * self.queries
 
     def asynchronous(self, major: int) -> bool:
         """Whether Triton takes products that read shared memory themselves, which holds keys longer."""
@@ -156,7 +157,8 @@ def _(q: Tensor, rows: Tensor, pad: Tensor, slot: Tensor, scale: float, latent: 
 
 @decode_attention_op.register_kernel("cuda")
 def _(q: Tensor, rows: Tensor, pad: Tensor, slot: Tensor, scale: float, latent: int) -> Tensor:
-    return split_attention(q, rows, pad, slot, scale, latent, device_of(q.device.index or 0))
+    with torch.cuda.device(q.device):  # Triton launches on the current one
+        return split_attention(q, rows, pad, slot, scale, latent, device_of(q.device.index))
 
 
 def split_attention(
@@ -164,6 +166,7 @@ def split_attention(
 ) -> Tensor:
     """The kernels, with blocks and splits for this device; Triton's interpreter runs them too."""
     batch, heads, positions, width = q.shape
+    assert rows.stride(-1) == 1, "a row's numbers lie side by side"
     widths = latent, width - latent
     blocks = blocks_for(heads * positions, *widths, q.element_size(), device)
     grid = grid_for(batch, heads * positions, rows.shape[1], positions, widths, blocks, device)
