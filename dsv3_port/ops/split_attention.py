@@ -97,8 +97,13 @@ def padded(width: int) -> int:
 
 def blocks_for(queries: int, latent: int, rope: int, itemsize: int, device: Device) -> Blocks:
     """The first of SHAPES that the device's shared memory holds. PortError where none does."""
+    if itemsize not in SHAPES:
+        raise PortError(
+            "PortPlan.decode_attention 'split' takes float32, bfloat16 and float16 on cuda, and no numbers of "
+            f"{itemsize} bytes; take 'products'"
+        )
     wide, narrow = padded(latent), padded(rope)
-    for rows, keys, warps, stages in SHAPES.get(itemsize, ()):
+    for rows, keys, warps, stages in SHAPES[itemsize]:
         found = Blocks(rows, keys, wide, narrow, warps, stages)
         # Blackwell's own products take 344 KiB for 64 queries: more than it has
         unfit = rows > padded(queries) or rows >= 64 and device.major >= 10
