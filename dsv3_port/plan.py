@@ -18,7 +18,9 @@ class PortPlan:
 
     Options that are not steps of their own: `prefill_attention` (of mla_low_rank: how it computes
     several queries at once; "expanded" by fused kernels where the device has them, "plain" with all
-    scores [B, N, S, L] in memory), `npu_routing_kernel` (of gmm_routing: npu_moe_* routing operators, else
+    scores [B, N, S, L] in memory), `decode_attention` (of mla_low_rank: "split" reads what is filled of the
+    cache, on cuda by a Triton kernel that no GPU has run yet; "products" reads the whole buffer under a
+    mask), `npu_routing_kernel` (of gmm_routing: npu_moe_* routing operators, else
     sort and count in torch), `quant` (no step: every step leaves the numbers as they were, and this one
     rounds them), `weight_format` (of quant: the order in which its int8 matrices lie on an NPU), `mla_prolog`
     (of paged_cache: one operator with narrow limits in place of what its cached steps do before their
@@ -30,6 +32,7 @@ class PortPlan:
     tensor_parallel: bool = False
     attention: Literal["expanded", "low_rank"] = "expanded"
     prefill_attention: Literal["expanded", "absorbed", "plain"] = "expanded"
+    decode_attention: Literal["products", "split"] = "products"
     experts: Literal["loop", "grouped"] = "loop"
     npu_routing_kernel: bool = True
     quant: Literal["none", "w8a8"] = "none"  # of Part II: matrices and their inputs of int8
@@ -60,6 +63,8 @@ class PortPlan:
                 "PortPlan.cache 'paged' holds latent rows: it needs attention 'low_rank' (step "
                 f"{step('mla_low_rank').id!r})"
             )
+        if self.decode_attention == "split":
+            self._require_latent_buffer()
         if self.mla_prolog and self.cache != "paged":
             raise PortError(
                 "PortPlan.mla_prolog writes into blocks: it needs cache 'paged' (step "
@@ -71,6 +76,19 @@ class PortPlan:
             )
         if self.kv_cache_dtype == "int8":
             self._require_int8_writer()
+
+    def _require_latent_buffer(self) -> None:
+        """PortError where no step has one buffer of latent rows for its decode_attention."""
+        if self.attention != "low_rank":
+            raise PortError(
+                "PortPlan.decode_attention 'split' reads latent rows: it needs attention 'low_rank' (step "
+                f"{step('mla_low_rank').id!r})"
+            )
+        if self.cache == "paged":
+            raise PortError(
+                "PortPlan.decode_attention 'split' reads one buffer, and cache 'paged' (with mla_prolog and an "
+                "int8 cache) has an attention of its own over its blocks: take 'products'"
+            )
 
     def _require_int8_writer(self) -> None:
         """PortError where nothing in the plan writes or reads int8 latent rows."""

@@ -67,6 +67,8 @@ MARKS = {
     "forecast/test_roofline.py": "slow",
     "forecast/test_traced.py": "slow",
     "model/test_equivalence.py::test_random_configs": "slow",
+    "ops/test_triton_decode.py::test_the": "slow",
+    "model/test_decode_attention.py::test_compiled": "compile",
     "model/test_hooks.py::test_compiled": "compile",
     "plots/": "slow",
     "weights/test_bench_shard.py": "slow",

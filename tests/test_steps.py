@@ -64,6 +64,7 @@ def test_steps_and_the_choices_of_a_plan_agree():
         assert s.upstream in CHOICES[s.field] and s.ported in CHOICES[s.field][1:]
     own = {s.field for s in (*STEPS, *PRODUCTION)} | {
         "prefill_attention",
+        "decode_attention",
         "npu_routing_kernel",
         "quant",
         "mla_prolog",

@@ -108,6 +108,9 @@ sized() {
 [ "$dry" = 1 ] || mkdir -p "$out"
 first=${layers%% *}
 for layer in $layers; do sized graphs "$layer" decode 1; done
+# most of the buffer is empty: what an attention that reads only what is filled is for
+step "graphs-$first-decode-b1-buffer4" --part graphs --profile "$first" --phase decode --batch 1 \
+    --size "$size" --buffer 4
 sized peer "$first" decode 1 --graph "$graph"
 sized peer "$first" prefill 1 --graph "$graph"
 for model in ${models%% *}; do step "peer-$model" --part peer --profile "$model" --graph "$graph" --batch 1; done

@@ -1,7 +1,8 @@
 """The whole speed matrix, part by part: `python ci/bench/speed.py --part
 {graphs,ladder,peer,limit,scaling,prompts,imports}`.
 
-graphs   the full port's step eager, captured, compiled, and both, beside the device's bound of the same run
+graphs   the full port's step eager, captured, compiled, and both, beside the device's bound of the same run; a decode
+         step also with an attention that reads only what is filled of the cache (--buffer: how long that is)
 ladder   every step, cumulative and alone, eager and compiled, with operators, KV-cache bytes and peak memory counted
 peer     the full port beside transformers in each of its configurations, after the same prompt; or beside
          llama.cpp in each of its own (--with llama.cpp)
@@ -98,6 +99,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help="limit, peer: the code between kernels in C++ too, "
         "also transformers', which takes longer to compile; keys end in -cpp",
     )
+    parser.add_argument(
+        "--buffer",
+        type=int,
+        default=1,
+        metavar="N",
+        help="graphs, decode: a cache N times as long as what is filled (default: 1); keys end in -bufferN",
+    )
     parser.add_argument("--main", action="store_true", help="the main rungs of the ladder only")
     parser.add_argument(
         "--list", action="store_true", help="print the keys of the cases, run nothing"
@@ -189,7 +197,8 @@ def cases(args: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Case]]]:
                 yield (
                     parts.key_of(profile, dtype, phase, batch, size)
                     + llama
-                    + "-cpp" * args.cpp_wrapper,
+                    + "-cpp" * args.cpp_wrapper
+                    + f"-buffer{args.buffer}" * (args.buffer != 1),
                     partial(
                         run_sized,
                         args,
@@ -211,7 +220,7 @@ def run_sized(args: argparse.Namespace, profile: str, **at: Any) -> Case:
             layer(profile), profile, every=not args.main and profile not in LAYERS, **at
         )
     if args.part == "graphs":
-        return parts.graphs_case(layer(profile), profile, **at)
+        return parts.graphs_case(layer(profile), profile, buffer=args.buffer, **at)
     at["options"] = {"cpp_wrapper": True} if args.cpp_wrapper else None
     if args.part == "peer":
         return parts.peer_case(layer(profile), profile, peers=args.peers or ["transformers"], **at)
@@ -239,6 +248,8 @@ def main(argv: list[str]) -> int:
             )
         if args.peers and args.part != "peer":
             raise PortError("--with belongs to --part peer")
+        if args.buffer != 1 and args.part != "graphs":
+            raise PortError("--buffer belongs to --part graphs")
         for key, run in cases(args):
             if args.list:
                 print(key)

@@ -2,7 +2,8 @@
 
 Eager, each kernel is launched by the host; captured, the very same kernels are launched at once;
 compiled, fewer kernels are launched by the host; compiled and captured, those at once. What is left
-to the bound is the kernels' own.
+to the bound is the kernels' own. A decode step is timed in the last way once more with an attention
+that reads only what is filled (PortPlan.decode_attention "split").
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ RUNGS = {
     N_("compiled"): "ge",
     N_("compiled and captured"): "compiled-captured",
 }
+SPLIT = N_("compiled and captured, split attention")  # of decode, beside "compiled and captured"
 
 
 def graphs_case(
@@ -46,9 +48,12 @@ def graphs_case(
     batch: int,
     size: int,
     rounds: int,
+    buffer: int = 1,
     seed: int = 0,
 ) -> Case:
     """One phase at one size; `left_out` says which rungs this device does not have, and why.
+
+    buffer: of decode, how many times as long as what is filled the cache's buffer is.
 
     facts: of each rung its work (bytes or FLOPs), how much a second, and the share of the bound's
     rate; of the bound its work and rate. PortError where the captured step, which has the eager
@@ -58,7 +63,11 @@ def graphs_case(
     if where.type == "npu":
         raise PortError("part graphs runs on cpu and cuda; on an NPU use its profiler")
     decode = phase == "decode"
-    room = size + (1 if decode else STEPS_CHECKED)
+    if buffer < 1 or buffer > 1 and not decode:
+        raise PortError(
+            f"a buffer {buffer} times as long as what is filled: it is 1 or more, and more in decode alone"
+        )
+    room = size * buffer + (1 if decode else STEPS_CHECKED)
     models, left_out = _rungs(profile, where, dtype, decode)
     length = PROMPT if decode else size
     differences = check_equivalence(models, batch=batch, length=length, room=room, seed=seed)
@@ -113,9 +122,13 @@ def _rungs(
     path = checkpoint_of(profile)[1]
     model = load_model(path, PortPlan.full(), where, pick_dtype(dtype))
     found, left_out = {EAGER: model}, {}
-    for rung, mode in RUNGS.items():
+    rungs = {name: (mode, model.plan) for name, mode in RUNGS.items()}
+    if decode:
+        split = model.plan.replace(decode_attention="split")
+        rungs[SPLIT] = ("compiled-captured", split)
+    for rung, (mode, plan) in rungs.items():
         try:
-            twin = compile_steps(with_plan(model, model.plan), mode)
+            twin = compile_steps(with_plan(model, plan), mode)
         except PortError as error:
             left_out[rung] = str(error)
             continue

@@ -12,17 +12,18 @@ from ..files import read_json
 from ..markdown import cell, table
 from ..messages import N_, told, tr
 from .cases import Bench, Case
-from .parts_graphs import EAGER, RUNGS
+from .parts_graphs import EAGER, RUNGS, SPLIT
 from .results_table import seconds_text
 from .speed_tables import what_of
 
 EXPERIMENTS = "experiment-*.json"
 NAMES = (EAGER, *RUNGS)
-HEADS = (N_("a step"), *NAMES, N_("the device's bound"), N_("of it reached"))
+STEP, BOUND, REACHED = N_("a step"), N_("the device's bound"), N_("of it reached")
 # what a case is called (speed_tables.what_of), for the catalogue
 SIZES = (
     *(N_("{0} decode, batch {1}, {2} cached"), N_("{0} prefill, batch {1}, {2} tokens")),
     *(N_("{0} decode, batch {1}, {2} cached, {3}"), N_("{0} prefill, batch {1}, {2} tokens, {3}")),
+    N_("buffer {0} times as long"),
 )
 
 
@@ -36,7 +37,7 @@ class Rungs:
     batch: int
     seconds: dict[str, tuple[float, float]]
     bound: float  # seconds that the step's work takes at the rate measured beside it
-    share: float  # of the bound's rate, by the fastest rung
+    share: float  # of the bound's rate, by the fastest of NAMES
     device: str
     when: str  # versions and date
     conditions: tuple[str, ...] = ()  # of an experiment
@@ -73,7 +74,7 @@ def _of_case(case: Case) -> Rungs:
         what_of(case, device=False),
         first.phase,
         first.batch,
-        {r.name: (r.q1, r.q3) for r in case.records if r.name in NAMES},
+        {r.name: (r.q1, r.q3) for r in case.records if r.name in (*NAMES, SPLIT)},
         case.facts[EAGER]["work"] / case.facts[bound]["rate"],
         max(case.facts[n]["fraction"] for n in NAMES if n in case.facts),
         first.device_name,
@@ -108,11 +109,17 @@ def span_text(low: float, high: float) -> str:
     return f"{first.split()[0]}–{last}" if same else f"{first}–{last}"
 
 
+def columns(found: Sequence[Rungs]) -> tuple[str, ...]:
+    """NAMES, and the split attention where it was recorded."""
+    return (*NAMES, SPLIT) if any(SPLIT in r.seconds for r in found) else NAMES
+
+
 def rung_rows(found: Sequence[Rungs]) -> list[tuple[str, ...]]:
+    names = columns(found)
     return [
         (
             told(r.what),
-            *(span_text(*r.seconds[n]) if n in r.seconds else "–" for n in NAMES),
+            *(span_text(*r.seconds[n]) if n in r.seconds else "–" for n in names),
             seconds_text(r.bound),
             f"{r.share:.0%}",
         )
@@ -128,4 +135,5 @@ def markdown(found: Sequence[Rungs]) -> str:
     if any(r.experiment for r in found):
         line = tr("*Experiment: {where}.*")
     where = "\n\n".join(line.format(where=cell(w)) for w in sorted({r.where for r in found}))
-    return f"{table(tuple(map(told, HEADS)), rung_rows(found))}\n\n{where}"
+    heads = (STEP, *columns(found), BOUND, REACHED)
+    return f"{table(tuple(map(told, heads)), rung_rows(found))}\n\n{where}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 from ..errors import PortError
@@ -16,6 +17,7 @@ from .results_table import seconds_text
 PEERS = "transformers, "  # how the names of peer_forms begin
 AS_LOADED = "transformers, as loaded"
 LLAMA = "llama.cpp, "  # and those of llamacpp
+BUFFER = re.compile(r"-buffer(\d+)$")  # of a key: how long the cache is beside what is filled
 Row = tuple[str, ...]
 
 
@@ -32,6 +34,8 @@ def what_of(case: Case, device: bool = True) -> str:
     r = case.records[0]
     size = f"{r.context} cached" if r.phase == "decode" else f"{r.tokens} tokens"
     between = ", C++ between kernels" if case.key.endswith("-cpp") else ""
+    if times := BUFFER.search(case.key):
+        between = f", buffer {times[1]} times as long"
     at, dtype, _ = case.key.partition(
         f"-{r.dtype}-"
     )  # a single layer's key says which, its folder's name does not

@@ -20,18 +20,21 @@ PLAN_HELP = (
     "full, production (full and Part II's steps), upstream, upto:STEP, or step ids separated by commas "
     "(`dsv3-port plan --steps` lists them); +w8a8 behind it: matrices and their inputs of int8, +w8a8+nz: "
     "these matrices in FRACTAL_NZ on an NPU; +mla_prolog: cached steps of a paged cache begin with one operator; "
-    "+c8 behind both: the cache's latents are int8"
+    "+c8 behind both: the cache's latents are int8; +split: decode reads only what is filled of the cache, on "
+    "cuda by a Triton kernel"
 )
 WORKLOAD = ("context", "batch", "prefill", "rounds")
 SHORT_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "fp8": "float8_e4m3fn"}
 
 
-W8A8, NZ, MLA_PROLOG, C8 = "+w8a8", "+nz", "+mla_prolog", "+c8"
+W8A8, NZ, MLA_PROLOG, C8, SPLIT = "+w8a8", "+nz", "+mla_prolog", "+c8", "+split"
 
 
 def parse_plan(text: str) -> PortPlan:
     """`full`, `production`, `upstream`, `upto:ID` (a rung of the ladder) or step ids separated by commas;
-    `+w8a8` or `+w8a8+nz`, and `+mla_prolog`, behind it, and `+c8` behind these."""
+    `+w8a8` or `+w8a8+nz`, and `+mla_prolog`, behind it, and `+c8` behind these; `+split` last."""
+    if text.endswith(SPLIT):
+        return parse_plan(text.removesuffix(SPLIT)).replace(decode_attention="split")
     if text.endswith(C8):
         return parse_plan(text.removesuffix(C8)).replace(kv_cache_dtype="int8")
     if text.endswith(MLA_PROLOG):

@@ -30,6 +30,7 @@ class StepInputs:
     cos: Tensor | None = None  # [B, 1, S, Dr]; None: every layer makes its own
     sin: Tensor | None = None
     paged: PagedStep | None = None  # of a paged cache
+    slot: Tensor | None = None  # [B] of the first query: no mask, by `over_filled`
     verify: bool = False  # decode of a token and its draft: two queries, as one is
 
 
@@ -211,6 +212,8 @@ class LowRankAttention(LatentProjections):
         self, q_nope: Tensor, q_rope: Tensor, rows: Tensor, inputs: StepInputs
     ) -> Tensor:
         """Queries [B, N, S, *] over rows [B, 1, L, R + Dr] -> [B, N, S, Dv]."""
+        if inputs.slot is not None:
+            return self.over_filled(q_nope, q_rope, rows, inputs.pad, inputs.slot)
         if inputs.mask is None:
             k_nope, k_rope, v = self.keys_values(rows)
             return ops.causal_attention(
@@ -243,6 +246,16 @@ class LowRankAttention(LatentProjections):
         return ops.head_matmul(
             latent.view(batch, heads, length, -1), self.kv_b_proj_w_v
         )
+
+    def over_filled(
+        self, q_nope: Tensor, q_rope: Tensor, rows: Tensor, pad: Tensor, slot: Tensor
+    ) -> Tensor:
+        """`absorbed` of a decode step, by an operator that knows which of the rows [B, 1,
+        L, R + Dr] are filled: from pad to slot [B]."""
+        q = torch.cat((ops.head_matmul(q_nope, self.kv_b_proj_w_k), q_rope), -1)
+        rank, shared = self.config.kv_lora_rank, rows.squeeze(1)
+        latent = ops.decode_attention(q, shared, pad, slot, self.scale, rank)
+        return ops.head_matmul(latent, self.kv_b_proj_w_v)
 
     def expanded(
         self, q_nope: Tensor, q_rope: Tensor, rows: Tensor, mask: Tensor

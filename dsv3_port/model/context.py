@@ -7,10 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from .. import ops
 from ..config import DeepseekV3Config
+from ..errors import PortError
 from ..ops.providers import GroupedMatmul, by_torch_npu
 from ..parallel import SINGLE, TensorParallel
 from ..plan import PortPlan
+from .int8 import require_int8
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,19 @@ class BuildContext:
     device: torch.device | str = "cpu"
     dtype: torch.dtype = torch.float32
     gmm: GroupedMatmul = by_torch_npu
+
+    def require(self) -> None:
+        """PortError where this world, device or dtype cannot have the plan."""
+        world = self.parallel.world_size
+        if world > 1 and not self.plan.tensor_parallel:
+            raise PortError(
+                f"world size {world} needs the step 'tensor_parallel' in the plan"
+            )
+        if self.int8:
+            require_int8(torch.device(self.device).type, self.dtype, self.gmm)
+        if self.plan.decode_attention == "split":
+            widths = self.config.kv_lora_rank, self.config.qk_rope_head_dim
+            ops.require_split_attention(torch.device(self.device), self.dtype, *widths)
 
     def empty(self, *shape: int, dtype: torch.dtype | None = None) -> nn.Parameter:
         """A parameter without values; weights/load.py fills every one or raises."""

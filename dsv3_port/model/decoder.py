@@ -25,7 +25,6 @@ from .attention import StepInputs
 from .cache import Cache, FixedCache, Write, write_at_slot
 from .context import BuildContext
 from .inputs import left_padding
-from .int8 import require_int8
 from .layer import DecoderLayer
 from .linear import LM_HEAD, ParallelLMHead, VocabParallelEmbedding
 from .mla_prolog import lay_out
@@ -271,6 +270,10 @@ class DeepseekV3(nn.Module):
             query = query + pad.unsqueeze(1)
         if first and new > 1 and self.visible is None and self.fused_prefill:
             return inputs
+        decodes = not first and (new == 1 or inputs.verify) and self.visible is None
+        if cache is not None and decodes and self.plan.decode_attention == "split":
+            inputs.slot = cache.slot  # with pad it says what a mask would
+            return inputs
         if self.visible is None:
             visible = sees(query, keys, pad)
         else:
@@ -291,10 +294,6 @@ def build(
     """The model of this plan with empty parameters, for `weights.load` to fill;
     `parallel` says which cut it holds, `gmm` multiplies its experts (ops/providers.py)."""
     plan = plan or PortPlan.full()
-    if parallel.world_size > 1 and not plan.tensor_parallel:
-        raise PortError(
-            f"world size {parallel.world_size} needs the step 'tensor_parallel' in the plan"
-        )
-    if plan.quant == "w8a8":
-        require_int8(torch.device(device).type, dtype, gmm)
-    return DeepseekV3(BuildContext(config, plan, parallel, device, dtype, gmm)).eval()
+    ctx = BuildContext(config, plan, parallel, device, dtype, gmm)
+    ctx.require()
+    return DeepseekV3(ctx).eval()

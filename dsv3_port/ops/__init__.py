@@ -34,6 +34,7 @@ from .paged_cache import npu_scatter_pa_kv_cache, npu_scatter_pa_kv_cache_functi
 from .products import (
     attention,
     causal_attention,
+    decode_attention,
     head_matmul,
     linear,
     prompt_without_mask,
@@ -43,6 +44,7 @@ from .quant_fusions import npu_add_rms_norm_dynamic_quant, npu_dequant_swiglu_qu
 from .quant_matmul import npu_quant_matmul
 from .quantise import npu_dynamic_quant, npu_quantize, npu_trans_quant_param
 from .rope import npu_apply_rotary_pos_emb, npu_interleave_rope, npu_rotary_mul
+from .split_attention import require_split_attention
 from .table import OPERATORS
 from .token_permute import (
     npu_moe_gating_top_k_softmax,
@@ -55,6 +57,7 @@ __all__ = [
     "OPERATORS",
     "attention",
     "causal_attention",
+    "decode_attention",
     "fractal_nz",
     "head_matmul",
     "lengths_may_be_a_tensor",
@@ -100,6 +103,7 @@ __all__ = [
     "npu_trans_quant_param",
     "npu_transpose_batchmatmul",
     "paged_attention",
+    "require_split_attention",
     "scatter_update",
     "scatter_update_",
     "prompt_without_mask",

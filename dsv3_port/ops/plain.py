@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,29 @@ def head_matmul(x: Tensor, weight: Tensor) -> Tensor:
 def shared_scores(q: Tensor, rows: Tensor) -> Tensor:
     """One key row for all heads: q [B, M, D], rows [B, L, D] -> [B, M, L]."""
     return q @ rows.transpose(1, 2)
+
+
+def decode_attention(
+    q: Tensor,
+    rows: Tensor,
+    pad: Tensor,
+    slot: Tensor,
+    scale: float,
+    latent: int,
+    scores: Callable[[Tensor, Tensor], Tensor] = shared_scores,
+) -> Tensor:
+    """Products over the whole buffer under a mask, the softmax in float32; shapes as
+    products.decode_attention. A query that sees nothing gets the mean of all rows: finite, if they are."""
+    batch, heads, positions, width = q.shape
+    length = rows.shape[1]
+    key = torch.arange(length, device=q.device)
+    query = torch.arange(positions, device=q.device).expand(batch, positions) + slot.unsqueeze(1)
+    visible = (key <= query.unsqueeze(-1)) & (key >= pad.view(-1, 1, 1))
+    mask = torch.where(visible, 0.0, torch.finfo(torch.float32).min).unsqueeze(1)  # [B, 1, S, L]
+    found = scores(q.reshape(batch, heads * positions, width), rows)
+    weights = (found.view(batch, heads, positions, length).float() * scale + mask).softmax(-1)
+    joined = weights.to(q.dtype).view(batch, heads * positions, length) @ rows[..., :latent]
+    return joined.view(batch, heads, positions, latent)
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:

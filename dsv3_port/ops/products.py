@@ -7,6 +7,7 @@ device, or because it is what the device's port would run; what is not in it is 
 | linear | cpu.py | plain | plain | few rows on a CPU: sums or turned products, 1.2 to 4 times F.linear |
 | head_matmul | cpu.py | plain | plain | one row compiled on a CPU: 1.3 to 2.1 times bmm |
 | shared_scores | cpu.py | plain | plain | float32 compiled on a CPU: up to 1.3 times |
+| decode_attention | plain | kernels, if the plan says "split" | plain | reads what is filled; no GPU has run it |
 | attention | plain | plain | operator by operator | as an NPU's port runs it; torch's fused kernels elsewhere |
 | grouped_matmul | cpu.py | cuda.py | operator | on cuda torch's grouped_mm, which does not ask the host |
 """
@@ -18,6 +19,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from . import cpu, cuda, plain
+from .split_attention import decode_attention_op
 
 Form = Callable[..., Tensor]
 LINEAR: dict[str, Form] = {"cpu": cpu.linear}
@@ -27,6 +29,7 @@ ATTENTION: dict[str, Form] = {
     "npu": plain.plain_attention,
     "meta": plain.plain_attention,  # where shapes are counted: each product as itself
 }
+DECODE_ATTENTION: dict[str, Form] = {"cuda": decode_attention_op}
 GROUPED_MATMUL: dict[str, Form] = {"cuda": cuda.grouped_matmul}
 
 
@@ -44,6 +47,24 @@ def head_matmul(x: Tensor, weight: Tensor) -> Tensor:
 def shared_scores(q: Tensor, rows: Tensor) -> Tensor:
     """One key row for all heads: q [B, M, D], rows [B, L, D] -> [B, M, L]."""
     return SHARED_SCORES.get(q.device.type, plain.shared_scores)(q, rows)
+
+
+def decode_attention(
+    q: Tensor, rows: Tensor, pad: Tensor, slot: Tensor, scale: float, latent: int
+) -> Tensor:
+    """Attention of S positions, one or few, over the cached rows, one row for all heads, of which only
+    the filled part counts.
+
+    q [B, N, S, R + Dr]; rows [B, L, R + Dr], the cache's whole buffer; latent: R, the first numbers of
+    a row are its value too -> [B, N, S, R]. Position s of sequence b sees the keys from pad[b] to slot[b]
+    + s; pad, slot [B] int64 on the device, and the host reads neither. What a query gives that sees no
+    key is finite and means nothing: 0 by the kernels. Keys that nobody sees must be finite but where
+    the kernels run, which do not read them.
+    """
+    form = DECODE_ATTENTION.get(q.device.type)
+    if form is not None:
+        return form(q, rows, pad, slot, scale, latent)
+    return plain.decode_attention(q, rows, pad, slot, scale, latent, shared_scores)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:

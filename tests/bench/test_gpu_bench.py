@@ -36,6 +36,7 @@ FIRST = [
     ("graphs", "moe-32", "decode"),
     ("graphs", "dense-8", "decode"),
     ("graphs", "moe-8", "decode"),
+    ("graphs", "moe-32", "decode"),  # with most of the buffer empty
     ("peer", "moe-32", "decode"),
     ("peer", "moe-32", "prefill"),
     ("peer", "w1", None),
@@ -70,7 +71,8 @@ def test_rungs_beside_their_bound(
     case = parts.graphs_case(folder, "few", phase=phase, batch=2, size=8, **at)
     bound = "read" if phase == "decode" else "gemm"
     assert case.results.names == ["eager", "compiled", bound]
-    assert set(case.left_out) == {"captured", "compiled and captured"}
+    split = {parts_graphs.SPLIT} if phase == "decode" else set()
+    assert set(case.left_out) == {"captured", "compiled and captured"} | split
     assert all("has no graph to capture" in why for why in case.left_out.values())
     assert case.facts[bound]["work"] == (1 << 20 if phase == "decode" else 2 * 64**3)
     eager = case.facts["eager"]
@@ -79,6 +81,38 @@ def test_rungs_beside_their_bound(
         eager["work"] / case.results.get("eager", phase).median
     )
     assert cases.check(case, "it") is case
+
+
+def test_the_split_attention_is_checked_and_timed_beside_the_others(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a buffer that is mostly empty; the work is that of what is filled."""
+    monkeypatch.setattr(parts_graphs, "compile_steps", lambda model, mode: model)
+    monkeypatch.setitem(READ_BYTES, "cpu", 1 << 20)
+    plans, lengths = [], []
+    check = parts_graphs.check_equivalence
+
+    def checked(models: Any, **sizes: Any) -> Any:
+        plans.extend((name, m.plan.decode_attention) for name, m in models.items())
+        lengths.append(sizes["room"])
+        return check(models, **sizes)
+
+    monkeypatch.setattr(parts_graphs, "check_equivalence", checked)
+    at = {
+        "device": "cpu",
+        "dtype": "float32",
+        "rounds": 2,
+        "phase": "decode",
+        "batch": 1,
+        "size": 8,
+    }
+    case = parts.graphs_case(folder, "few", buffer=4, **at)
+    assert [name for name, form in plans if form == "split"] == [parts_graphs.SPLIT]
+    assert lengths == [33] and parts_graphs.SPLIT in case.results.names and not case.left_out
+    plain = parts.graphs_case(folder, "few", **at)
+    assert case.facts["eager"]["work"] == plain.facts["eager"]["work"]
+    with pytest.raises(PortError, match="a buffer 2 times as long"):
+        parts.graphs_case(folder, "few", buffer=2, **at | {"phase": "prefill"})
 
 
 def test_a_captured_step_that_differs_by_a_bit_is_not_timed(
@@ -243,7 +277,8 @@ def test_what_tells_most_comes_first() -> None:
     assert {s.device for s in found} == {"cuda"} and {s.part for s in found} == {
         *("graphs", "peer", "ladder", "scaling")
     }
-    assert len({(s.part, *s.profile, s.phase, s.batch) for s in found}) == len(found) > 30
+    assert len({(s.part, *s.profile, s.phase, s.batch, s.buffer) for s in found}) == len(found) > 30
+    assert [s.buffer for s in found if s.buffer != 1] == [found[3].buffer] == [4]
 
 
 def test_the_same_words_on_a_cpu() -> None:

@@ -63,6 +63,28 @@ def test_a_record_replaces_the_experiment(tmp_path: Path) -> None:
     assert graph_rungs([found]).get_suptitle().startswith("Recorded on a GPU")
 
 
+def test_the_split_attention_is_a_column_where_it_was_recorded(tmp_path: Path) -> None:
+    """Beside the four, whose share of the bound stays theirs."""
+    split, both = rungs.SPLIT, "compiled and captured"
+    records = [
+        record("eager", 2e-3, "eager"),
+        record(both, 4e-4, "compiled-captured"),
+        record(split, 3e-4, "compiled-captured"),
+        record("read", 1e-3, "eager"),
+    ]
+    facts = {"read": {"work": 2e9, "rate": 2e12}, "eager": {"work": 1e8, "fraction": 0.025}}
+    facts |= {both: {"work": 1e8, "fraction": 0.125}, split: {"work": 1e8, "fraction": 0.25}}
+    key = "moe-8-bfloat16-decode-b1-c64-buffer4"
+    case = cases.Case(key, "2026-12-01", "c", 3, records, facts=facts)
+    bench = cases.Bench(1, "graphs", "cuda", "G", cases.this_host(), [case])
+    (found,) = rungs.recorded_rungs(tmp_path, [bench])
+    assert found.what.endswith("decode, batch 1, 64 cached, buffer 4 times as long")
+    assert found.share == 0.125
+    assert f"| {both} | {split} | the device's bound |" in rungs.markdown([found])
+    assert "| 400 µs | 300 µs | 50.0 µs |" in rungs.markdown([found])
+    assert split not in rungs.markdown(experiment())
+
+
 def test_spans_are_in_one_unit_where_they_can() -> None:
     assert rungs.span_text(195e-6, 231e-6) == "195–231 µs"
     assert rungs.span_text(868e-6, 1.021e-3) == "868 µs–1.02 ms"

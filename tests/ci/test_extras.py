@@ -18,6 +18,7 @@ from .test_environments import PROJECT, ROOT, requirements
 EXTRA = {"course", "plots"}  # rooms that need one
 # need pytest: its plugin, and `hostnpu vendor-tests`
 APART = {f"dsv3_port.hostnpu.{n}" for n in ("pytest_plugin", "vendor_child", "vendor_tests")}
+APART |= {"dsv3_port.ops.triton_decode"}  # Triton, which PyTorch's CUDA build brings
 ALONE = """
 import importlib, importlib.machinery, json, pkgutil, sys
 blocked, extra, apart = map(set, json.loads(sys.argv[1]))

@@ -201,6 +201,11 @@ def test_plan_words():
         PortError, match="'int8' is what npu_mla_prolog_v3 writes.*needs quant 'w8a8'"
     ):
         parse_plan("production+mla_prolog+c8")
+    split = PortPlan.full().replace(decode_attention="split")
+    assert parse_plan("full+split") == split
+    assert parse_plan("full+w8a8+split") == split.replace(quant="w8a8")
+    with pytest.raises(PortError, match="'split' reads one buffer, and cache 'paged'"):
+        parse_plan("production+split")
     int8 = PortPlan.upto("9").replace(quant="w8a8")
     assert parse_plan("upto:9+w8a8") == int8
     assert parse_plan("upto:9+w8a8+nz") == int8.replace(weight_format="nz")

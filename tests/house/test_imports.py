@@ -40,6 +40,7 @@ KNOWN: set[tuple[str, str]] = set()
 ONLY = {
     "torch_npu": {"ops/table.py", "hostnpu/"},
     "mindspeed": {"ops/mindspeed.py"},
+    "triton": {"ops/triton_decode.py"},
     "torchair": {"engine/torchair.py", "hostnpu/"},
     "matplotlib": {"plots/"},
     "PIL": {"plots/"},

@@ -29,6 +29,8 @@ OPTIONS = [
     PortPlan.full().replace(npu_routing_kernel=False),
     PortPlan.full().replace(prefill_attention="absorbed"),
     PortPlan.full().replace(prefill_attention="plain"),
+    PortPlan.full().replace(decode_attention="split"),
+    PortPlan.upto("mla_low_rank").replace(decode_attention="split"),
     PortPlan.full().minus("merged_mlp"),
     PortPlan.full().minus("merged_mlp").replace(npu_routing_kernel=False),
 ]

@@ -29,7 +29,12 @@ TEXT = (
     "Then the cat went home and was happy."
 )
 FULL, PAGED = PortPlan.full(), PortPlan.upto("9")
-PLANS = {"fixed": FULL.plus("mtp"), "paged": PortPlan.upto("10"), "upstream": PortPlan(mtp=True)}
+PLANS = {
+    "fixed": FULL.plus("mtp"),
+    "split": FULL.plus("mtp").replace(decode_attention="split"),
+    "paged": PortPlan.upto("10"),
+    "upstream": PortPlan(mtp=True),
+}
 AHEAD = "model.layers.4"  # of the embedded model
 
 

@@ -22,7 +22,7 @@ from dsv3_port.errors import PortError
 from dsv3_port.model.decoder import DeepseekV3, build
 from dsv3_port.model.gate import Gate
 from dsv3_port.ops import cache as cache_ops
-from dsv3_port.ops import cpu, cuda, moe_dispatch, plain, products
+from dsv3_port.ops import cpu, cuda, moe_dispatch, plain, products, split_attention
 from dsv3_port.ops import grouped_matmul as gmm_ops
 from dsv3_port.ops import moe_combine as combine_ops
 from dsv3_port.plan import PortPlan
@@ -168,6 +168,8 @@ def forms_of_cuda(device: str) -> Iterator[None]:
         for table in TABLES:
             stack.enter_context(mock.patch.dict(table, clear=True))
         stack.enter_context(mock.patch.dict(products.GROUPED_MATMUL, {device: cuda.grouped_matmul}))
+        split = {device: split_attention.decode_attention_op}
+        stack.enter_context(mock.patch.dict(products.DECODE_ATTENTION, split))
         for module in (cache_ops, gmm_ops, moe_dispatch, combine_ops):
             stack.enter_context(mock.patch.object(module, "readable", lambda *_: False))
         yield
@@ -197,6 +199,7 @@ def steps_of(model: DeepseekV3, ids: Tensor = IDS) -> list[Tensor]:
 
 NO_SYNC = {
     "full": PortPlan.full(),
+    "split": PortPlan.full().replace(decode_attention="split"),
     "torch routing": PortPlan.full().replace(npu_routing_kernel=False),
     **{f"upto {s.id}": PortPlan.upto(s.id) for s in STEPS[1:] if s.field != "graph"},
 }
@@ -230,7 +233,9 @@ def test_the_counter_and_the_capture_see_the_loop() -> None:
                 steps_of(full, ids)
 
 
-@pytest.mark.parametrize("plan", [PortPlan.full(), PortPlan.upto("gmm_routing")], ids=str)
+@pytest.mark.parametrize(
+    "plan", [NO_SYNC["full"], NO_SYNC["split"], PortPlan.upto("gmm_routing")], ids=str
+)
 def test_the_forms_of_a_gpu_compute_what_a_cpus_do(plan: PortPlan) -> None:
     model = random_model(plan)
     with torch.no_grad():
