@@ -95,6 +95,10 @@ def _join(
         world_size=size,
         timeout=wait,
     )
+    if dist.get_backend() == "gloo":
+        # every rank has its connections once all are here: one that had nothing to do would end
+        # before, and close those that the others are still making
+        dist.barrier()
     return TensorParallel(rank, size, dist.group.WORLD), store
 
 

@@ -34,7 +34,8 @@ LENGTH = 10
 NEEDED = ("experts", "cache")  # upstream's forms of these cannot be a graph
 # check_mtp.py, check_int8.py, check_nz.py and check_prolog.py have the graphs of these
 OWN = ("mtp", "quant", "weight_format", "mla_prolog", "kv_cache_dtype")
-FREE = tuple(field for field in CHOICES if field not in (*NEEDED, *OWN, "graph"))
+# decode_attention has a form of its own on cuda alone
+FREE = tuple(f for f in CHOICES if f not in (*NEEDED, *OWN, "graph", "decode_attention"))
 # Two sets of three rows out of five always share one, and none holds the other; with the row of no
 # set that is every pair of forms of any two fields.
 SETS = list(combinations(range(1, 6), 3))
